@@ -1,0 +1,87 @@
+"""The linear layer, with the fastest exact kernel that the machine has.
+
+`Linear` is `torch.nn.Linear`: the same parameters, the same result. It exists because most of a transformer's time
+goes into this one operation, and PyTorch sends it, for float32 on a processor, to a kernel that reaches less than half
+of what oneDNN reaches on the very same weights. oneDNN is part of PyTorch (it is what `torch.compile` calls on a
+processor); here it is called directly, forwards and backwards, and everywhere else `F.linear` is used as it is.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_WORTHWHILE = 2**20
+"""Multiplications from which on a direct call pays: it takes some 12 µs more to set up than `F.linear` does."""
+
+
+class Linear(nn.Linear):
+    """`y = x Wᵀ + b`: every output is a weighted sum of all inputs; positions and sequences are independent.
+
+    In named axes: `einsum(x, weight, "... inputs, outputs inputs -> ... outputs") + bias`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
+        if not _onednn_serves(x, self.weight, self.bias):
+            return F.linear(x, self.weight, self.bias)
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return _OneDNNLinear.apply(x, self.weight, self.bias)
+        return _onednn(x, self.weight, self.bias)
+
+
+def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN may be called directly: float32 on the processor, with nothing watching or rewriting the call.
+
+    Compilers, autocast, function transforms and dispatch modes (FLOP counters, fake tensors) want the usual operator.
+    """
+    return bool(
+        _ONEDNN
+        and not torch.compiler.is_compiling()
+        and x.dtype is weight.dtype is torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and (bias is None or bias.dtype is torch.float32)
+        and x.numel() * weight.shape[0] >= _WORTHWHILE
+        and x.shape[-1] == weight.shape[-1]
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """The layer with its derivative, each of whose two contractions is a linear layer again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = _contract(grad, rearrange(weight, "outputs inputs -> inputs outputs"))
+        if needs_weight:
+            grad_by_output = rearrange(grad, "... outputs -> outputs (...)")
+            grad_weight = _contract(grad_by_output, rearrange(x, "... inputs -> inputs (...)"))
+        if needs_bias:
+            grad_bias = reduce(grad, "... outputs -> outputs", "sum")
+        return grad_x, grad_weight, grad_bias
+
+
+def _contract(rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows columnsᵀ`, differentiable in its turn."""
+    if torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad):
+        return _OneDNNLinear.apply(rows, columns, None)
+    return _onednn(rows, columns)
