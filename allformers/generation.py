@@ -154,6 +154,7 @@ class Generative(nn.Module):
         prompt, padding = prompt.to(self._device), None if padding is None else padding.to(self._device)
         return self._write(prompt, padding, max_new_tokens, pick, stop)
 
+    @checked
     def _write(
         self,
         text: Int[Tensor, "batch seq"],
@@ -186,6 +187,7 @@ class Generative(nn.Module):
             if stop.numel() and bool(torch.isin(token, stop).all()):
                 return
 
+    @checked
     def _next_logits(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:
         """Read tokens and score what may follow the last of them; the others need no logits."""
         x = self.read(token_ids, cache)
@@ -211,10 +213,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@checked
 def _as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
     return prompt.cpu().long() if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.long)
 
 
+@checked
 def _pad(prompts: Int[Tensor, "batch seq"] | Prompts) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch"] | None]:
     """Prompts as one tensor, the shorter ones filled up on the left, and how much of each row is filling."""
     rows = [_as_tensor(prompt) for prompt in prompts]
@@ -226,6 +230,7 @@ def _pad(prompts: Int[Tensor, "batch seq"] | Prompts) -> tuple[Int[Tensor, "batc
     return rearrange(filled, "batch seq -> batch seq"), padding if padding.any() else None
 
 
+@checked
 def _window(
     text: Int[Tensor, "batch seq"], padding: Int[Tensor, "batch"] | None, context: int
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch"] | None]:

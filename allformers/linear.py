@@ -29,7 +29,7 @@ class Linear(nn.Linear):
         if not _onednn_serves(x, self.weight, self.bias):
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return _OneDNNLinear.apply(x, self.weight, self.bias)
+            return _OneDNNLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return _onednn(x, self.weight, self.bias)
 
 
@@ -83,5 +83,5 @@ class _OneDNNLinear(torch.autograd.Function):
 def _contract(rows: Tensor, columns: Tensor) -> Tensor:
     """`rows columnsᵀ`, differentiable in its turn."""
     if torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad):
-        return _OneDNNLinear.apply(rows, columns, None)
+        return _OneDNNLinear.apply(rows, columns, None)  # type: ignore[no-untyped-call]
     return _onednn(rows, columns)

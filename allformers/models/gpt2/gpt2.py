@@ -480,6 +480,7 @@ class GPT2(Generative, Checkpointed):
         return self.unembedding(self.final_norm(x))
 
 
+@checked
 def _span(token_ids: Int[Tensor, "batch seq"], cache: Cache | None) -> tuple[int, int]:
     """The first position of the new tokens, and the one after the last."""
     start = 0 if cache is None else cache.length
