@@ -34,6 +34,9 @@ from torch import Tensor, nn
 
 from allformers.models import READING_ORDER
 
+BUNDLED = Path(__file__).parent / "bundled"
+"""The checkpoint that comes with this package: a small GPT-2, trained by `allformers train`."""
+
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = 16 * 2**20
 
@@ -138,8 +141,8 @@ class Checkpointed(nn.Module):
         more than the weights themselves. It is returned in evaluation mode.
 
         Args:
-            name: a folder, or a model's name on the Hugging Face hub ("gpt2", "distilgpt2"), which is then downloaded
-                once and kept in the hub's own cache.
+            name: a folder, "bundled" for the model that comes with this package, or a model's name on the Hugging
+                Face hub ("gpt2", "distilgpt2"), which is then downloaded once and kept in the hub's own cache.
             revision: a branch, tag or commit on the hub.
             dtype: of the weights; if None, the widest in the checkpoint.
             device: where to put them; if None, the CPU.
@@ -148,8 +151,8 @@ class Checkpointed(nn.Module):
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the
                 configuration is of another architecture, or weights are missing, surplus or misshapen.
         """
-        find = _finder(name, revision)
-        config = read_config(cls.format, _read_json(_require(find, "config.json", name)), where=f"{name}/config.json")
+        find = locate(name, revision)
+        config = read_config(cls.format, read_json(_require(find, "config.json", name)), where=f"{name}/config.json")
         return _build(cls, config, _open_weights(find, name), dtype, device, where=str(name))
 
     @classmethod
@@ -175,13 +178,7 @@ class Checkpointed(nn.Module):
         if folder.exists() and not folder.is_dir():
             raise CheckpointError(f"cannot save to {folder}: it is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = dict(self.named_parameters(remove_duplicate=False))
-        tensors: dict[str, Tensor] = {}
-        for row in _rows(self.format, self.config):
-            parameter = parameters[row.ours]
-            if row.tied_to is not None and parameter is parameters[row.tied_to]:
-                continue
-            tensors[_their_name(self.format, row)] = _to_theirs(parameter.detach().cpu(), row, self.config.axes)
+        tensors = checkpoint_tensors(self)
         description = write_config(self.format, self.config)
         description["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         with (
@@ -192,13 +189,36 @@ class Checkpointed(nn.Module):
             config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
+def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:
+    """A model's weights, named and laid out as in its checkpoints; a tied head is left out."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {}
+    for row in _rows(model.format, model.config):
+        parameter = parameters[row.ours]
+        if row.tied_to is None or parameter is not parameters[row.tied_to]:
+            name = row.theirs if row.tied_to else model.format.prefix + row.theirs
+            tensors[name] = _to_theirs(parameter.detach().cpu(), row, model.config.axes)
+    return tensors
+
+
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model in `allformers.models`; see `allformers.load`."""
-    path = _require(_finder(name, revision), "config.json", name)
-    model_type = _read_json(path).get("model_type")
+    model_class, _ = load_config(name, revision)
+    return model_class.from_pretrained(name, revision=revision, **options)
+
+
+def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
+    """The class and the configuration of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is not of a family that is here.
+    """
+    given = read_json(_require(locate(name, revision), "config.json", name))
+    model_type = given.get("model_type")
     for entry in READING_ORDER:
         if entry.model_type == model_type:
-            return entry.load().from_pretrained(name, revision=revision, **options)
+            model_class = entry.load()
+            return model_class, read_config(model_class.format, given, where=f"{name}/config.json")
     known = ", ".join(entry.model_type for entry in READING_ORDER)
     raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")
 
@@ -251,6 +271,11 @@ def write_config(form: Format, config: Any) -> dict[str, Any]:
     return {"model_type": form.model_type, "architectures": [form.architecture], **fields}
 
 
+def weight_axes(form: Format, config: Any) -> dict[str, str]:
+    """The named axes of every parameter, by its name in the model."""
+    return {row.ours: row.our_axes for row in _rows(form, config)}
+
+
 def _rows(form: Format, config: Any) -> list[Weight]:
     """The weight table with `{layer}` written out."""
     rows = []
@@ -260,10 +285,6 @@ def _rows(form: Format, config: Any) -> list[Weight]:
             row._replace(theirs=row.theirs.format(layer=layer), ours=row.ours.format(layer=layer)) for layer in layers
         ]
     return rows
-
-
-def _their_name(form: Format, row: Weight) -> str:
-    return row.theirs if row.tied_to else form.prefix + row.theirs
 
 
 def _sizes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
@@ -351,9 +372,17 @@ def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return functools.reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
 
 
-def _finder(name: str | Path, revision: str | None) -> Callable[[str], Path | None]:
-    """A function from a file's name to where it lies on this machine, or None if the checkpoint has no such file."""
-    folder = Path(name)
+def locate(name: str | Path, revision: str | None = None) -> Callable[[str], Path | None]:
+    """A function from a file's name to where it lies on this machine, or None if the checkpoint has no such file.
+
+    Args:
+        name: a folder, a model's name on the hub, or "bundled" for the model that comes with this package.
+        revision: a branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: there is no such folder (or, when the function is called, no such model on the hub).
+    """
+    folder = BUNDLED if name == "bundled" else Path(name)
     if folder.is_dir():
         return lambda file: folder / file if (folder / file).is_file() else None
     if folder.is_file():
@@ -389,7 +418,12 @@ def _require(find: Callable[[str], Path | None], file: str, name: str | Path) ->
     return path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: it is not JSON, or not an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -417,7 +451,7 @@ def _open_shards(
     read: Callable[[Path], dict[str, Stored]],
     name: str | Path,
 ) -> dict[str, Stored]:
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(f"{index} has no weight_map from weights to files")
     shards: dict[str, dict[str, Stored]] = {}

@@ -127,6 +127,13 @@ class GPT2Config:
         )
 
     @classmethod
+    def presets(cls) -> dict[str, Callable[[], Self]]:
+        """The published sizes, and `tiny`, by name: each a function that makes the configuration."""
+        return {
+            make.__name__: make for make in (cls.tiny, cls.gpt2_small, cls.gpt2_medium, cls.gpt2_large, cls.gpt2_xl)
+        }
+
+    @classmethod
     def tiny(cls) -> Self:
         """A model for tests and first steps: bytes as tokens, 124,672 parameters."""
         return cls(vocab_size=256, context_length=128, embedding_dim=64, num_layers=2, num_heads=4, mlp_dim=256)

@@ -1,0 +1,93 @@
+"""Looking at a model without running it for real: what it is made of and what it costs."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from allformers.checkpoints import weight_axes
+
+
+class ModuleCost(NamedTuple):
+    """One part of a model.
+
+    Attributes:
+        name: its path in the model; `*` stands for every layer's number where all layers are alike.
+        copies: how many there are.
+        weights: the named axes and the sizes of each of its own parameters, not of its parts'.
+        parameters: numbers in one of them; 0 if all belong to another part (a tied head).
+        flops_per_token: floating-point operations of one of them for one token, without its parts', multiplications and
+            additions counted apart, averaged over a whole context.
+    """
+
+    name: str
+    copies: int
+    weights: Mapping[str, tuple[str, tuple[int, ...]]]
+    parameters: int
+    flops_per_token: float
+
+
+class Summary(NamedTuple):
+    """What a model is made of and what it costs.
+
+    Attributes:
+        modules: its parts in the order data flows.
+        parameters: numbers in all weights, shared ones counted once.
+        flops_per_token: of a forward pass, averaged over a whole context, logits of every position included.
+        weight_bytes: memory of the weights in their dtype.
+        cache_bytes_per_token: memory that the cache takes for each position, in that dtype.
+    """
+
+    modules: tuple[ModuleCost, ...]
+    parameters: int
+    flops_per_token: float
+    weight_bytes: int
+    cache_bytes_per_token: float
+
+
+def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:
+    """Describe a model by running it on the meta device, where tensors have shapes but no memory.
+
+    So it takes no more for the largest model than for the smallest. FLOPs are those of matrix products (PyTorch's own
+    counter), which are nearly all there are.
+
+    Args:
+        model_class: a model of this package.
+        config: its configuration.
+        dtype: of the weights and the cache.
+    """
+    with torch.device("meta"):
+        model = model_class(config).to(dtype).to("meta").eval()
+        token_ids = torch.zeros(1, config.context_length, dtype=torch.long)
+    cache = model.make_cache()
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        model(token_ids, cache=cache)
+    flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
+    axes = weight_axes(model_class.format, config)
+    root = type(model).__name__
+
+    merged: dict[tuple[object, ...], ModuleCost] = {}
+    owned: set[nn.Parameter] = set()
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        below = sum(flops.get(f"{root}.{name}.{child}", 0) for child, _ in module.named_children())
+        cost = max(0, flops.get(f"{root}.{name}", 0) - below) / config.context_length  # a ModuleList never runs itself
+        if not name or not (own or cost):
+            continue
+        weights = {leaf: (axes[f"{name}.{leaf}"], tuple(parameter.shape)) for leaf, parameter in own.items()}
+        parameters = sum(parameter.numel() for parameter in own.values() if parameter not in owned)
+        owned.update(own.values())
+        anywhere = ".".join("*" if step.isdigit() else step for step in name.split("."))
+        part = ModuleCost(anywhere, 1, weights, parameters, cost)
+        key = (anywhere, tuple(weights.items()), parameters, cost)
+        merged[key] = part._replace(copies=merged[key].copies + 1) if key in merged else part
+    return Summary(
+        modules=tuple(merged.values()),
+        parameters=sum(parameter.numel() for parameter in owned),
+        flops_per_token=flops["Global"] / config.context_length,
+        weight_bytes=sum(parameter.nbytes for parameter in owned),
+        cache_bytes_per_token=cache.nbytes / config.context_length,
+    )

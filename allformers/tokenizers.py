@@ -1,0 +1,301 @@
+"""Text to token ids and back: bytes, characters, and byte pair encoding (GPT-2's or one's own), by one interface."""
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from allformers.checkpoints import CheckpointError, locate, read_json
+
+if TYPE_CHECKING:
+    import tiktoken
+
+
+class Tokenizer(ABC):
+    """What every tokenizer can do.
+
+    Attributes:
+        vocab_size: ids run from 0 to one less than this.
+        end_of_text: the id that ends a document, or None if there is none.
+    """
+
+    vocab_size: int
+    end_of_text: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text."""
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for. A character of several bytes may be spread over several tokens.
+
+        Raises:
+            ValueError: the id is not in the vocabulary.
+        """
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` has to say for `load_tokenizer` to make this tokenizer again."""
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of token ids. Bytes that are not UTF-8 become the replacement character."""
+        return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
+
+    def decode_stream(self, token_ids: Iterable[int]) -> Iterator[str]:
+        """The text of token ids as they come: each piece as soon as its characters are complete."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token_id in token_ids:
+            yield decoder.decode(self.token_bytes(token_id))
+        yield decoder.decode(b"", final=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer_config.json` beside a checkpoint's weights."""
+        content = json.dumps(self.description(), indent=2, ensure_ascii=False)
+        (Path(folder) / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
+
+    def _check(self, token_id: int) -> None:
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"token id {token_id} is not in the vocabulary: ids run from 0 to {self.vocab_size - 1}")
+
+
+class ByteTokenizer(Tokenizer):
+    """Each byte of UTF-8 is a token: nothing to learn, nothing to download, no text that it cannot write.
+
+    >>> ByteTokenizer().encode("né")
+    [110, 195, 169]
+    """
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> list[int]:
+        """The text's UTF-8 bytes."""
+        return list(text.encode())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The byte itself."""
+        self._check(token_id)
+        return bytes([token_id])
+
+    def description(self) -> dict[str, Any]:
+        """Its name is all there is to say."""
+        return {"tokenizer_class": "ByteTokenizer"}
+
+
+class CharTokenizer(Tokenizer):
+    """Each character of a fixed alphabet is a token, in sorted order: the smallest vocabulary for one text.
+
+    >>> CharTokenizer("hello").encode("hole")
+    [1, 3, 2, 0]
+
+    Args:
+        characters: the alphabet; repetitions do not matter, so a whole text will do.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    def __init__(self, characters: str) -> None:
+        if not characters:
+            raise ValueError("an alphabet needs at least one character")
+        self.characters = "".join(sorted(set(characters)))
+        self.vocab_size = len(self.characters)
+        self._ids = {character: token_id for token_id, character in enumerate(self.characters)}
+
+    def encode(self, text: str) -> list[int]:
+        """The place of each character in the alphabet.
+
+        Raises:
+            ValueError: a character is not in the alphabet.
+        """
+        unknown = sorted(set(text) - set(self._ids))
+        if unknown:
+            raise ValueError(f"not in this tokenizer's alphabet of {self.vocab_size} characters: {''.join(unknown)!r}")
+        return [self._ids[character] for character in text]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The character, in UTF-8."""
+        self._check(token_id)
+        return self.characters[token_id].encode()
+
+    def description(self) -> dict[str, Any]:
+        """Its name and alphabet."""
+        return {"tokenizer_class": "CharTokenizer", "characters": self.characters}
+
+
+class BPETokenizer(Tokenizer):
+    """Byte pair encoding: bytes, and the longer pieces that are frequent enough to deserve a token of their own.
+
+    Any text can be written, since every byte is a token; frequent words take one or two. Ids below 256 are bytes, later
+    ones are in the order in which they were learned. The merging is tiktoken's.
+
+    Source: Sennrich et al. 2015, arXiv:1508.07909; on bytes since the GPT-2 paper, section 2.2.
+
+    Args:
+        learned: the bytes of each token after the first 256.
+    """
+
+    def __init__(self, learned: Sequence[bytes]) -> None:
+        self.learned = tuple(learned)
+        self.vocab_size = 256 + len(self.learned)
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
+        """Learn a vocabulary: start from bytes, and join the most frequent pair of neighbours until there are enough.
+
+        Pairs are counted within words only (a word brings the space before it), so that no token spans two.
+
+        Raises:
+            ValueError: the vocabulary is to be smaller than 256, or larger than the text has pairs for.
+        """
+        if vocab_size < 256:
+            raise ValueError(f"a vocabulary of bytes and more has at least 256 tokens, not {vocab_size}")
+        import regex
+        from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's rule for where words end
+
+        words = Counter(regex.findall(r50k_pat_str, text))
+        pieces = {word: [bytes([byte]) for byte in word.encode()] for word in words}
+        learned: list[bytes] = []
+        while len(learned) < vocab_size - 256:
+            pairs: Counter[tuple[bytes, bytes]] = Counter()
+            for word, parts in pieces.items():
+                for pair in pairwise(parts):
+                    pairs[pair] += words[word]
+            if not pairs:
+                raise ValueError(f"the text has pairs for {256 + len(learned)} tokens only, not for {vocab_size}")
+            best = max(pairs, key=lambda pair: (pairs[pair], pair))  # ties by the bytes, so that runs agree
+            learned.append(best[0] + best[1])
+            for parts in pieces.values():
+                _join(parts, best)
+        return cls(learned)
+
+    @cached_property
+    def _encoding(self) -> "tiktoken.Encoding":
+        import tiktoken
+        from tiktoken_ext.openai_public import r50k_pat_str
+
+        ranks = {token: rank for rank, token in enumerate([bytes([byte]) for byte in range(256)] + list(self.learned))}
+        return tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+
+    def encode(self, text: str) -> list[int]:
+        """Split into words, then join neighbours in the order in which their union was learned."""
+        return self._encoding.encode(text, allowed_special="all")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that were joined to this token."""
+        self._check(token_id)
+        return self._encoding.decode_single_token_bytes(token_id)
+
+    def description(self) -> dict[str, Any]:
+        """Its name and what it learned, a character for each byte."""
+        return {"tokenizer_class": "BPETokenizer", "learned": [token.decode("latin-1") for token in self.learned]}
+
+
+def _join(parts: list[bytes], pair: tuple[bytes, bytes]) -> None:
+    """Join every occurrence of a pair of neighbours, in place."""
+    place = 0
+    while place < len(parts) - 1:
+        if (parts[place], parts[place + 1]) == pair:
+            parts[place : place + 2] = [pair[0] + pair[1]]
+        place += 1
+
+
+class GPT2Tokenizer(BPETokenizer):
+    """GPT-2's own BPE: 256 bytes, 50,000 pieces learned from web text, and `<|endoftext|>`.
+
+    `<|endoftext|>` in a text is read as the token. tiktoken downloads the vocabulary once, and keeps it where
+    `TIKTOKEN_CACHE_DIR` says.
+
+    Args:
+        folder: where `vocab.json` and `merges.txt` lie, as in GPT-2's checkpoints; then nothing is downloaded.
+    """
+
+    vocab_size = 50257
+    end_of_text = 50256
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _encoding(self) -> "tiktoken.Encoding":
+        import tiktoken
+        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+        from tiktoken_ext.openai_public import r50k_pat_str
+
+        if self.folder is not None:
+            merges, vocabulary = Path(self.folder) / "merges.txt", Path(self.folder) / "vocab.json"
+            try:
+                ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(vocabulary))
+            except (OSError, ValueError, AssertionError, KeyError, IndexError) as error:
+                raise CheckpointError(f"{merges} and {vocabulary} do not hold a byte-level BPE: {error}") from error
+            if len(ranks) != self.end_of_text:
+                raise CheckpointError(f"{vocabulary} is not GPT-2's: it has {len(ranks)} tokens besides <|endoftext|>")
+            special = {"<|endoftext|>": self.end_of_text}
+            return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except Exception as error:  # tiktoken lets whatever its HTTP client raises through
+            raise CheckpointError(
+                "GPT-2's vocabulary is not on this machine and cannot be downloaded. Set TIKTOKEN_CACHE_DIR to a "
+                "folder that has it, or use a checkpoint with vocab.json and merges.txt beside the weights"
+            ) from error
+
+    def description(self) -> dict[str, Any]:
+        """Its name is all there is to say."""
+        return {"tokenizer_class": "GPT2Tokenizer"}
+
+
+NAMED: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
+"""The tokenizers that need no data of their own, by the names that the command line uses."""
+
+
+def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer that belongs to a checkpoint.
+
+    It is the one that `tokenizer_config.json` names if that is one of ours, else GPT-2's if the vocabulary lies beside
+    the weights or has its size.
+
+    Args:
+        name: the checkpoint: a folder, or a name on the hub.
+        vocab_size: of the model. It may be larger than the tokenizer's (some pad it to a round number).
+
+    Raises:
+        CheckpointError: none of them fits.
+    """
+    find = locate(name)
+    path = find("tokenizer_config.json")
+    description = {} if path is None else read_json(path)
+    kind = description.get("tokenizer_class")
+    tokenizer: Tokenizer
+    if kind == "ByteTokenizer":
+        tokenizer = ByteTokenizer()
+    elif kind == "BPETokenizer":
+        learned = description.get("learned")
+        if not isinstance(learned, list) or not all(isinstance(token, str) for token in learned):
+            raise CheckpointError(f"{path} has no list of learned tokens, which a BPETokenizer needs")
+        tokenizer = BPETokenizer([token.encode("latin-1") for token in learned])
+    elif kind == "CharTokenizer":
+        characters = description.get("characters")
+        if not isinstance(characters, str) or not characters:
+            raise CheckpointError(f"{path} has no characters, which a CharTokenizer needs")
+        tokenizer = CharTokenizer(characters)
+    elif vocab_size >= GPT2Tokenizer.vocab_size and (files := _gpt2_files(find)):
+        tokenizer = GPT2Tokenizer(files)
+    elif 0 <= vocab_size - GPT2Tokenizer.vocab_size < 128:
+        tokenizer = GPT2Tokenizer()
+    else:
+        raise CheckpointError(f"{name} has a vocabulary of {vocab_size} tokens and no tokenizer known here: name one")
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(f"{name}: a {kind} has {tokenizer.vocab_size} tokens, but the model only {vocab_size}")
+    return tokenizer
+
+
+def _gpt2_files(find: Any) -> Path | None:
+    """The folder that holds both files of a byte-level BPE, if the checkpoint has them."""
+    paths: Sequence[Path | None] = (find("vocab.json"), find("merges.txt"))
+    return paths[0].parent if paths[0] and paths[1] and paths[0].parent == paths[1].parent else None
