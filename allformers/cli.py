@@ -350,15 +350,16 @@ def bench(
     from rich.table import Table
 
     from allformers import bench as benchmark
+    from allformers.models.gpt2.gpt2 import GPT2Config
 
-    presets = benchmark.GPT2Config.presets()
+    presets = GPT2Config.presets()
     if preset.replace("-", "_") not in presets:
         raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets).replace('_', '-')}")
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    config = dataclasses.replace(presets[preset.replace("-", "_")](), dropout=0.0)
+    config = presets[preset.replace("-", "_")]()
     names = (benchmark.OURS, *benchmark.PEERS)
     table = Table(title=f"{preset}, float32, {torch.get_num_threads()} threads, median of {rounds}", box=None)
     table.add_column("ms")

@@ -60,7 +60,13 @@ def test_gpt2_agrees_with_the_reference(tmp_path: Path) -> None:
     write_gpt2_files(tmp_path)
     reference = GPT2TokenizerFast(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
     tokenizer = GPT2Tokenizer(tmp_path)
-    for text in ("def f(x):\n    return x ** 2\n", "  leading spaces", "naïve 😀 é", "I'll we've it's 'quoted'", "\n\n\n"):
+    for text in (
+        "def f(x):\n    return x ** 2\n",
+        "  leading spaces",
+        "naïve 😀 é",
+        "I'll we've it's 'quoted'",
+        "\n\n\n",
+    ):
         assert tokenizer.encode(text) == reference.encode(text)
 
 
