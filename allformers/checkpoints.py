@@ -31,6 +31,7 @@ from einops import rearrange
 from einops.parsing import ParsedExpression
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from allformers.models import READING_ORDER
 
@@ -328,7 +329,7 @@ def _build(
                 del state[row.ours]
             else:  # a head of its own, whatever the configuration says: the reference keeps it too
                 config = dataclasses.replace(config, tie_embeddings=False)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = cls(config)
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -338,6 +339,18 @@ def _build(
         for owner, _, leaf in (name.rpartition(".") for name in names):
             setattr(model.get_submodule(owner), leaf, filled)
     return model.to(device or "cpu").eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skip drawing initial weights: the meta device has none, and asking it imports PyTorch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
 
 
 def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: str) -> dict[str, Weight]:

@@ -1,12 +1,10 @@
-"""Text to token ids and back: bytes, characters, and byte pair encoding (GPT-2's or one's own), by one interface."""
+"""Text to token ids and back: GPT-2's byte-level BPE, plain bytes, and single characters, behind one interface."""
 
 import codecs
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,88 +126,14 @@ class CharTokenizer(Tokenizer):
         return {"tokenizer_class": "CharTokenizer", "characters": self.characters}
 
 
-class BPETokenizer(Tokenizer):
-    """Byte pair encoding: bytes, and the longer pieces that are frequent enough to deserve a token of their own.
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's byte-level BPE: 256 bytes, 50,000 pieces learned from web text, and `<|endoftext|>`.
 
-    Any text can be written, since every byte is a token; frequent words take one or two. Ids below 256 are bytes, later
-    ones are in the order in which they were learned. The merging is tiktoken's.
-
-    Source: Sennrich et al. 2015, arXiv:1508.07909; on bytes since the GPT-2 paper, section 2.2.
-
-    Args:
-        learned: the bytes of each token after the first 256.
-    """
-
-    def __init__(self, learned: Sequence[bytes]) -> None:
-        self.learned = tuple(learned)
-        self.vocab_size = 256 + len(self.learned)
-
-    @classmethod
-    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
-        """Learn a vocabulary: start from bytes, and join the most frequent pair of neighbours until there are enough.
-
-        Pairs are counted within words only (a word brings the space before it), so that no token spans two.
-
-        Raises:
-            ValueError: the vocabulary is to be smaller than 256, or larger than the text has pairs for.
-        """
-        if vocab_size < 256:
-            raise ValueError(f"a vocabulary of bytes and more has at least 256 tokens, not {vocab_size}")
-        import regex
-        from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's rule for where words end
-
-        words = Counter(regex.findall(r50k_pat_str, text))
-        pieces = {word: [bytes([byte]) for byte in word.encode()] for word in words}
-        learned: list[bytes] = []
-        while len(learned) < vocab_size - 256:
-            pairs: Counter[tuple[bytes, bytes]] = Counter()
-            for word, parts in pieces.items():
-                for pair in pairwise(parts):
-                    pairs[pair] += words[word]
-            if not pairs:
-                raise ValueError(f"the text has pairs for {256 + len(learned)} tokens only, not for {vocab_size}")
-            best = max(pairs, key=lambda pair: (pairs[pair], pair))  # ties by the bytes, so that runs agree
-            learned.append(best[0] + best[1])
-            for parts in pieces.values():
-                _join(parts, best)
-        return cls(learned)
-
-    @cached_property
-    def _encoding(self) -> "tiktoken.Encoding":
-        import tiktoken
-        from tiktoken_ext.openai_public import r50k_pat_str
-
-        ranks = {token: rank for rank, token in enumerate([bytes([byte]) for byte in range(256)] + list(self.learned))}
-        return tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
-
-    def encode(self, text: str) -> list[int]:
-        """Split into words, then join neighbours in the order in which their union was learned."""
-        return self._encoding.encode(text, allowed_special="all")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that were joined to this token."""
-        self._check(token_id)
-        return self._encoding.decode_single_token_bytes(token_id)
-
-    def description(self) -> dict[str, Any]:
-        """Its name and what it learned, a character for each byte."""
-        return {"tokenizer_class": "BPETokenizer", "learned": [token.decode("latin-1") for token in self.learned]}
-
-
-def _join(parts: list[bytes], pair: tuple[bytes, bytes]) -> None:
-    """Join every occurrence of a pair of neighbours, in place."""
-    place = 0
-    while place < len(parts) - 1:
-        if (parts[place], parts[place + 1]) == pair:
-            parts[place : place + 2] = [pair[0] + pair[1]]
-        place += 1
-
-
-class GPT2Tokenizer(BPETokenizer):
-    """GPT-2's own BPE: 256 bytes, 50,000 pieces learned from web text, and `<|endoftext|>`.
-
-    `<|endoftext|>` in a text is read as the token. tiktoken downloads the vocabulary once, and keeps it where
+    Frequent words are one token, and since every byte is a token any text can be written. `<|endoftext|>` in a text is
+    read as the token. The merging is tiktoken's; it downloads the vocabulary once, and keeps it where
     `TIKTOKEN_CACHE_DIR` says.
+
+    Source: the GPT-2 paper, section 2.2; Sennrich et al. 2015, arXiv:1508.07909.
 
     Args:
         folder: where `vocab.json` and `merges.txt` lie, as in GPT-2's checkpoints; then nothing is downloaded.
@@ -245,6 +169,15 @@ class GPT2Tokenizer(BPETokenizer):
                 "folder that has it, or use a checkpoint with vocab.json and merges.txt beside the weights"
             ) from error
 
+    def encode(self, text: str) -> list[int]:
+        """Split into words, then join neighbours in the order in which their union was learned."""
+        return self._encoding.encode(text, allowed_special="all")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that were joined to this token."""
+        self._check(token_id)
+        return self._encoding.decode_single_token_bytes(token_id)
+
     def description(self) -> dict[str, Any]:
         """Its name is all there is to say."""
         return {"tokenizer_class": "GPT2Tokenizer"}
@@ -274,11 +207,6 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     tokenizer: Tokenizer
     if kind == "ByteTokenizer":
         tokenizer = ByteTokenizer()
-    elif kind == "BPETokenizer":
-        learned = description.get("learned")
-        if not isinstance(learned, list) or not all(isinstance(token, str) for token in learned):
-            raise CheckpointError(f"{path} has no list of learned tokens, which a BPETokenizer needs")
-        tokenizer = BPETokenizer([token.encode("latin-1") for token in learned])
     elif kind == "CharTokenizer":
         characters = description.get("characters")
         if not isinstance(characters, str) or not characters:

@@ -40,7 +40,7 @@ def digest(text: str) -> str:
 def bundled_config() -> GPT2Config:
     """The bundled model's configuration: bytes as tokens, 858,880 parameters, small enough to train on a laptop."""
     return GPT2Config(
-        vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.1
+        vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.0
     )
 
 
@@ -65,9 +65,9 @@ class Recipe:
     steps: int = 6000
     batch_size: int = 16
     seq_length: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     final_learning_rate: float = 1e-4
-    warmup_steps: int = 100
+    warmup_steps: int = 200
     weight_decay: float = 0.1
     beta2: float = 0.99
     clip_norm: float = 1.0

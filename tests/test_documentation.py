@@ -1,0 +1,49 @@
+"""What the README and the pages say is run: every Python example, and every command's arguments."""
+
+import doctest
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from allformers.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("allformers/models/*/README.md"))]
+
+
+def fences(page: Path, language: str) -> list[str]:
+    """The contents of a page's code blocks in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_print_what_the_page_says(page: Path) -> None:
+    source = "\n\n".join(block for block in fences(page, "python") if block.startswith(">>>"))
+    examples = doctest.DocTestParser().get_doctest(source, {}, str(page), str(page), 0)
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=report.append)
+    assert not report, "".join(report)
+
+
+def test_code_shown_in_the_readme_is_code_of_the_package() -> None:
+    shown = [block for block in fences(ROOT / "README.md", "python") if not block.startswith(">>>")]
+    assert shown
+    package = "\n".join(file.read_text(encoding="utf-8") for file in sorted(ROOT.glob("allformers/**/*.py")))
+    unindented = re.sub(r"^ +", "", package, flags=re.MULTILINE)
+    for block in shown:
+        assert re.sub(r"^ +", "", block, flags=re.MULTILINE) in unindented
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_a_page_exist_and_take_the_options_shown(page: Path) -> None:
+    command = typer.main.get_command(app)
+    for block in fences(page, "bash"):
+        for part in re.split(r"\n|&&", block):
+            words = shlex.split(part)
+            if words and Path(words[0]).name == "allformers":
+                assert words[1] in command.commands  # type: ignore[attr-defined]
+                chosen = command.commands[words[1]]  # type: ignore[attr-defined]
+                chosen.make_context(words[1], words[2:])  # raises for an option that does not exist
