@@ -181,7 +181,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from allformers import training
-    from allformers.models.gpt2.gpt2 import GPT2
+    from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
     from allformers.tokenizers import ByteTokenizer
 
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
@@ -194,7 +194,7 @@ def train(
     text = training.python_documentation() if file is None else _read_text(file)
     tokenizer = ByteTokenizer()
     learn, measure = training.split(torch.tensor(tokenizer.encode(text)), recipe.validation_fraction)
-    config = training.bundled_config()
+    config = GPT2Config.bundled()
     torch.manual_seed(recipe.seed)
     model = GPT2(config).to(place)
     numbers = sum(parameter.numel() for parameter in model.parameters())
@@ -256,7 +256,8 @@ def summary(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="PRESET", help="tiny, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl; or a folder or a hub name."
+            metavar="PRESET",
+            help="tiny, bundled, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl; or a folder or a hub name.",
         ),
     ],
     dtype: Annotated[Dtype, typer.Option(help="Of the weights and the cache.")] = Dtype.float32,

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.generation import evaluating
-from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.shapes import checked
 
 
@@ -35,13 +34,6 @@ def python_documentation() -> str:
 def digest(text: str) -> str:
     """The SHA-256 of a corpus, to tell whether two runs read the same."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def bundled_config() -> GPT2Config:
-    """The bundled model's configuration: bytes as tokens, 858,880 parameters, small enough to train on a laptop."""
-    return GPT2Config(
-        vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.0
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

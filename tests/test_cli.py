@@ -95,7 +95,7 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["generate", "x", "--tokenizer", "runes"], "runes"),
         (["generate", "x", "--colour"], "--colour"),
         (["summary"], "PRESET"),
-        (["summary", "./gpt3"], "The presets are: tiny, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl"),
+        (["summary", "./gpt3"], "The presets are: tiny, bundled, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl"),
         (["train", "somewhere", "--file", "/no/such/file"], "/no/such/file cannot be read"),
         (["train", "somewhere", "--steps", "0"], "steps must be at least 1, not 0"),
         (["train", "somewhere", "--validate-every", "0"], "validate_every must be at least 1"),

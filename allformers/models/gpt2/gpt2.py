@@ -128,15 +128,21 @@ class GPT2Config:
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], Self]]:
-        """The published sizes, and `tiny`, by name: each a function that makes the configuration."""
-        return {
-            make.__name__: make for make in (cls.tiny, cls.gpt2_small, cls.gpt2_medium, cls.gpt2_large, cls.gpt2_xl)
-        }
+        """The published sizes and two small ones, by name: each a function that makes the configuration."""
+        makers = (cls.tiny, cls.bundled, cls.gpt2_small, cls.gpt2_medium, cls.gpt2_large, cls.gpt2_xl)
+        return {make.__name__: make for make in makers}
 
     @classmethod
     def tiny(cls) -> Self:
         """A model for tests and first steps: bytes as tokens, 124,672 parameters."""
         return cls(vocab_size=256, context_length=128, embedding_dim=64, num_layers=2, num_heads=4, mlp_dim=256)
+
+    @classmethod
+    def bundled(cls) -> Self:
+        """What comes with this package, trained by `allformers train`: bytes as tokens, 858,880 parameters."""
+        return cls(
+            vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.0
+        )
 
     @classmethod
     def gpt2_small(cls) -> Self:
