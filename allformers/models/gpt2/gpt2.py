@@ -205,8 +205,9 @@ class CausalSelfAttention(nn.Module):
             blocked: True where a query must not see a key. Without a cache `seq_k` equals `seq`.
             cache: the keys and values of earlier positions; this call's are appended.
         """
+        fused = self.query_key_value(x)
         queries, keys, values = rearrange(
-            self.query_key_value(x),
+            fused,
             "batch seq (three heads head_dim) -> three batch heads seq head_dim",
             three=3,
             heads=self.config.num_heads,
@@ -214,12 +215,12 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             keys, values = cache.append(keys, values)
         if self.config.float32_scores:
-            queries, keys = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (queries, keys))
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            queries, keys = queries.to(dtype), keys.to(dtype)
 
+        scaled = queries * self.scale  # rather than the scores, which are seq_k / head_dim times as many
         scores = einsum(
-            queries * self.scale,
-            keys,
-            "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k",
+            scaled, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"
         )
         # The lowest finite number, not -inf: a row of padding that sees nothing then gets weights and not NaN.
         scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
@@ -229,7 +230,8 @@ class CausalSelfAttention(nn.Module):
             weights, values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim"
         )
         merged = rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
-        return self.output_dropout(self.output(merged))
+        output = self.output(merged)
+        return self.output_dropout(output)
 
 
 class MLP(nn.Module):
@@ -251,8 +253,10 @@ class MLP(nn.Module):
     @checked
     def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
         """Transform each position by itself."""
-        widened = self.activation(self.up(x))
-        return self.dropout(self.down(widened))
+        widened = self.up(x)
+        active = self.activation(widened)
+        narrowed = self.down(active)
+        return self.dropout(narrowed)
 
 
 class Block(nn.Module):
@@ -285,97 +289,6 @@ class Block(nn.Module):
         return x
 
 
-FORMAT = Format(
-    model_type="gpt2",
-    architecture="GPT2LMHeadModel",
-    config_class=GPT2Config,
-    fields=(
-        Field("vocab_size", "vocab_size", 50257),
-        Field("n_positions", "context_length", 1024),
-        Field("n_embd", "embedding_dim", 768),
-        Field("n_layer", "num_layers", 12),
-        Field("n_head", "num_heads", 12),
-        Field("n_inner", "mlp_dim", lambda fields: 4 * fields.get("n_embd", 768)),
-        Field("activation_function", "activation", "gelu_new"),
-        Field("embd_pdrop", "dropout", 0.1),
-        Field("attn_pdrop", "dropout", 0.1),
-        Field("resid_pdrop", "dropout", 0.1),
-        Field("layer_norm_epsilon", "norm_eps", 1e-5),
-        Field("tie_word_embeddings", "tie_embeddings", True),
-        Field("scale_attn_weights", "scale_scores", True),
-        Field("scale_attn_by_inverse_layer_idx", "scale_scores_by_layer", False),
-        Field("reorder_and_upcast_attn", "float32_scores", False),
-    ),
-    refused_fields={
-        "add_cross_attention": (False, "GPT-2 reads one text and attends to nothing outside it"),
-        "is_encoder_decoder": (False, "GPT-2 is a decoder alone"),
-    },
-    ignored_fields={
-        "model_type": "checked before anything else",
-        "architectures": "the class it was saved from; the weights say what there is",
-        "n_ctx": "the same as n_positions, from before 2020",
-        "initializer_range": "for fresh weights only",
-        "dtype": "the weights say it themselves",
-        "torch_dtype": "the weights say it themselves",
-        "transformers_version": "who wrote the file",
-        "_name_or_path": "where it was loaded from",
-        "_num_labels": "for classification heads",
-        "id2label": "for classification heads",
-        "label2id": "for classification heads",
-        "problem_type": "for classification heads",
-        "summary_type": "for the double-heads model",
-        "summary_use_proj": "for the double-heads model",
-        "summary_activation": "for the double-heads model",
-        "summary_proj_to_labels": "for the double-heads model",
-        "summary_first_dropout": "for the double-heads model",
-        "bos_token_id": "for generation; say it in stop_tokens or the prompt",
-        "eos_token_id": "for generation; say it in stop_tokens or the prompt",
-        "pad_token_id": "padding is hidden whatever its id",
-        "task_specific_params": "settings for generation",
-        "use_cache": "whether to cache is the caller's choice",
-        "gradient_checkpointing": "memory in training, not arithmetic",
-        "return_dict": "what the reference's forward returns",
-        "output_attentions": "what the reference's forward returns",
-        "output_hidden_states": "what the reference's forward returns",
-        "chunk_size_feed_forward": "memory, not arithmetic",
-    },
-    weights=(
-        Weight("wte.weight", "token_embedding.weight", "vocab embed"),
-        Weight("wpe.weight", "position_embedding.weight", "context embed"),
-        Weight("h.{layer}.ln_1.weight", "blocks.{layer}.attention_norm.weight", "embed"),
-        Weight("h.{layer}.ln_1.bias", "blocks.{layer}.attention_norm.bias", "embed"),
-        # OpenAI's matrices are stored inputs by outputs, and Linear's the other way round.
-        Weight(
-            "h.{layer}.attn.c_attn.weight",
-            "blocks.{layer}.attention.query_key_value.weight",
-            "embed (three heads head_dim) -> (three heads head_dim) embed",
-        ),
-        Weight("h.{layer}.attn.c_attn.bias", "blocks.{layer}.attention.query_key_value.bias", "(three heads head_dim)"),
-        Weight(
-            "h.{layer}.attn.c_proj.weight",
-            "blocks.{layer}.attention.output.weight",
-            "(heads head_dim) embed -> embed (heads head_dim)",
-        ),
-        Weight("h.{layer}.attn.c_proj.bias", "blocks.{layer}.attention.output.bias", "embed"),
-        Weight("h.{layer}.ln_2.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
-        Weight("h.{layer}.ln_2.bias", "blocks.{layer}.mlp_norm.bias", "embed"),
-        Weight("h.{layer}.mlp.c_fc.weight", "blocks.{layer}.mlp.up.weight", "embed mlp -> mlp embed"),
-        Weight("h.{layer}.mlp.c_fc.bias", "blocks.{layer}.mlp.up.bias", "mlp"),
-        Weight("h.{layer}.mlp.c_proj.weight", "blocks.{layer}.mlp.down.weight", "mlp embed -> embed mlp"),
-        Weight("h.{layer}.mlp.c_proj.bias", "blocks.{layer}.mlp.down.bias", "embed"),
-        Weight("ln_f.weight", "final_norm.weight", "embed"),
-        Weight("ln_f.bias", "final_norm.bias", "embed"),
-        Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
-    ),
-    ignored_weights={
-        "h.{layer}.attn.bias": "the causal mask, which older files carry; here it is made, not stored",
-        "h.{layer}.attn.masked_bias": "the number that stood for minus infinity in older files",
-    },
-    prefix="transformer.",
-)
-"""How GPT-2's checkpoints name and lay out what is above."""
-
-
 class GPT2(Generative, Checkpointed):
     """The whole model: token ids in, for each position the logits of the token that comes next out.
 
@@ -388,7 +301,6 @@ class GPT2(Generative, Checkpointed):
     torch.Size([1, 5, 256])
     """
 
-    format = FORMAT
     later: Tensor
 
     def __init__(self, config: GPT2Config) -> None:
@@ -498,3 +410,94 @@ def _span(token_ids: Int[Tensor, "batch seq"], cache: Cache | None) -> tuple[int
     """The first position of the new tokens, and the one after the last."""
     start = 0 if cache is None else cache.length
     return start, start + token_ids.shape[1]
+
+
+GPT2.format = Format(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    config_class=GPT2Config,
+    fields=(
+        Field("vocab_size", "vocab_size", 50257),
+        Field("n_positions", "context_length", 1024),
+        Field("n_embd", "embedding_dim", 768),
+        Field("n_layer", "num_layers", 12),
+        Field("n_head", "num_heads", 12),
+        Field("n_inner", "mlp_dim", lambda fields: 4 * fields.get("n_embd", 768)),
+        Field("activation_function", "activation", "gelu_new"),
+        Field("embd_pdrop", "dropout", 0.1),
+        Field("attn_pdrop", "dropout", 0.1),
+        Field("resid_pdrop", "dropout", 0.1),
+        Field("layer_norm_epsilon", "norm_eps", 1e-5),
+        Field("tie_word_embeddings", "tie_embeddings", True),
+        Field("scale_attn_weights", "scale_scores", True),
+        Field("scale_attn_by_inverse_layer_idx", "scale_scores_by_layer", False),
+        Field("reorder_and_upcast_attn", "float32_scores", False),
+    ),
+    refused_fields={
+        "add_cross_attention": (False, "GPT-2 reads one text and attends to nothing outside it"),
+        "is_encoder_decoder": (False, "GPT-2 is a decoder alone"),
+    },
+    ignored_fields={
+        "model_type": "checked before anything else",
+        "architectures": "the class it was saved from; the weights say what there is",
+        "n_ctx": "the same as n_positions, from before 2020",
+        "initializer_range": "for fresh weights only",
+        "dtype": "the weights say it themselves",
+        "torch_dtype": "the weights say it themselves",
+        "transformers_version": "who wrote the file",
+        "_name_or_path": "where it was loaded from",
+        "_num_labels": "for classification heads",
+        "id2label": "for classification heads",
+        "label2id": "for classification heads",
+        "problem_type": "for classification heads",
+        "summary_type": "for the double-heads model",
+        "summary_use_proj": "for the double-heads model",
+        "summary_activation": "for the double-heads model",
+        "summary_proj_to_labels": "for the double-heads model",
+        "summary_first_dropout": "for the double-heads model",
+        "bos_token_id": "for generation; say it in stop_tokens or the prompt",
+        "eos_token_id": "for generation; say it in stop_tokens or the prompt",
+        "pad_token_id": "padding is hidden whatever its id",
+        "task_specific_params": "settings for generation",
+        "use_cache": "whether to cache is the caller's choice",
+        "gradient_checkpointing": "memory in training, not arithmetic",
+        "return_dict": "what the reference's forward returns",
+        "output_attentions": "what the reference's forward returns",
+        "output_hidden_states": "what the reference's forward returns",
+        "chunk_size_feed_forward": "memory, not arithmetic",
+    },
+    weights=(
+        Weight("wte.weight", "token_embedding.weight", "vocab embed"),
+        Weight("wpe.weight", "position_embedding.weight", "context embed"),
+        Weight("h.{layer}.ln_1.weight", "blocks.{layer}.attention_norm.weight", "embed"),
+        Weight("h.{layer}.ln_1.bias", "blocks.{layer}.attention_norm.bias", "embed"),
+        # OpenAI's matrices are stored inputs by outputs, and Linear's the other way round.
+        Weight(
+            "h.{layer}.attn.c_attn.weight",
+            "blocks.{layer}.attention.query_key_value.weight",
+            "embed (three heads head_dim) -> (three heads head_dim) embed",
+        ),
+        Weight("h.{layer}.attn.c_attn.bias", "blocks.{layer}.attention.query_key_value.bias", "(three heads head_dim)"),
+        Weight(
+            "h.{layer}.attn.c_proj.weight",
+            "blocks.{layer}.attention.output.weight",
+            "(heads head_dim) embed -> embed (heads head_dim)",
+        ),
+        Weight("h.{layer}.attn.c_proj.bias", "blocks.{layer}.attention.output.bias", "embed"),
+        Weight("h.{layer}.ln_2.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
+        Weight("h.{layer}.ln_2.bias", "blocks.{layer}.mlp_norm.bias", "embed"),
+        Weight("h.{layer}.mlp.c_fc.weight", "blocks.{layer}.mlp.up.weight", "embed mlp -> mlp embed"),
+        Weight("h.{layer}.mlp.c_fc.bias", "blocks.{layer}.mlp.up.bias", "mlp"),
+        Weight("h.{layer}.mlp.c_proj.weight", "blocks.{layer}.mlp.down.weight", "mlp embed -> embed mlp"),
+        Weight("h.{layer}.mlp.c_proj.bias", "blocks.{layer}.mlp.down.bias", "embed"),
+        Weight("ln_f.weight", "final_norm.weight", "embed"),
+        Weight("ln_f.bias", "final_norm.bias", "embed"),
+        Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
+    ),
+    ignored_weights={
+        "h.{layer}.attn.bias": "the causal mask, which older files carry; here it is made, not stored",
+        "h.{layer}.attn.masked_bias": "the number that stood for minus infinity in older files",
+    },
+    prefix="transformer.",
+)
+"""How GPT-2's checkpoints name and lay out what is above."""
