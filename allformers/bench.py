@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from allformers.checkpoints import checkpoint_tensors, write_config
+from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training import Recipe, make_optimizer, next_token_loss
 
@@ -84,8 +86,9 @@ def run(config: GPT2Config, rows: Sequence[str] = (), rounds: int = 5) -> Iterat
         raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(ROWS)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
+    models = contenders(config) if any("linear" not in name for name in chosen) else {}
     for name, make in chosen.items():
-        jobs = make(contenders(config))
+        jobs = make(models)
         times: dict[str, list[float]] = {contender: [] for contender in jobs}
         for count in range(rounds + 1):
             for contender, job in jobs.items():
@@ -172,11 +175,35 @@ def _train(models: dict[str, Any], batch: int, seq: int) -> Jobs:
     return {name: lambda name=name: job(name, optimizers[name]) for name in models}  # type: ignore[misc]
 
 
+def _linear(rows: int, inputs: int, outputs: int) -> Jobs:
+    """One linear layer on as many rows: ours beside PyTorch's, on so many weights in turn that no cache holds them."""
+    x = torch.randn(rows, inputs)
+    layers = [Linear(inputs, outputs, bias=False) for _ in range(max(2, 2**26 // (inputs * outputs)))]
+
+    def ours() -> float:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            for layer in layers:
+                layer(x)
+            return (time.perf_counter() - start) / len(layers) * 1e3
+
+    def peer() -> float:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            for layer in layers:
+                F.linear(x, layer.weight)
+            return (time.perf_counter() - start) / len(layers) * 1e3
+
+    return {OURS: ours, "F.linear": peer}
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Jobs]] = {
     "prefill 1x512": lambda models: _prefill(models, 1, 512),
     "prefill 8x128": lambda models: _prefill(models, 8, 128),
     "decode 128+64, batch 1": lambda models: _decode(models, 1, 128, 64),
     "decode 128+64, batch 8": lambda models: _decode(models, 8, 128, 64),
     "train 4x256": lambda models: _train(models, 4, 256),
+    "linear 512 x 768 to 3072": lambda _: _linear(512, 768, 3072),
+    "linear 1 x 768 to 50257": lambda _: _linear(1, 768, 50257),
 }
-"""What is timed, by name: batch x sequence, or prompt + new tokens."""
+"""What is timed, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs."""

@@ -334,7 +334,7 @@ def _size(number: float) -> str:
 @app.command()
 def bench(
     rows: Annotated[
-        list[str] | None, typer.Argument(help="Rows to time, by part of their names: prefill, decode, train.")
+        list[str] | None, typer.Argument(help="Rows to time, by part of their names: prefill, decode, train, linear.")
     ] = None,
     preset: Annotated[str, typer.Option(help="Size of the model.")] = "gpt2-small",
     rounds: Annotated[int, typer.Option(help="How often each contender is timed.")] = 5,
@@ -361,20 +361,22 @@ def bench(
             raise ValueError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
     config = presets[preset.replace("-", "_")]()
-    names = (benchmark.OURS, *benchmark.PEERS)
-    table = Table(title=f"{preset}, float32, {torch.get_num_threads()} threads, median of {rounds}", box=None)
-    table.add_column("ms")
-    for name in (*names, "ratio"):
-        table.add_column(name, justify="right")
     timings = []
     try:
         for timing in benchmark.run(config, rows or (), rounds):
             timings.append(timing)
             messages.print(f"[dim]{timing.row}: {timing.ratio:.2f}[/dim]")
-            table.add_row(timing.row, *(f"{timing.median(name):.1f}" for name in names), f"{timing.ratio:.2f}")
     except ImportError as error:
         raise ValueError(str(error)) from error
-    Console().print(table)
+    names = list(dict.fromkeys(name for timing in timings for name in timing.milliseconds))
+    table = Table(title=f"{preset}, float32, {torch.get_num_threads()} threads, median of {rounds}, in ms", box=None)
+    table.add_column("", no_wrap=True)
+    for name in (*names, "ratio"):
+        table.add_column(name, justify="right")
+    for timing in timings:
+        cells = (f"{timing.median(name):,.1f}" if name in timing.milliseconds else "" for name in names)
+        table.add_row(timing.row, *cells, f"{timing.ratio:.2f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     if output is not None:
         figures = {timing.row: {"milliseconds": timing.milliseconds, "ratio": timing.ratio} for timing in timings}
         about = {"preset": preset, "dtype": "float32", "threads": torch.get_num_threads(), "torch": torch.__version__}

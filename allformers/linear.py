@@ -1,9 +1,10 @@
 """The linear layer, with the fastest exact kernel that the machine has.
 
 `Linear` is `torch.nn.Linear`: the same parameters, the same result. It exists because most of a transformer's time
-goes into this one operation, and PyTorch sends it, for float32 on a processor, to a kernel that reaches less than half
-of what oneDNN reaches on the very same weights. oneDNN is part of PyTorch (it is what `torch.compile` calls on a
-processor); here it is called directly, forwards and backwards, and everywhere else `F.linear` is used as it is.
+goes into this one operation, and for float32 on a processor PyTorch does not always choose the fastest kernel that it
+has: `allformers bench linear` shows the difference on the machine at hand. The other kernel is oneDNN's, a part of
+PyTorch that `torch.compile` calls too; here it is called directly, forwards and backwards, and everywhere else
+`F.linear` is used as it is.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _WORTHWHILE = 2**20
-"""Multiplications from which on a direct call pays: it takes some 12 µs more to set up than `F.linear` does."""
+"""Multiplications from which on a direct call pays: it takes longer to set up than `F.linear` does."""
 
 
 class Linear(nn.Linear):
