@@ -54,7 +54,7 @@ class Recipe:
         seed: of the initial weights, the batches and dropout.
     """
 
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 16
     seq_length: int = 256
     learning_rate: float = 3e-3

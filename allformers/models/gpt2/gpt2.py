@@ -141,7 +141,7 @@ class GPT2Config:
     def bundled(cls) -> Self:
         """What comes with this package, trained by `allformers train`: bytes as tokens, 858,880 parameters."""
         return cls(
-            vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.0
+            vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.1
         )
 
     @classmethod
