@@ -23,6 +23,6 @@ def load(name: "str | Path", **options: Any) -> Any:
     Raises:
         CheckpointError: there is no such checkpoint, it is broken, or it is of a family that is not here.
     """
-    from allformers.checkpoints import load
+    from allformers.models import load
 
     return load(name, **options)

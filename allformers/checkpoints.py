@@ -19,7 +19,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,8 +32,6 @@ from einops.parsing import ParsedExpression
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from allformers.models import READING_ORDER
 
 BUNDLED = Path(__file__).parent / "bundled"
 """The checkpoint that comes with this package: a small GPT-2, trained by `allformers train`."""
@@ -153,7 +151,7 @@ class Checkpointed(nn.Module):
                 configuration is of another architecture, or weights are missing, surplus or misshapen.
         """
         find = locate(name, revision)
-        config = read_config(cls.format, read_json(_require(find, "config.json", name)), where=f"{name}/config.json")
+        config = read_config(cls.format, read_json(require(find, "config.json", name)), where=f"{name}/config.json")
         return _build(cls, config, _open_weights(find, name), dtype, device, where=str(name))
 
     @classmethod
@@ -202,28 +200,6 @@ def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:
     return tensors
 
 
-def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
-    """Load a checkpoint of any model in `allformers.models`; see `allformers.load`."""
-    model_class, _ = load_config(name, revision)
-    return model_class.from_pretrained(name, revision=revision, **options)
-
-
-def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
-    """The class and the configuration of a checkpoint, without its weights.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is not of a family that is here.
-    """
-    given = read_json(_require(locate(name, revision), "config.json", name))
-    model_type = given.get("model_type")
-    for entry in READING_ORDER:
-        if entry.model_type == model_type:
-            model_class = entry.load()
-            return model_class, read_config(model_class.format, given, where=f"{name}/config.json")
-    known = ", ".join(entry.model_type for entry in READING_ORDER)
-    raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")
-
-
 def read_config(form: Format, given: Mapping[str, Any], where: str = "config.json") -> Any:
     """A model's configuration from the contents of a `config.json`.
 
@@ -262,7 +238,8 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
         try:
             return form.config_class(**ours)
         except (ValueError, TypeError) as error:
-            faults.append(f"{error} (from {', '.join(f'{theirs}' for theirs in sources.values())})")
+            named = [theirs for name, theirs in sources.items() if name in str(error)]
+            faults.append(f"{error} ({', '.join(named)})")
     raise CheckpointError("\n  ".join([f"{where} does not describe a model that can be built here:", *faults]))
 
 
@@ -319,7 +296,7 @@ def _build(
 ) -> Any:
     """A model with the stored weights, or an error that lists everything that does not fit."""
     rows = _fitting(cls, config, stored, where)
-    dtype = dtype or _widest(one.dtype for one in stored.values())
+    dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for name in rows})
     state: dict[str, Tensor] = {}
     for name, row in rows.items():
         state[row.ours] = _to_ours(stored[name].read().to(dtype), row, config.axes).to(device or "cpu")
@@ -359,7 +336,7 @@ def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: s
     names = {name.removeprefix(form.prefix): name for name in stored}
     table = {row.theirs: row for row in _rows(form, config)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
-    faults: list[str] = []
+    faults = [f"twice, with and without {form.prefix}: {name}" for name in stored if form.prefix + name in stored]
     for theirs, row in table.items():
         if theirs not in names:
             if row.tied_to is None or not config.tie_embeddings:
@@ -379,10 +356,6 @@ def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: s
         shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
         raise CheckpointError("\n  ".join([f"the weights of {where} do not fit {cls.__name__}:", *shown]))
     return {names[theirs]: row for theirs, row in table.items() if theirs in names}
-
-
-def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
 
 
 def locate(name: str | Path, revision: str | None = None) -> Callable[[str], Path | None]:
@@ -424,7 +397,12 @@ def _download(name: str, revision: str | None, file: str) -> Path | None:
         raise CheckpointError(f"downloading {file} of {name} failed: {error}") from error
 
 
-def _require(find: Callable[[str], Path | None], file: str, name: str | Path) -> Path:
+def require(find: Callable[[str], Path | None], file: str, name: str | Path) -> Path:
+    """Where a file of a checkpoint lies.
+
+    Raises:
+        CheckpointError: the checkpoint has no such file.
+    """
     path = find(file)
     if path is None:
         raise CheckpointError(f"{name} has no {file}")
@@ -471,7 +449,7 @@ def _open_shards(
     for file in sorted(set(places.values())):
         if Path(file).name != file:
             raise CheckpointError(f"{index} names {file!r}, which is not a plain file name")
-        shards[file] = read(_require(find, file, name))
+        shards[file] = read(require(find, file, name))
     absent = sorted(weight for weight, file in places.items() if weight not in shards[file])
     if absent:
         raise CheckpointError(f"{name}: {', '.join(absent)} should be in a shard by {index.name} but is not")

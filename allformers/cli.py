@@ -268,9 +268,9 @@ def summary(
     """
     import torch
 
-    from allformers.checkpoints import CheckpointError, load_config
+    from allformers.checkpoints import CheckpointError
     from allformers.inspection import summarise
-    from allformers.models import READING_ORDER
+    from allformers.models import READING_ORDER, load_config
 
     presets = {
         preset.replace("_", "-"): (model_class, make)

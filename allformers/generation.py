@@ -173,7 +173,7 @@ class Generative(nn.Module):
             # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
             with torch.inference_mode(), evaluating(self), unchecked() if count else contextlib.nullcontext():
                 token = pick(self._next_logits(unread, cache))
-                if last is not None:
+                if last is not None and stop.numel():
                     token = torch.where(torch.isin(last, stop), last, token)
                 last = token
                 column = rearrange(token, "batch -> batch 1")

@@ -1,7 +1,10 @@
-"""The models, in reading order. None is imported until it is asked for."""
+"""The models, in reading order, and how a checkpoint finds its own. None is imported until it is asked for."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from allformers.checkpoints import CheckpointError, locate, read_config, read_json, require
 
 
 class Entry(NamedTuple):
@@ -26,3 +29,25 @@ class Entry(NamedTuple):
 
 READING_ORDER: tuple[Entry, ...] = (Entry("gpt2", "allformers.models.gpt2.gpt2", "GPT2", "gpt2"),)
 """Each model may import earlier ones, never later ones."""
+
+
+def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
+    """Load a checkpoint of any model here; see `allformers.load`."""
+    model_class, _ = load_config(name, revision)
+    return model_class.from_pretrained(name, revision=revision, **options)
+
+
+def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
+    """The class and the configuration of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is not of a family that is here.
+    """
+    given = read_json(require(locate(name, revision), "config.json", name))
+    model_type = given.get("model_type")
+    for entry in READING_ORDER:
+        if entry.model_type == model_type:
+            model_class = entry.load()
+            return model_class, read_config(model_class.format, given, where=f"{name}/config.json")
+    known = ", ".join(entry.model_type for entry in READING_ORDER)
+    raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")

@@ -422,7 +422,7 @@ GPT2.format = Format(
         Field("n_embd", "embedding_dim", 768),
         Field("n_layer", "num_layers", 12),
         Field("n_head", "num_heads", 12),
-        Field("n_inner", "mlp_dim", lambda fields: 4 * fields.get("n_embd", 768)),
+        Field("n_inner", "mlp_dim", lambda fields: 4 * (fields.get("n_embd") or 768)),
         Field("activation_function", "activation", "gelu_new"),
         Field("embd_pdrop", "dropout", 0.1),
         Field("attn_pdrop", "dropout", 0.1),
