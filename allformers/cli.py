@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -205,12 +206,12 @@ def train(
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("validation {task.fields[validation]:.3f}"),
+        TextColumn("validation {task.fields[validation]}"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=messages) as bar:
-        task = bar.add_task("", total=recipe.steps, loss=float("nan"), validation=float("nan"), speed=0.0)
+        task = bar.add_task("", total=recipe.steps, loss=float("nan"), validation="-", speed=0.0)
         seconds, clock = 0.0, time.perf_counter()
         for progress in training.train(model, learn, recipe):
             seconds += time.perf_counter() - clock
@@ -221,7 +222,7 @@ def train(
                 task,
                 completed=progress.step,
                 loss=progress.loss,
-                validation=validation_loss,
+                validation="-" if math.isnan(validation_loss) else f"{validation_loss:.3f}",
                 speed=progress.step * recipe.batch_size * recipe.seq_length / seconds,
             )
             clock = time.perf_counter()
@@ -291,27 +292,26 @@ def summary(
 def _print_summary(summary: "Summary", name: str, config: Any, dtype: str) -> None:
     from rich.table import Table
 
+    console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"{name}: {summary.parameters:,} parameters", title_justify="left", box=None, pad_edge=False)
-    for heading in ("module", "weight: axes", "sizes"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("each", "count", "parameters", "MFLOP/token"):
-        table.add_column(heading, justify="right")
+    table.add_column("module", no_wrap=console.width >= 80)
+    table.add_column("axes")
+    for heading in ("sizes", "parameters", "MFLOP/token"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for part in summary.modules:
-        flops = part.flops_per_token * part.copies / 1e6
-        axes = "\n".join(f"{leaf}: {named}" for leaf, (named, _) in part.weights.items())
-        sizes = "\n".join(" x ".join(f"{size:,}" for size in shape) for _, shape in part.weights.values())
+        where = part.name if part.copies == 1 else f"{part.copies} x {part.name.partition('*.')[2]}"
+        named, shape = part.weights.get("weight", ("scores and mixing", ()))
+        parameters = part.parameters * part.copies
+        flops = part.flops_per_token * part.copies
         table.add_row(
-            part.name,
-            axes or "(scores and mixing)",
-            sizes,
-            f"{part.parameters:,}" if part.parameters or not part.weights else "tied",
-            str(part.copies),
-            f"{part.parameters * part.copies:,}",
-            f"{flops:,.2f}" if flops else "",
+            where,
+            named,
+            " x ".join(f"{size:,}" for size in shape),
+            f"{parameters:,}" if parameters else "tied" if part.weights else "",
+            f"{flops / 1e6:,.2f}" if flops else "",
         )
     table.add_section()
-    table.add_row("total", "", "", "", "", f"{summary.parameters:,}", f"{summary.flops_per_token / 1e6:,.2f}")
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    table.add_row("total", "", "", f"{summary.parameters:,}", f"{summary.flops_per_token / 1e6:,.2f}")
     console.print(table)
     axes = ", ".join(f"{axis} {size:,}" for axis, size in config.axes.items())
     console.print(f"\naxes: {axes}")
@@ -321,7 +321,9 @@ def _print_summary(summary: "Summary", name: str, config: Any, dtype: str) -> No
         f"cache in {dtype}: {_size(summary.cache_bytes_per_token)} for each token, "
         f"{_size(whole)} for a whole context of {config.context_length:,}"
     )
-    console.print("FLOPs: a forward pass over a whole context, divided by its length; matrix products only")
+    console.print(
+        "parameters: biases counted in; FLOPs: of a pass over a whole context, for each token, matrix products only"
+    )
 
 
 def _size(number: float) -> str:
