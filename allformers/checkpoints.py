@@ -36,7 +36,6 @@ from torch.overrides import TorchFunctionMode
 BUNDLED = Path(__file__).parent / "bundled"
 """The checkpoint that comes with this package: a small GPT-2, trained by `allformers train`."""
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = 16 * 2**20
 
 
@@ -93,6 +92,7 @@ class Format:
         architecture: the reference's class, written to `architectures` when saving.
         config_class: the model's configuration.
         fields: the configuration table.
+        aliases: other names that the reference takes for the same fields.
         ignored_fields: fields with no part in the arithmetic, each with the reason.
         refused_fields: fields with which the model would be another one: the only value accepted, and the reason.
         weights: the weight table.
@@ -104,6 +104,7 @@ class Format:
     architecture: str
     config_class: type
     fields: tuple[Field, ...]
+    aliases: Mapping[str, str]
     ignored_fields: Mapping[str, str]
     refused_fields: Mapping[str, tuple[Any, str]]
     weights: tuple[Weight, ...]
@@ -112,11 +113,11 @@ class Format:
 
 
 class Stored(NamedTuple):
-    """A tensor that has not been read yet."""
+    """A tensor that has not been read yet; `copy_to` reads it into another of its shape, whatever that one's dtype."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    read: Callable[[], Tensor]
+    copy_to: Callable[[Tensor], object]
 
 
 class Checkpointed(nn.Module):
@@ -136,8 +137,8 @@ class Checkpointed(nn.Module):
     ) -> Self:
         """Load a checkpoint.
 
-        The model is built without memory and each tensor is read straight into place, so that loading takes little
-        more than the weights themselves. It is returned in evaluation mode.
+        The model is built without memory and each tensor is read straight into its place, so that loading safetensors
+        takes little more memory than the weights themselves. The model is returned in evaluation mode.
 
         Args:
             name: a folder, "bundled" for the model that comes with this package, or a model's name on the Hugging
@@ -164,7 +165,7 @@ class Checkpointed(nn.Module):
         where = type(model).__name__
         config = read_config(cls.format, model.config.to_dict(), where=f"{where}.config")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        stored = {name: Stored(tuple(tensor.shape), tensor.dtype, tensor.clone) for name, tensor in state.items()}
+        stored = {name: _in_memory(tensor) for name, tensor in state.items()}
         device = next(iter(state.values())).device if state else None
         return _build(cls, config, stored, None, device, where=where)
 
@@ -196,7 +197,7 @@ def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:
         parameter = parameters[row.ours]
         if row.tied_to is None or parameter is not parameters[row.tied_to]:
             name = row.theirs if row.tied_to else model.format.prefix + row.theirs
-            tensors[name] = _to_theirs(parameter.detach().cpu(), row, model.config.axes)
+            tensors[name] = _to_theirs(parameter.detach().cpu(), row, model.config.axes).contiguous()
     return tensors
 
 
@@ -211,6 +212,9 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
         raise CheckpointError(
             f"{where}: model_type is {given.get('model_type')!r}, but this is the class for {form.model_type!r}"
         )
+    for alias, name in form.aliases.items():
+        if alias in given:
+            given = {name: given[alias], **{key: value for key, value in given.items() if key != alias}}
     faults: list[str] = []
     for name, (accepted, reason) in form.refused_fields.items():
         if given.get(name, accepted) != accepted:
@@ -275,15 +279,25 @@ def _shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _to_ours(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
-    if "->" not in row.axes:
-        return tensor
-    return rearrange(tensor, row.axes, **_sizes(row.our_axes, axes)).contiguous()
+    return rearrange(tensor, row.axes, **_sizes(row.our_axes, axes)) if "->" in row.axes else tensor
 
 
 def _to_theirs(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
-    if "->" in row.axes:
-        tensor = rearrange(tensor, f"{row.our_axes} -> {row.their_axes}", **_sizes(row.our_axes, axes))
-    return tensor.contiguous()
+    if "->" not in row.axes:
+        return tensor
+    return rearrange(tensor, f"{row.our_axes} -> {row.their_axes}", **_sizes(row.our_axes, axes))
+
+
+def _place(
+    stored: Stored, row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Read a weight into our layout: straight into place where their layout is another view of the same memory."""
+    ours = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
+    theirs = _to_theirs(ours, row, axes)
+    stored.copy_to(theirs)
+    if theirs.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
+        ours.copy_(_to_ours(theirs, row, axes))
+    return ours
 
 
 def _build(
@@ -299,7 +313,7 @@ def _build(
     dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for name in rows})
     state: dict[str, Tensor] = {}
     for name, row in rows.items():
-        state[row.ours] = _to_ours(stored[name].read().to(dtype), row, config.axes).to(device or "cpu")
+        state[row.ours] = _place(stored[name], row, config.axes, dtype, device or "cpu")
     for row in rows.values():
         if row.tied_to is not None and config.tie_embeddings:
             if torch.equal(state[row.ours], state[row.tied_to]):
@@ -380,11 +394,13 @@ def locate(name: str | Path, revision: str | None = None) -> Callable[[str], Pat
 
 def _download(name: str, revision: str | None, file: str) -> Path | None:
     """Fetch one file of a model on the hub, or find it in the hub's cache."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
 
     try:
         return Path(hf_hub_download(name, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:
+        if try_to_load_from_cache(name, file, revision=revision) is _CACHED_NO_EXIST:  # known not to be there
+            return None
         raise CheckpointError(
             f"{name} is neither a folder here nor in the hub's cache, and the Hugging Face hub cannot be reached"
         ) from error
@@ -462,28 +478,24 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 part = file.get_slice(name)
-                shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
-                stored[name] = Stored(shape, dtype, functools.partial(_read_safetensor, path, name, shape, dtype))
+                shape = tuple(part.get_shape())
+                dtype = (part[:0] if shape else file.get_tensor(name)).dtype
+                stored[name] = Stored(shape, dtype, functools.partial(_copy_safetensor, path, name))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
     return stored
 
 
-def _read_safetensor(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Read one tensor into memory of its own, piece by piece.
+def _copy_safetensor(path: Path, name: str, place: Tensor) -> None:
+    """Read one tensor into its place, piece by piece.
 
     The file is mapped, and a page of it counts as this process's memory from its first touch until the file is closed:
     reading pieces of 16 MiB with the file closed in between keeps that from doubling what loading takes.
     """
-    tensor = torch.empty(shape, dtype=dtype)
-    if tensor.ndim == 0:
+    rows = max(1, _PIECE * len(place) // max(1, place.nbytes))
+    for start in range(0, len(place), rows):
         with safe_open(path, framework="pt") as file:
-            return tensor.copy_(file.get_tensor(name))
-    rows = max(1, _PIECE * shape[0] // max(1, tensor.nbytes))
-    for start in range(0, shape[0], rows):
-        with safe_open(path, framework="pt") as file:
-            tensor[start : start + rows] = file.get_slice(name)[start : start + rows]
-    return tensor
+            place[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
 
 
 def _open_pickle(path: Path) -> dict[str, Stored]:
@@ -499,10 +511,11 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} should hold a dictionary of tensors")
-    return {
-        name: Stored(tuple(tensor.shape), tensor.dtype, functools.partial(torch.clone, tensor))
-        for name, tensor in state.items()
-    }
+    return {name: _in_memory(tensor) for name, tensor in state.items()}
+
+
+def _in_memory(tensor: Tensor) -> Stored:
+    return Stored(tuple(tensor.shape), tensor.dtype, lambda place: place.copy_(tensor))
 
 
 @contextlib.contextmanager

@@ -111,14 +111,16 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
 
 def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
-    """Refuse token ids outside the vocabulary, where looking costs nothing: on the processor, with checks on.
+    """Refuse token ids outside the vocabulary, where looking is possible and cheap: on the processor, with checks on.
 
     Raises:
         ValueError: an id is negative or not below `vocab_size`.
     """
-    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get() or token_ids.device.type != "cpu":
+    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get():
         return
-    if token_ids.numel() == 0:
+    if token_ids.device.type != "cpu" or token_ids.numel() == 0:
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # inside vmap a tensor has no values of its own
         return
     low, high = (int(bound) for bound in token_ids.aminmax())
     if low < 0 or high >= vocab_size:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+torch.set_num_threads(1)  # models this small only lose by sharing the work, and tests may run beside other things
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Data that may lie beside the checkout; tests that want it skip where it is absent."""
 

@@ -104,6 +104,13 @@ class GPT2Config:
                 f"embedding_dim {self.embedding_dim} does not divide into {self.num_heads} heads of equal width: "
                 "make it a multiple of num_heads"
             )
+        for name in ("dropout", "norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, not {value!r}")
+        for name in ("tie_embeddings", "scale_scores", "scale_scores_by_layer", "float32_scores"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
         if not self.norm_eps > 0:
@@ -114,17 +121,15 @@ class GPT2Config:
     @cached_property
     def axes(self) -> Mapping[str, int]:
         """The size of every axis that the configuration fixes."""
-        return MappingProxyType(
-            {
-                "vocab": self.vocab_size,
-                "context": self.context_length,
-                "embed": self.embedding_dim,
-                "heads": self.num_heads,
-                "head_dim": self.embedding_dim // self.num_heads,
-                "mlp": self.mlp_dim,
-                "three": 3,
-            }
-        )
+        return {
+            "vocab": self.vocab_size,
+            "context": self.context_length,
+            "embed": self.embedding_dim,
+            "heads": self.num_heads,
+            "head_dim": self.embedding_dim // self.num_heads,
+            "mlp": self.mlp_dim,
+            "three": 3,
+        }
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], Self]]:
@@ -433,6 +438,12 @@ GPT2.format = Format(
         Field("scale_attn_by_inverse_layer_idx", "scale_scores_by_layer", False),
         Field("reorder_and_upcast_attn", "float32_scores", False),
     ),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     refused_fields={
         "add_cross_attention": (False, "GPT-2 reads one text and attends to nothing outside it"),
         "is_encoder_decoder": (False, "GPT-2 is a decoder alone"),
@@ -440,6 +451,9 @@ GPT2.format = Format(
     ignored_fields={
         "model_type": "checked before anything else",
         "architectures": "the class it was saved from; the weights say what there is",
+        "n_special": "for fine-tuning GPT-1",
+        "predict_special_tokens": "for fine-tuning GPT-1",
+        "output_past": "what the reference's forward returned",
         "n_ctx": "the same as n_positions, from before 2020",
         "initializer_range": "for fresh weights only",
         "dtype": "the weights say it themselves",
