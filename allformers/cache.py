@@ -26,6 +26,7 @@ class Cache:
         length: positions held so far, padding included.
     """
 
+    @checked
     def __init__(self, num_layers: int, capacity: int, padding: Int[Tensor, "batch"] | None = None) -> None:
         if num_layers < 1 or capacity < 1:
             raise ValueError(f"a cache needs at least one layer and one position, not {num_layers} and {capacity}")
@@ -43,6 +44,7 @@ class Cache:
         """Count `seq` more positions as held. The model calls this once per forward pass, after its last layer."""
         self.length += seq
 
+    @checked
     def clear(self, padding: Int[Tensor, "batch"] | None = None) -> None:
         """Forget all positions but keep the memory, to read another text of the same batch size."""
         self.length = 0

@@ -31,6 +31,7 @@ class Generative(nn.Module):
 
     config: Any
 
+    @checked
     def make_cache(self, capacity: int | None = None, padding: Int[Tensor, "batch"] | None = None) -> Cache:
         """A new, empty cache for this model, with room for `capacity` positions (its whole context if None)."""
         return Cache(self.config.num_layers, self.config.context_length if capacity is None else capacity, padding)

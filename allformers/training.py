@@ -151,6 +151,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), fused=True)
 
 
+@checked
 def train(model: nn.Module, tokens: Int[Tensor, "seq"], recipe: Recipe) -> Iterator[Progress]:
     """Train a model in place, one step for each item taken from the iterator this returns.
 
