@@ -407,5 +407,6 @@ def main() -> None:
 
 def _complain(error: BaseException) -> int:
     describe = getattr(error, "format_message", None)
-    print(f"allformers: {describe() if describe else error or type(error).__name__}", file=sys.stderr)
+    message = describe() if describe else str(error) or type(error).__name__
+    print("allformers:", "; ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
     return 2

@@ -195,23 +195,30 @@ def _misfit(value: object, annotation: Any, sizes: dict[str, tuple[int, str]], s
     if not isinstance(value, Tensor):
         return _wrong_type(value, annotation)
 
+    reason = _tensor_misfit(value, annotation, sizes, source)
+    if reason is None:
+        return None
+    came = f"{_dtype(value)}, shape {tuple(value.shape)}"
+    return f"{reason}\n  came:     {came}\n  expected: {_written(annotation)}"
+
+
+def _tensor_misfit(value: Tensor, annotation: Any, sizes: dict[str, tuple[int, str]], source: str) -> str | None:
+    """Why a tensor does not fit: its dtype, the number of its axes, or the size of one of them."""
     shape, axes = tuple(value.shape), annotation.dim_str.split()
-    expected = f"expected {_written(annotation)}"
-    dtype = str(value.dtype).removeprefix("torch.")
-    if isinstance(annotation.dtypes, (tuple, list)) and dtype not in annotation.dtypes:
-        return f"has dtype {dtype}; {expected}, a tensor of {_dtype_family(annotation)}"
+    if isinstance(annotation.dtypes, (tuple, list)) and _dtype(value) not in annotation.dtypes:
+        return f"has dtype {_dtype(value)}, expected {_dtype_family(annotation)}"
     variadic = next((i for i, axis in enumerate(axes) if axis == "..." or axis.startswith("*")), None)
     if variadic is not None:
         axes[variadic : variadic + 1] = ["_"] * (len(shape) - len(axes) + 1)
     if len(axes) != len(shape):
-        return f"has {_count(len(shape), 'axis', 'axes')}, shape {shape}; {expected}, {len(annotation.dim_str.split())}"
+        return f"has {len(shape)} {'axis' if len(shape) == 1 else 'axes'}, expected {len(annotation.dim_str.split())}"
     for axis, size in zip(axes, shape, strict=True):
         name = axis.removeprefix("#")
         if axis == "_" or (axis.startswith("#") and size == 1):
             continue
         wanted, origin = (int(name), "its annotation") if name.isdigit() else sizes.setdefault(name, (size, source))
         if wanted != size:
-            return f"has {size} on axis `{name}`, shape {shape}; {expected} with {name} = {wanted} (from {origin})"
+            return f"has {size} on axis `{name}`, expected {wanted} (from {origin})"
     return None
 
 
@@ -237,10 +244,10 @@ def _written(annotation: Any) -> str:
     return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
 
 
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _dtype_family(annotation: Any) -> str:
     families = {"Float": "floating-point numbers", "Int": "integers", "Bool": "booleans"}
     return families.get(annotation.dtype.__name__, annotation.dtype.__name__)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

@@ -25,8 +25,8 @@ NAMED_ONLY = [
 
 UNNAMED = set(
     """
-    view reshape transpose permute t T mT unsqueeze squeeze flatten unflatten expand repeat repeat_interleave chunk split
-    stack hstack vstack swapaxes swapdims movedim matmul bmm mm mv addmm baddbmm tensordot einsum
+    view reshape transpose permute t T mT unsqueeze squeeze flatten unflatten expand repeat repeat_interleave chunk
+    split stack hstack vstack swapaxes swapdims movedim matmul bmm mm mv addmm baddbmm tensordot einsum
     scaled_dot_product_attention MultiheadAttention
     """.split()  # noqa: SIM905  (reads better than a list)
 )
