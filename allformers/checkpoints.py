@@ -185,8 +185,9 @@ class Checkpointed(nn.Module):
             _replacing(folder / "config.json") as config_file,
             _replacing(folder / "model.safetensors") as weights_file,
         ):
-            safetensors.torch.save_file(tensors, weights_file, metadata={"format": "pt"})
             config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            safetensors.torch.save_file(tensors, weights_file, metadata={"format": "pt"})
+            weights_file.chmod(config_file.stat().st_mode)  # safetensors makes files that only their owner may read
 
 
 def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ def _pad(prompts: Int[Tensor, "batch seq"] | Prompts) -> tuple[Int[Tensor, "batc
 @checked
 def _window(
     text: Int[Tensor, "batch seq"], padding: Int[Tensor, "batch"] | None, context: int
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch"] | None]:
+) -> tuple[Int[Tensor, "batch window"], Int[Tensor, "batch"] | None]:
     """The last `context` positions of a text, and what padding is left in them."""
     dropped = max(0, text.shape[1] - context)
     if padding is not None and dropped:

@@ -175,7 +175,10 @@ def _explain(
                 if reason is not None:
                     return f"{function.__qualname__}: argument `{name}` {reason}"
     if signature.return_annotation is not inspect.Signature.empty and violation.culprits:
-        reason = _misfit(violation.culprits[0], signature.return_annotation, sizes, "the result")
+        result = violation.culprits[0]  # its text only, where it is of a type that beartype cannot refer to, as a tuple
+        if isinstance(result, str):
+            return f"{function.__qualname__}: the result is {result}, expected {_written(signature.return_annotation)}"
+        reason = _misfit(result, signature.return_annotation, sizes, "the result")
         if reason is not None:
             return f"{function.__qualname__}: the result {reason}"
     return None

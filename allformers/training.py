@@ -193,8 +193,10 @@ def evaluate(model: nn.Module, tokens: Int[Tensor, "text"], seq_length: int, bat
         raise ValueError(f"measuring the loss takes at least two tokens, not {len(tokens)}")
     device = next(model.parameters()).device
     whole = (len(tokens) - 1) // seq_length * seq_length
-    inputs = list(rearrange(tokens[:whole], "(batch seq) -> batch seq", seq=seq_length).split(batch_size))
-    targets = list(rearrange(tokens[1 : whole + 1], "(batch seq) -> batch seq", seq=seq_length).split(batch_size))
+    inputs, targets = [], []
+    if whole:
+        inputs += rearrange(tokens[:whole], "(batch seq) -> batch seq", seq=seq_length).split(batch_size)
+        targets += rearrange(tokens[1 : whole + 1], "(batch seq) -> batch seq", seq=seq_length).split(batch_size)
     if whole < len(tokens) - 1:
         inputs.append(rearrange(tokens[whole:-1], "seq -> 1 seq"))
         targets.append(rearrange(tokens[whole + 1 :], "seq -> 1 seq"))

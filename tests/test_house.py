@@ -36,6 +36,7 @@ LOCAL_AXES = {
     "...": "any number of axes",
     "inputs": "of a linear layer, whose widths are whatever its user makes them",
     "outputs": "of a linear layer",
+    "window": "the last positions of a text that fit the context",
     "total": "a prompt and its continuation together",
     "stops": "stop tokens",
     "text": "positions of a whole corpus",
