@@ -373,6 +373,13 @@ def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: s
     return {names[theirs]: row for theirs, row in table.items() if theirs in names}
 
 
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a checkpoint's name can only mean a model on the hub: nothing lies there, and it is not a path."""
+    path = Path(name)
+    is_path = isinstance(name, Path) or path.is_absolute() or name.startswith(".") or name.count("/") > 1
+    return name != "bundled" and not is_path and not path.exists()
+
+
 def locate(name: str | Path, revision: str | None = None) -> Callable[[str], Path | None]:
     """A function from a file's name to where it lies on this machine, or None if the checkpoint has no such file.
 
@@ -388,9 +395,9 @@ def locate(name: str | Path, revision: str | None = None) -> Callable[[str], Pat
         return lambda file: folder / file if (folder / file).is_file() else None
     if folder.is_file():
         raise CheckpointError(f"{name} is a file: give the folder that holds it")
-    if folder.is_absolute() or isinstance(name, Path) or name.startswith(".") or name.count("/") > 1:
+    if not is_hub_name(name):
         raise CheckpointError(f"there is no folder {name}")
-    return functools.partial(_download, name, revision)
+    return functools.partial(_download, str(name), revision)
 
 
 def _download(name: str, revision: str | None, file: str) -> Path | None:

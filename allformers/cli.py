@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import sys
@@ -96,6 +95,7 @@ def generate(
     import allformers
     from allformers.tokenizers import NAMED, load_tokenizer
 
+    _announce(model)
     loaded = allformers.load(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=_device(device)
     )
@@ -125,6 +125,14 @@ def _prompt(prompt: str | None) -> str:
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise ValueError('there is nothing to continue: give a prompt, as in allformers generate "The for statement"')
     return sys.stdin.read()
+
+
+def _announce(model: str) -> None:
+    """Say so before what may take a while: asking the hub."""
+    from allformers.checkpoints import is_hub_name
+
+    if is_hub_name(model):
+        messages.print(f"[dim]looking for {model} on the Hugging Face hub[/dim]")
 
 
 def _device(name: str) -> Any:
@@ -282,6 +290,7 @@ def summary(
         model_class, make = presets[name.replace("_", "-")]
         config = make()
     else:
+        _announce(name)
         try:
             model_class, config = load_config(name)
         except CheckpointError as error:
@@ -387,7 +396,7 @@ def bench(
 
 def main() -> None:
     """Run the command: exit status 2 and one line on standard error for bad input."""
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what it retries is not worth a page
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # each of its retries would be a paragraph
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
