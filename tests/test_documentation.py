@@ -41,7 +41,7 @@ def test_code_shown_in_the_readme_is_code_of_the_package() -> None:
 def test_commands_on_a_page_exist_and_take_the_options_shown(page: Path) -> None:
     command = typer.main.get_command(app)
     for block in fences(page, "bash"):
-        for part in re.split(r"\n|&&", block):
+        for part in re.split(r"\n|&&", block.replace("\\\n", " ")):
             words = shlex.split(part)
             if words and Path(words[0]).name == "allformers":
                 assert words[1] in command.commands  # type: ignore[attr-defined]
