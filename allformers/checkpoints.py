@@ -98,6 +98,7 @@ class Format:
         weights: the weight table.
         ignored_weights: names that hold no weights, each with the reason.
         prefix: what some checkpoints put before the names of everything except the head.
+        written: further fields to write for a configuration, where the reference's default would not fit it.
     """
 
     model_type: str
@@ -110,6 +111,7 @@ class Format:
     weights: tuple[Weight, ...]
     ignored_weights: Mapping[str, str]
     prefix: str = ""
+    written: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 
 class Stored(NamedTuple):
@@ -251,7 +253,7 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
 def write_config(form: Format, config: Any) -> dict[str, Any]:
     """The contents of a `config.json` for a model's configuration."""
     fields = {field.theirs: getattr(config, field.ours) for field in form.fields}
-    return {"model_type": form.model_type, "architectures": [form.architecture], **fields}
+    return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.written(config)}
 
 
 def weight_axes(form: Format, config: Any) -> dict[str, str]:

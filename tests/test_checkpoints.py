@@ -733,3 +733,10 @@ def test_loading_takes_little_more_than_the_weights(kind: str, bar: float, tmp_p
     empty, loaded = peak(), peak(tmp_path)
     print(f"{kind}: weights {weights / 1e6:.0f} MB, torch alone {empty / 1e6:.0f} MB, peak {loaded / 1e6:.0f} MB")
     assert loaded - empty < bar * weights
+
+
+@pytest.mark.parametrize(("vocab_size", "stops"), [(50257, True), (97, False)])
+def test_the_reference_expects_an_end_of_text_only_where_there_is_one(vocab_size: int, stops: bool) -> None:
+    """Unless told otherwise it takes token 50256 for one, and complains if there is no such token."""
+    config = GPT2Config(vocab_size=vocab_size, context_length=8, embedding_dim=4, num_layers=1, num_heads=1, mlp_dim=4)
+    assert (transformers.GPT2Config(**write_config(FORMAT, config)).eos_token_id == 50256) is stops

@@ -513,5 +513,7 @@ GPT2.format = Format(
         "h.{layer}.attn.masked_bias": "the number that stood for minus infinity in older files",
     },
     prefix="transformer.",
+    # The reference takes token 50256 for the end of a text unless it is told that there is none.
+    written=lambda config: {} if config.vocab_size > 50256 else {"bos_token_id": None, "eos_token_id": None},
 )
 """How GPT-2's checkpoints name and lay out what is above."""
