@@ -11,15 +11,13 @@ Nothing is guessed and nothing dropped in silence: every name in the checkpoint 
 accounted for exactly once, or the whole list of what does not fit is one `CheckpointError`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,6 +30,8 @@ from einops.parsing import ParsedExpression
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from allformers.files import replacing
 
 BUNDLED = Path(__file__).parent / "bundled"
 """The checkpoint that comes with this package: a small GPT-2, trained by `allformers train`."""
@@ -176,31 +176,57 @@ class Checkpointed(nn.Module):
 
         Each file is written beside its place and then moved there, so that a failure leaves what was there before.
         """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise CheckpointError(f"cannot save to {folder}: it is a file, not a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = checkpoint_tensors(self)
-        description = write_config(self.format, self.config)
-        description["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        with (
-            _replacing(folder / "config.json") as config_file,
-            _replacing(folder / "model.safetensors") as weights_file,
-        ):
-            config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            safetensors.torch.save_file(tensors, weights_file, metadata={"format": "pt"})
-            weights_file.chmod(config_file.stat().st_mode)  # safetensors makes files that only their owner may read
+        write_pretrained(folder, self.format, self.config, checkpoint_tensors(self))
+
+
+def write_pretrained(folder: str | Path, form: Format, config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint from the tensors that `checkpoint_tensors` gives.
+
+    Raises:
+        CheckpointError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"cannot save to {folder}: it is a file, not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    description = write_config(form, config)
+    description["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    with (
+        replacing(folder / "config.json") as config_file,
+        replacing(folder / "model.safetensors") as weights_file,
+    ):
+        config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        save_tensors(tensors, weights_file)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, with the rights that other new files get: its own writer lets only the owner read.
+
+    Raises:
+        OSError: the disk is full, or the place cannot be written to.
+    """
+    path.touch()
+    rights = path.stat().st_mode
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+    path.chmod(rights)
 
 
 def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:
-    """A model's weights, named and laid out as in its checkpoints; a tied head is left out."""
+    """A model's weights, named and laid out as in its checkpoints, on the processor; a tied head is left out.
+
+    Of a model that is spread over several processes each gets the whole weights, and all have to call this.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
     for row in _rows(model.format, model.config):
         parameter = parameters[row.ours]
         if row.tied_to is None or parameter is not parameters[row.tied_to]:
             name = row.theirs if row.tied_to else model.format.prefix + row.theirs
-            tensors[name] = _to_theirs(parameter.detach().cpu(), row, model.config.axes).contiguous()
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
+            tensors[name] = _to_theirs(whole.detach().cpu(), row, model.config.axes).contiguous()
     return tensors
 
 
@@ -526,14 +552,3 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
 
 def _in_memory(tensor: Tensor) -> Stored:
     return Stored(tuple(tensor.shape), tensor.dtype, lambda place: place.copy_(tensor))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A place to write a file that takes `path`'s place once it is complete."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
