@@ -1,13 +1,18 @@
 """Timing against the reference: the same weights, the same threads, one process, in turns.
 
 A single time says little on a machine that others use too, so every round times every contender once, one after the
-other, and what counts is the ratio within a round. Shape checks are on.
+other, and what counts is the ratio within a round. Shape checks are on. Memory is measured too, each contender in a
+process of its own.
 """
 
 import dataclasses
+import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,53 +22,83 @@ from torch import Tensor
 from allformers.checkpoints import checkpoint_tensors, write_config
 from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.training import Recipe, make_optimizer, next_token_loss
+from allformers.recipes import gpt2_124m
+from allformers.training.loop import make_optimizer, next_token_loss
 
 OURS = "allformers"
 PEERS = {"transformers, eager": "eager", "transformers, sdpa": "sdpa"}
 
 
-class Timing(NamedTuple):
+class Row(NamedTuple):
     """One row of the result.
 
     Attributes:
-        row: what was done.
-        milliseconds: for each contender, of each round; for decoding, of one token of every sequence.
-        ratio: how many times as long as ours the fastest peer takes, the median over rounds; above 1, ours is faster.
+        name: what was done.
+        unit: ms (for decoding, of one token of every sequence) or MiB.
+        measured: for each contender, of each round.
+        ratio: how many times as much as ours the most frugal peer takes, the median over rounds; above 1, ours is
+            faster, or smaller.
     """
 
-    row: str
-    milliseconds: dict[str, list[float]]
+    name: str
+    unit: str
+    measured: dict[str, list[float]]
     ratio: float
 
     def median(self, contender: str) -> float:
-        """A contender's median time."""
-        return statistics.median(self.milliseconds[contender])
+        """What a contender took, the median over rounds."""
+        return statistics.median(self.measured[contender])
 
 
-def contenders(config: GPT2Config, seed: int = 0) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the contenders run on and in.
+
+    Attributes:
+        device: where.
+        precision: of matrix products in training, as in a recipe; the weights are float32.
+        compile: whether everybody's model is compiled, for training.
+    """
+
+    device: str = "cpu"
+    precision: str = "float32"
+    compile: bool = False
+
+
+def contenders(config: GPT2Config, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
     """Our model and the reference's variants, all with the same random weights, room for all rows, and no dropout.
 
     Raises:
         ImportError: transformers is not installed.
     """
+    torch.manual_seed(seed)
+    ours = contender(OURS, config)
+    models: dict[str, Any] = {OURS: ours}
+    for name in PEERS:
+        models[name] = contender(name, config)
+        models[name].load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
+    return {name: model.to(device) for name, model in models.items()}
+
+
+def contender(name: str, config: GPT2Config) -> Any:
+    """One of them, with fresh weights.
+
+    Raises:
+        ImportError: it is one of transformers', which is not installed.
+    """
+    config = dataclasses.replace(config, context_length=max(config.context_length, 1024), dropout=0.0)
+    if name == OURS:
+        return GPT2(config).eval()
     try:
         from transformers import GPT2Config as ReferenceConfig
         from transformers import GPT2LMHeadModel
     except ImportError as error:
         raise ImportError('the benchmark needs transformers to compare with: pip install "allformers[test]"') from error
-    torch.manual_seed(seed)
-    config = dataclasses.replace(config, context_length=max(config.context_length, 1024), dropout=0.0)
-    ours = GPT2(config).eval()
-    models: dict[str, Any] = {OURS: ours}
     description = {**write_config(GPT2.format, config), "bos_token_id": None, "eos_token_id": None}
-    for name, attention in PEERS.items():
-        reference: Any = ReferenceConfig(**description)
-        reference._attn_implementation = attention
-        peer: Any = GPT2LMHeadModel(reference)
-        peer.load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
-        models[name] = peer.eval()
-    return models
+    reference: Any = ReferenceConfig(**description)
+    reference._attn_implementation = PEERS[name]
+    peer: Any = GPT2LMHeadModel(reference)
+    return peer.eval()
 
 
 def largest_difference(models: dict[str, Any], token_ids: Tensor) -> float:
@@ -74,8 +109,13 @@ def largest_difference(models: dict[str, Any], token_ids: Tensor) -> float:
         return max(((peer - ours).abs().max() / ours.abs().max()).item() for peer in peers)
 
 
-def run(config: GPT2Config, rows: Sequence[str] = (), rounds: int = 5) -> Iterator[Timing]:
-    """Time the rows whose names contain one of `rows` (all of them if none is given), one after the other.
+def run(
+    config: GPT2Config,
+    rows: Sequence[str] = (),
+    rounds: int = 5,
+    setting: Setting = Setting(),
+) -> Iterator[Row]:
+    """Measure the rows whose names contain one of `rows` (all of them if none is given), one after the other.
 
     Raises:
         ImportError: transformers is not installed.
@@ -86,35 +126,45 @@ def run(config: GPT2Config, rows: Sequence[str] = (), rounds: int = 5) -> Iterat
         raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(ROWS)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
-    models = contenders(config) if any("linear" not in name for name in chosen) else {}
+    needed = any("linear" not in name and "memory" not in name for name in chosen)
+    models = contenders(config, device=setting.device) if needed else {}
     for name, make in chosen.items():
-        jobs = make(models)
-        times: dict[str, list[float]] = {contender: [] for contender in jobs}
-        for count in range(rounds + 1):
+        jobs = make(models, config, setting)
+        measured: dict[str, list[float]] = {contender: [] for contender in jobs}
+        warm_ups = 0 if "memory" in name else 1
+        for count in range(rounds + warm_ups):
             for contender, job in jobs.items():
-                milliseconds = job()
-                if count:  # the first round only warms up
-                    times[contender].append(milliseconds)
-        ratios = [min(peers) / ours for ours, *peers in zip(*times.values(), strict=True)]
-        yield Timing(name, times, statistics.median(ratios))
+                taken = job()
+                if count >= warm_ups:
+                    measured[contender].append(taken)
+        ratios = [min(peers) / ours for ours, *peers in zip(*measured.values(), strict=True)]
+        yield Row(name, "MiB" if "memory" in name else "ms", measured, statistics.median(ratios))
 
 
 Jobs = dict[str, Callable[[], float]]
 
 
-def _random_ids(models: dict[str, Any], batch: int, seq: int) -> Tensor:
-    return torch.randint(models[OURS].config.vocab_size, (batch, seq), generator=torch.Generator().manual_seed(0))
+def _random_ids(config: GPT2Config, setting: Setting, batch: int, seq: int) -> Tensor:
+    ids = torch.randint(config.vocab_size, (batch, seq), generator=torch.Generator().manual_seed(0))
+    return ids.to(setting.device)
 
 
-def _prefill(models: dict[str, Any], batch: int, seq: int) -> Jobs:
+def _now(setting: Setting) -> float:
+    """The time, in milliseconds, when the device has done what it was asked to."""
+    if setting.device.startswith("cuda"):
+        torch.cuda.synchronize(setting.device)
+    return time.perf_counter() * 1e3
+
+
+def _prefill(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, seq: int) -> Jobs:
     """A forward pass over a prompt, logits of every position."""
-    token_ids = _random_ids(models, batch, seq)
+    token_ids = _random_ids(config, setting, batch, seq)
 
     def job(model: Any) -> float:
         with torch.inference_mode():
-            start = time.perf_counter()
+            start = _now(setting)
             model(token_ids)
-            return (time.perf_counter() - start) * 1e3
+            return _now(setting) - start
 
     return {name: lambda model=model: job(model) for name, model in models.items()}  # type: ignore[misc]
 
@@ -126,21 +176,21 @@ class _Clock:
         self.times: list[float] = []
 
     def put(self, token: object) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(time.perf_counter() * 1e3)
 
     def end(self) -> None:
         pass
 
 
-def _decode(models: dict[str, Any], batch: int, prompt: int, new: int) -> Jobs:
+def _decode(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, prompt: int, new: int) -> Jobs:
     """Greedy decoding, each side by its own generation loop: the mean time of a step after the first token."""
-    token_ids = _random_ids(models, batch, prompt)
+    token_ids = _random_ids(config, setting, batch, prompt)
 
     def ours() -> float:
         clock = _Clock()
         for token in models[OURS].stream(token_ids, max_new_tokens=new + 1, temperature=0):
-            clock.put(token)
-        return (clock.times[-1] - clock.times[0]) / new * 1e3
+            clock.put(token.tolist())
+        return (clock.times[-1] - clock.times[0]) / new
 
     def peer(model: Any) -> float:
         clock = _Clock()
@@ -153,26 +203,65 @@ def _decode(models: dict[str, Any], batch: int, prompt: int, new: int) -> Jobs:
             pad_token_id=0,
             streamer=clock,
         )
-        return (clock.times[-1] - clock.times[1]) / new * 1e3  # the first thing put is the prompt
+        return (clock.times[-1] - clock.times[1]) / new  # the first thing put is the prompt
 
     return {OURS: ours, **{name: lambda model=models[name]: peer(model) for name in PEERS}}  # type: ignore[misc]
 
 
-def _train(models: dict[str, Any], batch: int, seq: int) -> Jobs:
-    """One training step: forward, loss, backward, fused AdamW; the same loss function and no dropout."""
-    token_ids = _random_ids(models, batch, seq + 1)
+def _training_step(name: str, model: Any, config: GPT2Config, setting: Setting, batch: int, seq: int) -> Any:
+    """A function that takes one training step: forward, loss, backward, fused AdamW; no dropout."""
+    token_ids = _random_ids(config, setting, batch, seq + 1)
     inputs, targets = token_ids[:, :-1], token_ids[:, 1:]
+    optimizer = make_optimizer(model, gpt2_124m())
+    called = torch.compile(model) if setting.compile else model
 
-    def job(name: str, optimizer: torch.optim.Optimizer) -> float:
-        start = time.perf_counter()
-        output = models[name](inputs)
-        next_token_loss(output if name == OURS else output.logits, targets).backward()
+    def step() -> None:
+        with torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=setting.precision == "bfloat16"):
+            output = called(inputs)
+            loss = next_token_loss(output if name == OURS else output.logits, targets)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return (time.perf_counter() - start) * 1e3
 
-    optimizers = {name: make_optimizer(model, Recipe()) for name, model in models.items()}
-    return {name: lambda name=name: job(name, optimizers[name]) for name in models}  # type: ignore[misc]
+    return step
+
+
+def _train(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, seq: int) -> Jobs:
+    """One training step; the same loss function and no dropout."""
+    steps = {name: _training_step(name, model, config, setting, batch, seq) for name, model in models.items()}
+
+    def job(name: str) -> float:
+        start = _now(setting)
+        steps[name]()
+        return _now(setting) - start
+
+    return {name: lambda name=name: job(name) for name in models}  # type: ignore[misc]
+
+
+def _train_memory(_: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, seq: int) -> Jobs:
+    """The most memory that a process takes which does nothing but train, in MiB; on a GPU, of the GPU's."""
+
+    def job(name: str) -> float:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as alone:
+            threads = torch.get_num_threads()
+            return alone.submit(_peak_of_training, name, config, setting, batch, seq, threads).result()
+
+    return {name: lambda name=name: job(name) for name in (OURS, *PEERS)}  # type: ignore[misc]
+
+
+def _peak_of_training(name: str, config: GPT2Config, setting: Setting, batch: int, seq: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    model = contender(name, config).to(setting.device)
+    step = _training_step(name, model, config, setting, batch, seq)
+    for _ in range(3):
+        step()
+    if setting.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(setting.device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> Jobs:
@@ -197,13 +286,14 @@ def _linear(rows: int, inputs: int, outputs: int) -> Jobs:
     return {OURS: ours, "F.linear": peer}
 
 
-ROWS: dict[str, Callable[[dict[str, Any]], Jobs]] = {
-    "prefill 1x512": lambda models: _prefill(models, 1, 512),
-    "prefill 8x128": lambda models: _prefill(models, 8, 128),
-    "decode 128+64, batch 1": lambda models: _decode(models, 1, 128, 64),
-    "decode 128+64, batch 8": lambda models: _decode(models, 8, 128, 64),
-    "train 4x256": lambda models: _train(models, 4, 256),
-    "linear 512 x 768 to 3072": lambda _: _linear(512, 768, 3072),
-    "linear 1 x 768 to 50257": lambda _: _linear(1, 768, 50257),
+ROWS: dict[str, Callable[[dict[str, Any], GPT2Config, Setting], Jobs]] = {
+    "prefill 1x512": partial(_prefill, batch=1, seq=512),
+    "prefill 8x128": partial(_prefill, batch=8, seq=128),
+    "decode 128+64, batch 1": partial(_decode, batch=1, prompt=128, new=64),
+    "decode 128+64, batch 8": partial(_decode, batch=8, prompt=128, new=64),
+    "train 4x256": partial(_train, batch=4, seq=256),
+    "train 4x256, memory": partial(_train_memory, batch=4, seq=256),
+    "linear 512 x 768 to 3072": lambda *_: _linear(512, 768, 3072),
+    "linear 1 x 768 to 50257": lambda *_: _linear(1, 768, 50257),
 }
-"""What is timed, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs."""
+"""What is measured, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs."""

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -181,6 +182,13 @@ class GPT2Tokenizer(Tokenizer):
     def description(self) -> dict[str, Any]:
         """Its name is all there is to say."""
         return {"tokenizer_class": "GPT2Tokenizer"}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer_config.json`, and copy the vocabulary if it was read from a folder."""
+        super().save(folder)
+        if self.folder is not None:
+            for name in ("vocab.json", "merges.txt"):
+                shutil.copyfile(Path(self.folder) / name, Path(folder) / name)
 
 
 NAMED: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}

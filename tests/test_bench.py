@@ -16,20 +16,41 @@ def test_all_contenders_compute_the_same_logits() -> None:
     assert bench.largest_difference(models, torch.randint(256, (2, 9))) < 5e-6
 
 
-def test_every_row_times_every_contender_in_every_round() -> None:
-    timings = list(bench.run(TINY, rounds=1))
-    assert [timing.row for timing in timings] == list(bench.ROWS)
-    for timing in timings:
-        peers = {"F.linear"} if timing.row.startswith("linear") else set(bench.PEERS)
-        assert set(timing.milliseconds) == {bench.OURS, *peers}
-        assert all(len(times) == 1 and times[0] > 0 for times in timing.milliseconds.values())
+def test_every_row_measures_every_contender_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(bench.ROWS, "train 4x256, memory")  # takes a process for each contender
+    measured = list(bench.run(TINY, rounds=1))
+    assert [row.name for row in measured] == list(bench.ROWS)
+    for row in measured:
+        peers = {"F.linear"} if row.name.startswith("linear") else set(bench.PEERS)
+        assert set(row.measured) == {bench.OURS, *peers}
+        assert all(len(times) == 1 and times[0] > 0 for times in row.measured.values())
+
+
+def test_training_can_be_measured_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(bench.ROWS, "train 4x256, memory")
+    (row,) = bench.run(TINY, ["train 4x256"], rounds=1, setting=bench.Setting(precision="bfloat16"))
+    assert row.unit == "ms"
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_which_only_trains() -> None:
+    """A model with a megabyte more of weights takes four more: itself, its gradient and two moments."""
+    sizes = []
+    for width in (64, 1024):
+        config = dataclasses.replace(TINY, embedding_dim=width, mlp_dim=4 * width)
+        sizes.append(bench._train_memory({}, config, bench.Setting(), 1, 8)[bench.OURS]())
+    parameters = 12 * 1024**2
+    assert sizes[1] - sizes[0] > 3.5 * parameters * 4 / 2**20
+    (row,) = bench.run(TINY, ["memory"], rounds=1)
+    assert row.unit == "MiB"
+    assert all(100 < peak < 2000 for (peak,) in row.measured.values())
 
 
 def test_the_ratio_is_the_fastest_peer_over_ours_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = {bench.OURS: iter([9.0, 1.0, 2.0, 4.0]), "eager": iter([9.0, 4.0, 4.0, 4.0]), "sdpa": iter([9.0] * 4)}
     jobs = {name: lambda name=name: next(ticks[name]) for name in ticks}
-    monkeypatch.setattr(bench, "contenders", lambda config: {})
-    monkeypatch.setattr(bench, "ROWS", {"row": lambda models: jobs})
-    (timing,) = bench.run(TINY, rounds=3)
-    assert timing.ratio == 2.0  # the median of 4, 2 and 1; the first round only warms up
-    assert timing.median(bench.OURS) == 2.0
+    monkeypatch.setattr(bench, "contenders", lambda config, device: {})
+    monkeypatch.setattr(bench, "ROWS", {"row": lambda *given: jobs})
+    (row,) = bench.run(TINY, rounds=3)
+    assert row.ratio == 2.0  # the median of 4, 2 and 1; the first round only warms up
+    assert row.median(bench.OURS) == 2.0

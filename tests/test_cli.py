@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from allformers import cli
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.tokenizers import ByteTokenizer
+from allformers.training.runs import read_metrics
 from conftest import perturb
 
 
@@ -33,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(*arguments: object, stdin: str | None = None) -> Result:
         monkeypatch.setattr(sys, "argv", ["allformers", *map(str, arguments)])
         if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()
@@ -96,16 +98,37 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["generate", "x", "--colour"], "--colour"),
         (["summary"], "PRESET"),
         (["summary", "./gpt3"], "The presets are: tiny, bundled, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl"),
-        (["train", "somewhere", "--file", "/no/such/file"], "/no/such/file cannot be read"),
-        (["train", "somewhere", "--steps", "0"], "steps must be at least 1, not 0"),
-        (["train", "somewhere", "--validate-every", "0"], "validate_every must be at least 1"),
+        (["train", "builtin", "somewhere", "--corpus", "/no/such/file"], "no corpus, file or folder /no/such/file"),
+        (["train", "builtin", "somewhere", "--steps", "0"], "steps must be a whole number of at least 1, not 0"),
+        (["train", "builtin", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "3 heads of equal width"),
+        (["train", "builtin", "somewhere", "--start", "bundled", "--num-layers", "2"], "num_layers cannot be changed"),
+        (["train", "builtin", "somewhere", "--max-minutes", "0"], "max_minutes must be above 0"),
+        (["train", "builtin", "somewhere", "--parallel", "magic"], "parallel must be ddp or fsdp, not 'magic'"),
+        (["train", "gpt2-124m", "somewhere"], "this recipe has no corpus of its own"),
+        (["train", "gpt3", "somewhere"], "gpt3"),
+        (["train", "plot", "/no/such/run"], "/no/such/run holds no metrics of a run"),
+        (["train", "plot", "/no/such/run", "--by", "moons"], "by must be one of steps, tokens, seconds, not 'moons'"),
+        (["data", "prepare", "/no/such/file", "somewhere"], "the corpora are: hello-world, python-docs, tiny-shakes"),
+        (["data", "prepare", "hello-world", "somewhere", "--tokenizer", "./no"], "there is no folder ./no"),
+        (["evaluate", "bundled", "/no/such/file"], "/no/such/file cannot be read"),
+        (["evaluate", "bundled", str(Path(__file__)), "--window", "300"], "a window of 300 tokens is too wide"),
+        (
+            ["evaluate", "bundled", str(Path(__file__)), "--stride", "0"],
+            "stride must be between 1 and the window's 256",
+        ),
+        (["evaluate", "bundled", str(Path(__file__)), "--batch-size", "0"], "batch_size must be at least 1"),
+        (["evaluate", "bundled", "/dev/null"], "at least two tokens, not 0"),
+        (["bench", "--precision", "float8"], "precision must be float32 or bfloat16"),
         (["bench", "--preset", "gpt3"], "there is no preset gpt3"),
         (["bench", "sleep", "--preset", "tiny"], "no row is called sleep"),
         (["bench", "--threads", "0"], "threads must be at least 1"),
         (["paint"], "paint"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_status_2(run: Run, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_clear_line_and_status_2(
+    run: Run, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert (result.status, result.output) == (2, "")
     assert message in result.errors
@@ -148,31 +171,95 @@ def test_summary_of_a_folder_reads_only_its_configuration(run: Run, checkpoint: 
     assert "weights in bfloat16: 243.5 KiB" in result.output
 
 
-def test_train_leaves_a_checkpoint_that_generate_continues_with(run: Run, tmp_path: Path) -> None:
+def test_hello_world_writes_its_sentence_exactly(run: Run, tmp_path: Path) -> None:
+    from allformers.training.data import HELLO_WORLD
+
+    result = run("train", "hello-world", tmp_path / "run")
+    assert result.status == 0
+    assert "the recipe is done, at step 200" in result.errors
+    assert read_metrics(tmp_path / "run")[-1]["loss"] < 0.01
+    written = run("generate", "H", "--model", tmp_path / "run", "--temperature", 0, "-n", len(HELLO_WORLD) - 1)
+    assert written.output == HELLO_WORLD + "\n"
+
+
+def test_train_takes_a_text_and_every_value_of_its_recipe(run: Run, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 100)
-    output = tmp_path / "model"
-    options = ["--steps", 3, "--batch-size", 2, "--validate-every", 2]
-    assert run("train", output, "--file", text, *options).status == 0
+    output = tmp_path / "run"
+    options = ["--steps", 3, "--batch-size", 2, "--seq-length", 20, "--validate-every", 2, "--embedding-dim", 32]
+    result = run("train", "shakespeare-char", output, "--corpus", text, *options, "--no-tie-embeddings")
+    assert result.status == 0
+    assert "step 2: loss" in result.errors
     record = json.loads((output / "training.json").read_text())
-    assert record["recipe"]["steps"] == 3
-    assert record["corpus"] == "text.txt"
-    assert 0 < record["validation_loss_nats_per_token"] < 6
+    model = record["recipe"]["model"]
+    assert (record["recipe"]["steps"], model["context_length"], model["mlp_dim"]) == (3, 20, 128)
+    assert (model["vocab_size"], model["tie_embeddings"]) == (len(set(text.read_text())), False)
+    assert record["corpus"]["source"] == "text.txt"
+    assert 0 < record["result"]["validation_loss_nats_per_token"] < 6
     assert run("generate", "to be", "--model", output, "-n", 5).status == 0
-    first = (output / "model.safetensors").read_bytes()
-    assert run("train", output, "--file", text, *options).status == 0
-    assert (output / "model.safetensors").read_bytes() == first
+    again = run("train", "shakespeare-char", output, "--corpus", text, *options, "--no-tie-embeddings")
+    assert "holds a run already" in again.errors
 
 
-def test_train_refuses_a_file_that_is_no_text_or_too_short(run: Run, tmp_path: Path) -> None:
+def test_a_run_stopped_by_its_budget_says_how_to_use_what_there_is(run: Run, tmp_path: Path) -> None:
+    result = run("train", "hello-world", tmp_path, "--max-steps", 2)
+    assert "the budget of 2 steps is spent, at step 2" in result.errors
+    assert "--model" in result.errors
+    assert "step-00000002" in result.errors
+    resumed = run("train", "hello-world", tmp_path, "--resume", "--max-steps", 3)
+    assert "at step 3" in resumed.errors
+
+
+def test_train_refuses_a_text_that_is_none_or_too_short(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(b"\xff\xfe\x00")
-    assert "is not UTF-8 text" in run("train", tmp_path / "model", "--file", file).errors
+    assert "is not UTF-8 text" in run("train", "builtin", tmp_path / "run", "--corpus", file).errors
     file.write_text("short")
-    result = run("train", tmp_path / "model", "--file", file)
+    result = run("train", "builtin", tmp_path / "run", "--corpus", file)
     assert result.status == 2
     assert "too short" in result.errors
-    assert not (tmp_path / "model").exists()
+
+
+def test_the_curves_of_runs_are_drawn_as_png_and_svg(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("train", "hello-world", tmp_path / name, "--max-steps", 20)
+    result = run("train", "plot", tmp_path / "one")
+    assert result.output == f"{tmp_path}/one/losses.png\n{tmp_path}/one/losses.svg\n"
+    assert (tmp_path / "one" / "losses.png").read_bytes().startswith(b"\x89PNG")
+    result = run("train", "plot", tmp_path / "one", tmp_path / "two", "--by", "tokens", "--output", tmp_path / "both")
+    drawing = (tmp_path / "both.svg").read_text()
+    assert result.status == 0
+    assert "<svg" in drawing
+
+
+def test_data_is_prepared_with_digests_and_then_learned_from(run: Run, tmp_path: Path) -> None:
+    result = run("data", "prepare", "-", tmp_path / "tokens", stdin="some text\n" * 50)
+    assert result.output.startswith("500 tokens of 256 kinds, from 500 bytes of text\ntext    SHA-256 ")
+    arguments = ["--steps", 1, "--seq-length", 20, "--batch-size", 2]
+    assert run("train", "builtin", tmp_path / "run", "--corpus", tmp_path / "tokens", *arguments).status == 0
+    assert run("data", "prepare", "hello-world", tmp_path / "tokens").status == 2  # it is there already
+
+
+def test_data_can_be_prepared_with_a_checkpoints_tokenizer(run: Run, tmp_path: Path, checkpoint: Path) -> None:
+    result = run("data", "prepare", "hello-world", tmp_path / "tokens", "--tokenizer", checkpoint)
+    assert result.output.startswith("84 tokens of 256 kinds")
+
+
+def test_evaluate_prints_what_the_functions_give(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    from allformers.training.evaluation import evaluate
+
+    text = "Wörter, words, and words again. " * 20
+    result = run("evaluate", checkpoint, "-", "--stride", 32, "--json", tmp_path / "figures.json", stdin=text)
+    assert result.status == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    token_ids = torch.tensor(ByteTokenizer().encode(text))
+    expected = evaluate(GPT2.from_pretrained(checkpoint), token_ids, 128, 32)
+    assert figures["loss"] == pytest.approx(expected.loss)
+    assert figures["bits_per_byte"] == pytest.approx(expected.loss / math.log(2))
+    assert figures["word_perplexity"] == pytest.approx(math.exp(expected.loss * len(token_ids) / 100))
+    assert (figures["tokens"], figures["bytes"], figures["words"]) == (660, 660, 100)
+    assert f"perplexity          {expected.perplexity:,.4f}" in result.output
+    assert "659 of 660 tokens predicted" in result.output
 
 
 def test_version_and_help(run: Run) -> None:
@@ -180,4 +267,9 @@ def test_version_and_help(run: Run) -> None:
 
     assert run("--version") == (0, f"{__version__}\n", "")
     assert "generate" in run("--help").output
+    listed = run("train", "--help").output
+    assert all(name in listed for name in ("hello-world", "shakespeare-char", "builtin", "gpt2-124m", "plot"))
+    help_text = " ".join(run("train", "shakespeare-char", "--help").output.split())
+    assert "Expect a validation loss of 1.76" in help_text
+    assert "[default: 2000]" in help_text
     assert "--max-new-tokens" in run("generate", "--help").output

@@ -39,11 +39,15 @@ def test_code_shown_in_the_readme_is_code_of_the_package() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_exist_and_take_the_options_shown(page: Path) -> None:
-    command = typer.main.get_command(app)
     for block in fences(page, "bash"):
-        for part in re.split(r"\n|&&", block.replace("\\\n", " ")):
-            words = shlex.split(part)
+        for part in re.split(r"\n|&&|\|", block.replace("\\\n", " ")):
+            words = shlex.split(part, comments=True)
+            if words and Path(words[0]).name == "torchrun":
+                words = words[words.index("-m") + 1 :]
             if words and Path(words[0]).name == "allformers":
-                assert words[1] in command.commands  # type: ignore[attr-defined]
-                chosen = command.commands[words[1]]  # type: ignore[attr-defined]
-                chosen.make_context(words[1], words[2:])  # raises for an option that does not exist
+                command, words = typer.main.get_command(app), words[1:]
+                while hasattr(command, "get_command"):
+                    chosen = command.get_command(typer.Context(command), words[0])
+                    assert chosen is not None, f"there is no command {words[0]}"
+                    command, words = chosen, words[1:]
+                command.make_context(command.name, words)  # raises for an option that does not exist

@@ -47,18 +47,24 @@ LOCAL_AXES = {
 
 MAY_IMPORT = {
     "__init__": {"models", "checkpoints"},
+    "__main__": {"cli"},
     "shapes": set(),
+    "files": set(),
     "linear": set(),
     "cache": {"shapes"},
     "sampling": {"shapes"},
     "generation": {"cache", "sampling", "shapes"},
-    "checkpoints": {"shapes"},
+    "checkpoints": {"files", "shapes"},
     "models": {"checkpoints"},
     "tokenizers": {"checkpoints"},
-    "training": {"generation", "shapes"},
+    "training": {"checkpoints", "files", "generation", "shapes", "tokenizers"},
     "inspection": {"checkpoints", "shapes"},
-    "bench": {"checkpoints", "linear", "models", "training"},
-    "cli": {"__init__", "bench", "checkpoints", "inspection", "models", "tokenizers", "training"},
+    "recipes": {"checkpoints", "inspection", "linear", "models", "tokenizers", "training"},
+    "figures": {"training"},
+    "bench": {"checkpoints", "linear", "models", "recipes", "training"},
+    "cli": {
+        *("__init__", "bench", "checkpoints", "figures", "inspection", "models", "recipes", "tokenizers", "training"),
+    },
 }
 """What each module may import of the package."""
 MODELS_MAY_IMPORT = {"cache", "checkpoints", "generation", "linear", "shapes"}
@@ -116,7 +122,7 @@ def axis_names(module: Path) -> Iterator[tuple[int, str]]:
         elif (
             isinstance(node, ast.Subscript)
             and isinstance(node.value, ast.Name)
-            and node.value.id in {"Float", "Int", "Bool", "Shaped"}
+            and node.value.id in {"Float", "Int", "Integer", "Bool", "Shaped"}
             and isinstance(node.slice, ast.Tuple)
         ):
             written = node.slice.elts[1:]
@@ -151,7 +157,7 @@ def takes_named_tensors(function: ast.FunctionDef) -> bool:
     annotations = [a.annotation for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
     annotations += [function.returns, arguments.vararg.annotation if arguments.vararg else None]
     names = {node.id for a in annotations if a is not None for node in ast.walk(a) if isinstance(node, ast.Name)}
-    return bool(names & {"Float", "Int", "Bool", "Shaped"})
+    return bool(names & {"Float", "Int", "Integer", "Bool", "Shaped"})
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
@@ -225,7 +231,8 @@ def test_only_the_benchmark_imports_the_reference_and_only_when_it_runs() -> Non
     ("statement", "unwanted"),
     [
         ("import allformers", {"torch", "transformers", "tiktoken", "einops", "numpy"}),
-        ("import allformers.cli", {"torch", "transformers", "tiktoken"}),
+        ("import allformers.cli", {"torch", "transformers", "tiktoken", "matplotlib"}),
+        ("import allformers.recipes", {"transformers", "tiktoken", "huggingface_hub", "matplotlib", "pooch"}),
         ("import allformers.models.gpt2.gpt2", {"transformers", "tiktoken", "huggingface_hub", "torch._dynamo"}),
         ("import allformers; allformers.load('bundled')", {"transformers", "huggingface_hub", "torch._dynamo"}),
     ],

@@ -1,0 +1,74 @@
+"""The command `allformers`: write with a model, train one, see what one is made of and how good it is, time one."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from allformers.cli.learn import data, train
+from allformers.cli.measure import bench, evaluate, summary
+from allformers.cli.write import generate
+
+app = typer.Typer(
+    name="allformers",
+    help="Transformers to read and run: write with a model, train one, see what one is made of, time one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from allformers import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command as a whole."""
+
+
+app.command()(generate)
+app.add_typer(train)
+app.add_typer(data)
+app.command()(evaluate)
+app.command()(summary)
+app.command()(bench)
+
+
+def main() -> None:
+    """Run the command: exit status 2 and one line on standard error for bad input."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # each of its retries would be a paragraph
+    try:
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except (ValueError, TypeError, OSError, typer.Abort) as error:
+        status = _complain(error)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a usage error: ours to mend, so show where it happened
+            raise
+        status = _complain(error)
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _complain(error: BaseException) -> int:
+    describe = getattr(error, "format_message", None)
+    message = describe() if describe else str(error) or type(error).__name__
+    if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike one speaks
+        print("allformers:", "; ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
+    return 2

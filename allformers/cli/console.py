@@ -1,0 +1,68 @@
+"""What the commands share: where they write, what they take for a device or a dtype, how they say a size."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+messages = Console(stderr=True)
+"""For what is said beside a command's output."""
+
+
+class Dtype(StrEnum):
+    """What a number is stored as."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def announce(model: str) -> None:
+    """Say so before what may take a while: asking the hub."""
+    from allformers.checkpoints import is_hub_name
+
+    if is_hub_name(model):
+        messages.print(f"[dim]looking for {model} on the Hugging Face hub[/dim]")
+
+
+def find_device(name: str) -> Any:
+    """The device of that name, if it can be used; "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def in_bytes(number: float) -> str:
+    """A size in a unit that suits it."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= scale:
+            return f"{number / scale:,.1f} {unit}"
+    return f"{number:,.0f} bytes"
+
+
+def read_text(source: str) -> str:
+    """The text of a file, or of standard input if the source is "-", with its line ends as they are.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return content.decode()
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text: {error}") from error

@@ -1,0 +1,290 @@
+"""`allformers train` and `allformers data`: follow a recipe, draw what came of it, prepare a text."""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+import typer.main
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+from allformers.cli.console import find_device, messages
+
+if TYPE_CHECKING:
+    from allformers.training.loop import Recipe
+    from allformers.training.runs import Report
+
+FOLLOWS = {
+    "vocab_size": "the tokenizer",
+    "context_length": "seq_length",
+    "mlp_dim": "embedding_dim: four times as wide",
+}
+"""Sizes of a model that are not asked for, since they follow from others."""
+
+
+class _Recipes(TyperGroup):
+    """The recipes as commands, made when they are asked for: what they consist of takes a second to import."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from allformers.recipes import RECIPES
+
+        return [*RECIPES, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from allformers.recipes import RECIPES
+
+        if cmd_name not in RECIPES:
+            return super().get_command(ctx, cmd_name)
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(cmd_name)(_command(RECIPES[cmd_name]))
+        return typer.main.get_command(alone)
+
+
+train = typer.Typer(
+    name="train",
+    cls=_Recipes,
+    help="""Train a model by a recipe, or draw the curves of runs.
+
+    Every value of a recipe can be changed: allformers train RECIPE --help shows them all, and the loss to expect.""",
+    no_args_is_help=True,
+)
+data = typer.Typer(name="data", help="Prepare texts to learn from.", no_args_is_help=True)
+
+
+def documented(described: type) -> dict[str, str]:
+    """What a class says about each of its attributes."""
+    section = (inspect.getdoc(described) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()).rstrip(".").replace("`", "") for name, text in entries}
+
+
+def _option(owner: type, field: "dataclasses.Field[Any]", value: Any, panel: str) -> inspect.Parameter:
+    """A command-line option for a field of a dataclass, with that field's own words."""
+    kind = get_type_hints(owner)[field.name]
+    about = documented(owner)[field.name].replace("if None", "if left out")
+    option = typer.Option(help=about[0].upper() + about[1:], rich_help_panel=panel, show_default=value != "")
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=Annotated[kind, option]
+    )
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a value of this type can be given on a command line."""
+    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return set(kinds) <= {bool, int, float, str, type(None)}
+
+
+def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
+    """The command that follows a recipe, with an option for each of its values."""
+    from allformers.training.loop import Recipe
+    from allformers.training.runs import Budget
+
+    recipe = make()
+    shape = type(recipe.model)
+    recipe_fields = [f for f in dataclasses.fields(Recipe) if _is_plain(get_type_hints(Recipe)[f.name])]
+    shape_fields = [f for f in dataclasses.fields(shape) if f.name not in FOLLOWS]
+    budget_fields = dataclasses.fields(Budget)
+
+    def follow(output: Path, file: Path | None, resume: bool, device: str, parallel: str, **given: Any) -> None:
+        from allformers.recipes import continuing
+
+        def chosen(fields: Any) -> dict[str, Any]:
+            return {field.name: given[field.name] for field in fields}
+
+        changed = {
+            field: value for field, value in chosen(shape_fields).items() if value != getattr(recipe.model, field)
+        }
+        wide = given["embedding_dim"] * recipe.model.mlp_dim // recipe.model.embedding_dim
+        model = dataclasses.replace(
+            recipe.model, **chosen(shape_fields), context_length=given["seq_length"], mlp_dim=wide
+        )
+        asked = dataclasses.replace(recipe, model=model, **chosen(recipe_fields))
+        if given["start"]:
+            if changed:
+                raise ValueError(
+                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint {given['start']}"
+                )
+            asked = continuing(asked, given["start"])
+        _follow(asked, output, file, resume, Budget(**chosen(budget_fields)), device, parallel, given["tensorboard"])
+
+    def parameter(name: str, kind: Any, about: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+        kind = Annotated[kind, about]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+    paragraphs = (inspect.getdoc(make) or "").split("\n\n")
+    follow.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # lines break at the window
+    follow.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            parameter(
+                "output", Path, typer.Argument(metavar="OUTPUT", help="A folder for the run; made if it is not there.")
+            ),
+            parameter(
+                "file",
+                Path | None,
+                typer.Option(help="Where the recipe's corpus lies, if it need not be fetched; its digest is checked."),
+                None,
+            ),
+            parameter("resume", bool, typer.Option(help="Go on from the folder's newest checkpoint, if any."), False),
+            parameter("device", str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one."), "auto"),
+            parameter(
+                "parallel",
+                str,
+                typer.Option(help="Under torchrun: ddp (each process has the model) or fsdp (each has a slice of it)."),
+                "ddp",
+            ),
+            parameter("tensorboard", bool, typer.Option(help="Write the metrics for TensorBoard too."), False),
+            *(_option(Budget, field, field.default, "Stop early") for field in budget_fields),
+            *(_option(Recipe, field, getattr(recipe, field.name), "The recipe") for field in recipe_fields),
+            *(_option(shape, field, getattr(recipe.model, field.name), "The model") for field in shape_fields),
+        ]
+    )
+    follow.__annotations__ = {}
+    return follow
+
+
+def _follow(
+    recipe: "Recipe",
+    output: Path,
+    file: Path | None,
+    resume: bool,
+    budget: Any,
+    device: str,
+    parallel: str,
+    tensorboard: bool,
+) -> None:
+    """Train, and show how it goes: on standard error, by the first process only."""
+    from allformers import recipes
+    from allformers.training.runs import find_checkpoints, read_result
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("{task.fields[mfu]:.0%} MFU"),
+        TimeRemainingColumn(),
+    )
+    report: Report | None = None
+    with _reading() as reading, contextlib.ExitStack() as shown:
+        bar = Progress(*columns, console=messages, disable=not is_first)
+        task = bar.add_task("", total=recipe.steps, loss=float("nan"), speed=0.0, mfu=0.0)
+        for report in recipes.train(
+            recipe,
+            output,
+            file=file,
+            resume=resume,
+            budget=budget,
+            device=find_device(device),
+            parallel=parallel,
+            tensorboard=tensorboard,
+            report=reading,
+        ):
+            if not bar.live.is_started:  # not before there is something to show
+                shown.enter_context(bar)
+            speed = report.tokens_per_second
+            bar.update(task, completed=report.step, loss=report.loss, speed=speed, mfu=report.mfu or 0.0)
+            if is_first and (report.validation_loss is not None or report.sample is not None):
+                _say(report)
+    if not is_first:
+        return
+    result = read_result(output)
+    where = output if result["step"] == recipe.steps else find_checkpoints(output)[-1]
+    messages.print(f"{result['ended']}, at step {result['step']:,}, after {result['seconds']:,.0f} s of training")
+    messages.print(f"write with it: allformers generate --model {where} PROMPT", soft_wrap=True, highlight=False)
+
+
+def _say(report: "Report") -> None:
+    """One measurement or sample, to stay on the screen."""
+    validation = "" if report.validation_loss is None else f", validation {report.validation_loss:.4f}"
+    messages.print(
+        f"step {report.step:,}: loss {report.loss:.4f}{validation}, {report.tokens_per_second:,.0f} tokens/s, "
+        f"{report.seconds:,.0f} s"
+    )
+    if report.sample is not None:
+        messages.print(report.sample, style="dim", soft_wrap=True, markup=False, highlight=False)
+
+
+class _reading:  # noqa: N801  (used as a function)
+    """Shows how far a text has been prepared; nothing for one that is done at once."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("preparing"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=messages,
+            transient=True,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> "_reading":
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.task is None and done < total:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=total)
+        if self.task is not None:
+            self.bar.update(self.task, completed=done)
+            if done >= total:
+                self.bar.stop()
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar.live.is_started:
+            self.bar.stop()
+
+
+@train.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, to be drawn in one figure.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to put the figure, without its ending; by default `losses` in the first folder."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="What to draw the loss against: steps, tokens or seconds.")] = "steps",
+) -> None:
+    """Draw the loss curves of runs, as PNG and as SVG."""
+    from allformers.figures import loss_curves, save
+
+    place = output or runs[0] / "losses"
+    for path in save(loss_curves(runs, by), place):
+        print(path)
+
+
+@data.command()
+def prepare(
+    source: Annotated[
+        str, typer.Argument(help="hello-world, python-docs, tiny-shakespeare; a text file, a folder of them, or -.")
+    ],
+    output: Annotated[Path, typer.Argument(help="A new folder for the tokens.")],
+    tokenizer: Annotated[str, typer.Option(help="bytes, characters or gpt2; or a checkpoint's name.")] = "bytes",
+    file: Annotated[
+        Path | None, typer.Option(help="Where a corpus with a name lies, if it need not be fetched.")
+    ] = None,
+    glob: Annotated[str, typer.Option(help="Which files of a folder to take.")] = "**/*",
+) -> None:
+    """Cut a text into tokens, once: `allformers train RECIPE --corpus OUTPUT` then maps them into memory.
+
+    So a text may be larger than memory. The digests tell whether two machines have prepared the same.
+    """
+    import allformers.training.data as texts
+    from allformers.models import load_config
+    from allformers.tokenizers import load_tokenizer
+
+    chosen: Any = tokenizer
+    if tokenizer not in texts.TOKENIZERS:
+        chosen = load_tokenizer(tokenizer, load_config(tokenizer)[1].vocab_size)
+    with _reading() as reading:
+        tokens = texts.prepare(source, output, chosen, file=file, glob=glob, report=reading)
+    print(f"{len(tokens.ids):,} tokens of {tokens.tokenizer.vocab_size:,} kinds, from {tokens.size:,} bytes of text")
+    print(f"text    SHA-256 {tokens.text_sha256}")
+    print(f"tokens  SHA-256 {tokens.tokens_sha256}")

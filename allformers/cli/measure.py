@@ -1,0 +1,214 @@
+"""`allformers summary`, `evaluate` and `bench`: what a model is made of, how good it is, how fast it is."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from allformers.cli.console import Dtype, announce, find_device, in_bytes, messages, read_text
+
+if TYPE_CHECKING:
+    from allformers.inspection import Summary
+
+
+def summary(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET",
+            help="tiny, bundled, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl; or a folder or a hub name.",
+        ),
+    ],
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights and the cache.")] = Dtype.float32,
+) -> None:
+    """Show what a model is made of, with named axes, and what it costs.
+
+    Nothing of the model is allocated, so this takes as little for the largest as for the smallest.
+    """
+    import torch
+
+    from allformers.checkpoints import CheckpointError
+    from allformers.inspection import summarise
+    from allformers.models import READING_ORDER, load_config
+
+    presets = {
+        preset.replace("_", "-"): (model_class, make)
+        for model_class in (entry.load() for entry in READING_ORDER)
+        for preset, make in model_class.format.config_class.presets().items()
+    }
+    if name.replace("_", "-") in presets:
+        model_class, make = presets[name.replace("_", "-")]
+        config = make()
+    else:
+        announce(name)
+        try:
+            model_class, config = load_config(name)
+        except CheckpointError as error:
+            raise ValueError(f"{error}. The presets are: {', '.join(presets)}") from error
+    _print_summary(summarise(model_class, config, getattr(torch, dtype)), name, config, dtype)
+
+
+def _print_summary(summary: "Summary", name: str, config: Any, dtype: str) -> None:
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(title=f"{name}: {summary.parameters:,} parameters", title_justify="left", box=None, pad_edge=False)
+    table.add_column("module", no_wrap=console.width >= 80)
+    table.add_column("axes")
+    for heading in ("sizes", "parameters", "MFLOP/token"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for part in summary.modules:
+        where = part.name if part.copies == 1 else f"{part.copies} x {part.name.partition('*.')[2]}"
+        named, shape = part.weights.get("weight", ("scores and mixing", ()))
+        parameters = part.parameters * part.copies
+        flops = part.flops_per_token * part.copies
+        table.add_row(
+            where,
+            named,
+            " x ".join(f"{size:,}" for size in shape),
+            f"{parameters:,}" if parameters else "tied" if part.weights else "",
+            f"{flops / 1e6:,.2f}" if flops else "",
+        )
+    table.add_section()
+    table.add_row("total", "", "", f"{summary.parameters:,}", f"{summary.flops_per_token / 1e6:,.2f}")
+    console.print(table)
+    axes = ", ".join(f"{axis} {size:,}" for axis, size in config.axes.items())
+    console.print(f"\naxes: {axes}")
+    console.print(f"weights in {dtype}: {in_bytes(summary.weight_bytes)}")
+    whole = summary.cache_bytes_per_token * config.context_length
+    console.print(
+        f"cache in {dtype}: {in_bytes(summary.cache_bytes_per_token)} for each token, "
+        f"{in_bytes(whole)} for a whole context of {config.context_length:,}"
+    )
+    console.print(
+        "parameters: biases counted in; FLOPs: of a pass over a whole context, for each token, matrix products only"
+    )
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a model's name on the Hugging Face hub, or bundled.")],
+    text: Annotated[str, typer.Argument(help="A text file, or - for standard input.")],
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens by which the window moves; a whole window if left out.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens in a window; the model's context if left out.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows that are read at once.")] = 1,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one.")] = "auto",
+    output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
+) -> None:
+    """Measure how well a model predicts a text: perplexity and bits per byte.
+
+    The model reads the text through a window of at most its context. A window's first token has nothing before it and
+    is not counted; a short stride gives every other token more to go by, and takes longer.
+    """
+    import torch
+
+    import allformers
+    from allformers.tokenizers import load_tokenizer
+    from allformers.training import evaluation
+
+    content = read_text(text)
+    announce(model)
+    loaded = allformers.load(
+        model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
+    )
+    token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
+    context = loaded.config.context_length
+    window = context if window is None else window
+    if window > context + 1:
+        raise ValueError(
+            f"a window of {window} tokens is too wide: {model} reads {context}, so with the one predicted after them "
+            f"it can be {context + 1} at most"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    found = evaluation.evaluate(loaded, token_ids, window, window if stride is None else stride, batch_size)
+    size, words = len(content.encode()), max(1, len(content.split()))
+    figures = {
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte(len(token_ids), size),
+        "word_perplexity": evaluation.exp(found.per_unit(len(token_ids), words)),
+        "tokens": len(token_ids),
+        "predicted": found.predicted,
+        "bytes": size,
+        "words": words,
+        "window": window,
+        "stride": window if stride is None else stride,
+    }
+    print(f"perplexity          {figures['perplexity']:,.4f}")
+    print(f"loss                {figures['loss']:.4f} nats a token")
+    print(f"bits per byte       {figures['bits_per_byte']:.4f}")
+    print(f"perplexity by word  {figures['word_perplexity']:,.4f}  (words are what white space parts)")
+    print(
+        f"{found.predicted:,} of {len(token_ids):,} tokens predicted; {size:,} bytes, {words:,} words; "
+        f"window {window:,}, stride {figures['stride']:,}"
+    )
+    if output is not None:
+        output.write_text(json.dumps({"model": model, **figures}, indent=2) + "\n", encoding="utf-8")
+
+
+def bench(
+    rows: Annotated[
+        list[str] | None,
+        typer.Argument(help="Rows to measure, by part of their names: prefill, decode, train, linear."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Size of the model.")] = "gpt2-small",
+    rounds: Annotated[int, typer.Option(help="How often each contender is measured.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads for everybody; PyTorch's own choice if left out.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of training: float32, or bfloat16 by autocast.")] = "float32",
+    compile: Annotated[bool, typer.Option(help="Compile everybody's model for training.")] = False,  # noqa: A002
+    output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
+) -> None:
+    """Measure this package beside transformers: same weights, same threads, one process, in turns; checks on.
+
+    The ratio is how many times as much time, or memory, the most frugal peer takes: above 1, allformers takes less.
+    """
+    import torch
+    from rich.table import Table
+
+    from allformers import bench as benchmark
+    from allformers.models.gpt2.gpt2 import GPT2Config
+    from allformers.training.loop import PRECISIONS
+
+    presets = GPT2Config.presets()
+    if preset.replace("-", "_") not in presets:
+        raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets).replace('_', '-')}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
+    config = presets[preset.replace("-", "_")]()
+    setting = benchmark.Setting(str(find_device(device)), precision, compile)
+    measured = []
+    try:
+        for row in benchmark.run(config, rows or (), rounds, setting):
+            measured.append(row)
+            messages.print(f"[dim]{row.name}: {row.ratio:.2f}[/dim]")
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    names = list(dict.fromkeys(name for row in measured for name in row.measured))
+    how = f"{precision}{', compiled' if compile else ''}, {device}, {torch.get_num_threads()} threads"
+    table = Table(title=f"{preset}, {how}, median of {rounds}", box=None)
+    table.add_column("", no_wrap=True)
+    for name in ("unit", *names, "ratio"):
+        table.add_column(name, justify="right")
+    for row in measured:
+        cells = (f"{row.median(name):,.1f}" if name in row.measured else "" for name in names)
+        table.add_row(row.name, row.unit, *cells, f"{row.ratio:.2f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if output is not None:
+        figures = {row.name: {"unit": row.unit, "measured": row.measured, "ratio": row.ratio} for row in measured}
+        about = {"preset": preset, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        about |= {"device": device, "precision": precision, "compile": compile}
+        output.write_text(json.dumps({**about, "rows": figures}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,303 @@
+"""Data: every text becomes the tokens it should, whatever its size and source, and batches can be drawn again."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allformers.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+from allformers.training import data
+from allformers.training.data import (
+    CORPORA,
+    HELLO_WORLD,
+    Remote,
+    draw_batch,
+    is_prepared,
+    open_tokens,
+    prepare,
+    python_documentation,
+    split,
+)
+from conftest import SHARED
+
+TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 日本語!\n"
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read a few characters at a time, as if the text were large."""
+    monkeypatch.setattr(data, "_PIECE", 7)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "gpt2"])
+def test_a_file_becomes_the_tokens_of_its_whole_text(
+    tmp_path: Path, kind: str, small_pieces: None, gpt2_vocabulary: None
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes((TEXT * 5).encode())
+    tokens = prepare(str(file), tmp_path / "tokens", kind)
+    tokenizer: Tokenizer = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer, "characters": lambda: CharTokenizer(TEXT)}[
+        kind
+    ]()
+    expected = tokenizer.encode(TEXT * 5) + ([50256] if kind == "gpt2" else [])
+    assert tokens.ids.tolist() == expected
+    assert tokens.size == len((TEXT * 5).encode())
+    assert tokens.tokenizer.description() == tokenizer.description()
+    assert open_tokens(tmp_path / "tokens", verify=True).ids.tolist() == expected
+
+
+@given(st.text(alphabet="ab' \n\t1é<|>", max_size=60), st.integers(1, 9))
+def test_cutting_a_text_into_pieces_changes_nothing_but_where_it_is_cut(text: str, size: int) -> None:
+    pieces = list(data._whole_words(text[start : start + size] for start in range(0, len(text), size)))
+    assert "".join(pieces) == text
+    for before, after in pairwise(pieces):
+        assert after[0].isspace()
+        assert not before[-1].isspace()
+
+
+@given(text=st.text(alphabet="ab' \n\t1é.\u3000", max_size=60), size=st.integers(1, 9))
+def test_no_bpe_token_reaches_across_a_cut(text: str, size: int, tokenizer: GPT2Tokenizer) -> None:
+    pieces = data._whole_words(text[start : start + size] for start in range(0, len(text), size))
+    assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Iterator[GPT2Tokenizer]:
+    with pytest.MonkeyPatch.context() as patch:
+        cache = SHARED / "tiktoken-cache"
+        if not cache.is_dir():
+            pytest.skip(f"GPT-2's vocabulary is not cached at {cache}")
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+        yield GPT2Tokenizer()
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    (texts / "b").mkdir(parents=True)
+    (texts / ".git").mkdir()
+    for name, content in {"b/2.txt": "two ", "a.txt": "one ", "c.md": "three", ".git/x": "no", ".hidden": "no"}.items():
+        (texts / name).write_text(content)
+    assert bytes(prepare(str(texts), tmp_path / "all").ids.tolist()) == b"one two three"
+    assert bytes(prepare(str(texts), tmp_path / "some", glob="**/*.txt").ids.tolist()) == b"one two "
+    with pytest.raises(ValueError, match=r"holds no file that matches \*\.rst"):
+        prepare(str(texts), tmp_path / "none", glob="*.rst")
+
+
+def test_the_end_of_text_stands_after_each_document(tmp_path: Path, gpt2_vocabulary: None) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "1").write_text("one")
+    (texts / "2").write_text("two")
+    assert prepare(str(texts), tmp_path / "tokens", "gpt2").ids.tolist() == [505, 50256, 11545, 50256]
+
+
+def test_standard_input_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert bytes(prepare("-", tmp_path / "tokens").ids.tolist()).decode() == TEXT
+
+
+def test_a_named_corpus_needs_no_file(tmp_path: Path) -> None:
+    tokens = prepare("hello-world", tmp_path / "tokens", "characters")
+    assert tokens.tokenizer.decode(tokens.ids.tolist()) == HELLO_WORLD
+    described = json.loads((tmp_path / "tokens" / "data.json").read_text())
+    assert (described["source"], described["tokens"]) == ("hello-world", len(HELLO_WORLD))
+    assert is_prepared(tmp_path / "tokens")
+
+
+def test_the_built_in_corpus_is_a_text_of_some_length() -> None:
+    text = python_documentation()
+    assert len(text) > 300_000
+    assert '"for" statement' in text
+
+
+def test_a_corpus_on_the_network_can_be_given_as_a_file_whose_digest_is_checked(tmp_path: Path) -> None:
+    file = SHARED / "data" / "tinyshakespeare.txt"
+    if not file.is_file():
+        pytest.skip(f"Tiny Shakespeare is not at {file}")
+    tokens = prepare("tiny-shakespeare", tmp_path / "tokens", "characters", file=file)
+    assert (len(tokens.ids), tokens.tokenizer.vocab_size) == (1_115_394, 65)
+    corpus = CORPORA["tiny-shakespeare"]
+    assert isinstance(corpus, Remote)
+    assert tokens.text_sha256 == corpus.sha256
+
+
+def test_a_file_that_is_not_the_corpus_is_refused_with_both_digests(tmp_path: Path) -> None:
+    file = tmp_path / "fake.txt"
+    file.write_text("To be")
+    with pytest.raises(ValueError, match=r"is not tiny-shakespeare: its SHA-256 is [0-9a-f]{64}, expected 86c4e6aa"):
+        prepare("tiny-shakespeare", tmp_path / "tokens", file=file)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_corpus_is_downloaded_once_and_its_digest_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pooch
+
+    source = tmp_path / "served.txt"
+    source.write_text("served")
+    asked: list[str] = []
+
+    def download(url: str, output: str, _: object) -> None:
+        asked.append(url)
+        Path(output).write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("pooch.core.choose_downloader", lambda url, progressbar=False: download)
+    monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", data.digest(source)))
+    for count in range(2):
+        assert bytes(prepare("served", tmp_path / f"tokens{count}").ids.tolist()) == b"served"
+    assert asked == ["https://example.org/served.txt"]
+
+    monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", "0" * 64))
+    with pytest.raises(
+        ValueError, match=r"was fetched from https://example\.org/served.txt, but not with the SHA-256 0"
+    ):
+        prepare("served", tmp_path / "other")
+
+
+def test_without_a_network_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pooch
+    import requests
+
+    def fail(*_: object, **__: object) -> None:
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(requests, "get", fail)
+    with pytest.raises(ValueError, match=r"could not be fetched \(ConnectionError\).*where the file is with --file"):
+        prepare("tiny-shakespeare", tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (b"\xff\xfe", "bytes", "is not UTF-8 text"),
+        (b"", "bytes", "holds no text"),
+        (b"", "characters", "it has no characters"),
+        (b"x", "runes", "tokenizer must be one of bytes, characters, gpt2, not 'runes'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_and_leaves_nothing(
+    tmp_path: Path, content: bytes, kind: str, message: str
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        prepare(str(file), tmp_path / "tokens", kind)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
+
+
+def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no corpus, file or folder \./nothing; the corpora are: hello-world, python"):
+        prepare("./nothing", tmp_path / "tokens")
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="is already there"):
+        prepare("hello-world", tmp_path / "tokens")
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["mine"]
+
+
+def test_large_vocabularies_take_four_bytes_a_token(tmp_path: Path) -> None:
+    alphabet = "".join(chr(0x20000 + number) for number in range(2**16 + 10))
+    file = tmp_path / "text.txt"
+    file.write_text(alphabet[::-1])
+    tokens = prepare(str(file), tmp_path / "tokens", "characters")
+    assert tokens.ids.dtype == torch.uint32
+    assert tokens.ids.tolist() == list(range(2**16 + 10))[::-1]
+    inputs, targets = draw_batch(tokens.ids, 3, 5, torch.Generator().manual_seed(0))
+    assert torch.equal(inputs - 1, targets)
+
+
+def test_tokens_are_mapped_and_not_read(tmp_path: Path) -> None:
+    """Of a file of two gigabytes that was never written, only the pages that are touched take memory."""
+    count = 2**30
+    (tmp_path / "tokens.bin").touch()
+    with (tmp_path / "tokens.bin").open("r+b") as file:
+        file.truncate(2 * count)
+        file.seek(2 * (count - 1))
+        file.write(np.uint16(7).tobytes())
+    description = {"tokens": count, "vocab_size": 256, "bytes": count, "text_sha256": "", "tokens_sha256": ""}
+    (tmp_path / "data.json").write_text(json.dumps(description))
+    ByteTokenizer().save(tmp_path)
+    before = _resident()
+    tokens = open_tokens(tmp_path)
+    assert tokens.ids[-1].item() == 7
+    draw_batch(tokens.ids, 100, 50, torch.Generator().manual_seed(0))
+    assert _resident() - before < 50 * 2**20
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("resident memory is read from /proc")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def test_damaged_data_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    prepare("hello-world", folder)
+    content = (folder / "tokens.bin").read_bytes()
+    (folder / "tokens.bin").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="should have 168 bytes but has 167"):
+        open_tokens(folder)
+    (folder / "tokens.bin").write_bytes(content[:-2] + b"??")
+    open_tokens(folder)
+    with pytest.raises(ValueError, match="has not the digest"):
+        open_tokens(folder, verify=True)
+    (folder / "data.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not describe prepared data"):
+        open_tokens(folder)
+
+
+def test_progress_is_reported_in_bytes(tmp_path: Path, small_pieces: None) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    reports: list[tuple[int, int]] = []
+    prepare(str(file), tmp_path / "tokens", report=lambda done, total: reports.append((done, total)))
+    size = len(TEXT.encode())
+    assert reports[-1] == (size, size)
+    assert reports == sorted(reports)
+    assert len(reports) > 3
+
+
+def test_targets_are_inputs_moved_on_by_one_and_every_passage_can_come() -> None:
+    tokens = torch.arange(10)
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = draw_batch(tokens, 500, 7, generator)
+    assert torch.equal(targets, inputs + 1)
+    assert set(inputs[:, 0].tolist()) == {0, 1, 2}  # the last passage ends with the last token
+    again = draw_batch(tokens, 500, 7, torch.Generator().manual_seed(0))
+    assert torch.equal(again[0], inputs)
+
+
+def test_processes_cut_their_rows_from_the_same_batch() -> None:
+    tokens = torch.arange(1000)
+    whole, halves = torch.Generator().manual_seed(3), [torch.Generator().manual_seed(3) for _ in range(2)]
+    for _ in range(3):
+        inputs, targets = draw_batch(tokens, 8, 16, whole)
+        parts = [draw_batch(tokens, 8, 16, g, slice(4 * i, 4 * i + 4)) for i, g in enumerate(halves)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), inputs)
+        assert torch.equal(torch.cat([part[1] for part in parts]), targets)
+
+
+def test_a_text_too_short_for_a_passage_is_refused() -> None:
+    with pytest.raises(ValueError, match="text of 8 tokens is too short to cut passages of 8"):
+        draw_batch(torch.arange(8), 1, 8, torch.Generator())
+    draw_batch(torch.arange(9), 1, 8, torch.Generator())
+
+
+def test_the_text_is_cut_where_it_says() -> None:
+    learn, measure = split(torch.arange(100), 0.1)
+    assert (learn.tolist(), measure.tolist()) == (list(range(90)), list(range(90, 100)))
