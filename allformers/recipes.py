@@ -21,8 +21,9 @@ from allformers.models import READING_ORDER, load, load_config
 from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.tokenizers import load_tokenizer
 from allformers.training.data import HELLO_WORLD, TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
-from allformers.training.loop import Recipe, Trainer
+from allformers.training.loop import Trainer
 from allformers.training.processes import Processes, join
+from allformers.training.recipe import Recipe
 from allformers.training.runs import (
     Budget,
     Report,

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from allformers.cli.console import find_device, messages
 
 if TYPE_CHECKING:
-    from allformers.training.loop import Recipe
+    from allformers.training.recipe import Recipe
     from allformers.training.runs import Report
 
 FOLLOWS = {
@@ -83,7 +83,7 @@ def _is_plain(kind: Any) -> bool:
 
 def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
     """The command that follows a recipe, with an option for each of its values."""
-    from allformers.training.loop import Recipe
+    from allformers.training.recipe import Recipe
     from allformers.training.runs import Budget
 
     recipe = make()

@@ -177,7 +177,7 @@ def bench(
 
     from allformers import bench as benchmark
     from allformers.models.gpt2.gpt2 import GPT2Config
-    from allformers.training.loop import PRECISIONS
+    from allformers.training.recipe import PRECISIONS
 
     presets = GPT2Config.presets()
     if preset.replace("-", "_") not in presets:

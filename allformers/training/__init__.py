@@ -1,3 +1,5 @@
-"""How a model learns: `data` (texts to batches), `loop` (a step), `runs` (a whole run, which can be interrupted),
-`processes` (many of them at once) and `evaluation` (how good it is). Each is read by itself.
+"""How a model learns, a file for each question.
+
+`data`: texts to batches. `recipe`: what decides a run. `loop`: a step. `runs`: a whole run, which can be interrupted.
+`processes`: many of them at once. `evaluation`: how good the model is.
 """

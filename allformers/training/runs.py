@@ -32,7 +32,8 @@ from allformers.checkpoints import checkpoint_tensors, read_json, save_tensors, 
 from allformers.files import digest, new_folder, remove_drafts, remove_folder, replacing
 from allformers.tokenizers import Tokenizer
 from allformers.training.evaluation import evaluate
-from allformers.training.loop import Recipe, Trainer
+from allformers.training.loop import Trainer
+from allformers.training.recipe import Recipe
 
 KEPT = 2
 """How many checkpoints of a run are kept."""

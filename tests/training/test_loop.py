@@ -17,7 +17,8 @@ from allformers.inspection import summarise
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training.data import HELLO_WORLD, python_documentation, split
 from allformers.training.evaluation import evaluate
-from allformers.training.loop import Recipe, Trainer, learning_rate_at, make_optimizer, next_token_loss
+from allformers.training.loop import Trainer, learning_rate_at, make_optimizer, next_token_loss
+from allformers.training.recipe import Recipe
 from conftest import perturb, true_float64
 
 TINY = dataclasses.replace(GPT2Config.tiny(), dropout=0.1)

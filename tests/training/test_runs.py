@@ -25,7 +25,7 @@ from allformers.files import digest
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.recipes import train
 from allformers.training import runs
-from allformers.training.loop import Recipe
+from allformers.training.recipe import Recipe
 from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
 from conftest import perturb
 
