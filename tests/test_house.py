@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "models": {"checkpoints"},
     "tokenizers": {"checkpoints"},
     "training": {"checkpoints", "files", "generation", "shapes", "tokenizers"},
-    "inspection": {"checkpoints", "shapes"},
+    "inspection": {"checkpoints", "linear", "shapes"},
     "recipes": {"checkpoints", "inspection", "linear", "models", "tokenizers", "training"},
     "figures": {"training"},
     "bench": {"checkpoints", "linear", "models", "recipes", "training"},

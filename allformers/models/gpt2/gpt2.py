@@ -210,6 +210,9 @@ class CausalSelfAttention(nn.Module):
             blocked: True where a query must not see a key. Without a cache `seq_k` equals `seq`.
             cache: the keys and values of earlier positions; this call's are appended.
         """
+        queries: Float[Tensor, "batch heads seq head_dim"]
+        keys: Float[Tensor, "batch heads seq_k head_dim"]
+        values: Float[Tensor, "batch heads seq_k head_dim"]
         fused = self.query_key_value(x)
         queries, keys, values = rearrange(
             fused,
@@ -224,14 +227,14 @@ class CausalSelfAttention(nn.Module):
             queries, keys = queries.to(dtype), keys.to(dtype)
 
         scaled = queries * self.scale  # rather than the scores, which are seq_k / head_dim times as many
-        scores = einsum(
+        scores: Float[Tensor, "batch heads seq seq_k"] = einsum(
             scaled, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"
         )
         # The lowest finite number, not -inf: a row of padding that sees nothing then gets weights and not NaN.
         scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
-        weights = F.softmax(scores, dim=-1).to(values.dtype)
+        weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores, dim=-1).to(values.dtype)
         weights = self.weights_dropout(weights)
-        mixed = einsum(
+        mixed: Float[Tensor, "batch heads seq head_dim"] = einsum(
             weights, values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim"
         )
         merged = rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
@@ -259,7 +262,7 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
         """Transform each position by itself."""
         widened = self.up(x)
-        active = self.activation(widened)
+        active: Float[Tensor, "batch seq mlp"] = self.activation(widened)
         narrowed = self.down(active)
         return self.dropout(narrowed)
 
@@ -289,9 +292,8 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
         """Add to the residual stream what attention and then the MLP make of it. Arguments as for attention."""
-        x = x + self.attention(self.attention_norm(x), blocked, cache)
-        x = x + self.mlp(self.mlp_norm(x))
-        return x
+        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), blocked, cache)
+        return between + self.mlp(self.mlp_norm(between))
 
 
 class GPT2(Generative, Checkpointed):
@@ -407,7 +409,8 @@ class GPT2(Generative, Checkpointed):
     @checked
     def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
         """Turn the residual stream into logits: how well it matches each token's vector."""
-        return self.unembedding(self.final_norm(x))
+        logits: Float[Tensor, "batch seq vocab"] = self.unembedding(self.final_norm(x))
+        return logits
 
 
 @checked

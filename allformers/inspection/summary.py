@@ -1,4 +1,4 @@
-"""Looking at a model without running it for real: what it is made of and what it costs."""
+"""What a model is made of and what it costs, without running it for real."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -47,6 +47,12 @@ class Summary(NamedTuple):
     cache_bytes_per_token: float
 
 
+def on_meta(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A model on the meta device: it has all shapes and no numbers, and takes no memory."""
+    with torch.device("meta"):
+        return model_class(config).to(dtype).to("meta").eval()
+
+
 def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:
     """Describe a model by running it on the meta device, where tensors have shapes but no memory.
 
@@ -58,9 +64,8 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         config: its configuration.
         dtype: of the weights and the cache.
     """
-    with torch.device("meta"):
-        model = model_class(config).to(dtype).to("meta").eval()
-        token_ids = torch.zeros(1, config.context_length, dtype=torch.long)
+    model = on_meta(model_class, config, dtype)
+    token_ids = torch.zeros(1, config.context_length, dtype=torch.long, device="meta")
     cache = model.make_cache()
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:

@@ -1,0 +1,25 @@
+"""Looking inside a model: `summarise` what it is made of, `capture` its tensors, `trace` its operations, compare runs.
+
+The models know nothing of this. Their methods say what each tensor's axes are in annotations, as any function here says
+of its arguments, and that is all that is needed to find them.
+"""
+
+from allformers.inspection.capture import NamedTensor, Seen, capture, names, replaced_by, without_heads
+from allformers.inspection.summary import ModuleCost, Summary, on_meta, summarise
+from allformers.inspection.trace import Operation, Trace, trace
+
+__all__ = [
+    "ModuleCost",
+    "NamedTensor",
+    "Operation",
+    "Seen",
+    "Summary",
+    "Trace",
+    "capture",
+    "names",
+    "on_meta",
+    "replaced_by",
+    "summarise",
+    "trace",
+    "without_heads",
+]

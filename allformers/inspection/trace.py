@@ -1,0 +1,285 @@
+"""A model's whole computation as a list of named operations, with the size of every axis.
+
+Each `rearrange`, `repeat`, `reduce` and `einsum` says in its pattern what it does to which axes, and each linear layer
+is an `einsum` of its input with a weight whose axes the model's weight table names. So a pass through the model is a
+list that can be read, counted and added up:
+
+    trace(model, token_ids).operations[0].pattern
+"""
+
+import contextlib
+import inspect
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
+
+import einops
+import torch
+from einops.parsing import ParsedExpression
+from torch import Tensor, nn
+
+from allformers.checkpoints import weight_axes
+from allformers.linear import Linear
+
+EINOPS: Mapping[str, Callable[..., Any]] = {
+    name: getattr(einops, name) for name in ("rearrange", "repeat", "reduce", "einsum")
+}
+
+
+class Operation(NamedTuple):
+    """One named operation of a pass.
+
+    Attributes:
+        module: the path of the module whose code it is in; empty for the model itself.
+        function: the method or function there.
+        file: the source file, relative to the package.
+        line: where it stands there.
+        kind: rearrange, repeat, reduce, einsum, or linear for a layer's product with its weight.
+        pattern: what it does, in axes.
+        sizes: the size of each axis in the pattern.
+        flops: multiplications and additions, counted apart; 0 for what only moves numbers.
+        bytes_read: of its arguments.
+        bytes_written: of its result; 0 if that is another view of the same memory.
+        milliseconds: how long it took; None on the meta device.
+    """
+
+    module: str
+    function: str
+    file: str
+    line: int
+    kind: str
+    pattern: str
+    sizes: Mapping[str, int]
+    flops: int
+    bytes_read: int
+    bytes_written: int
+    milliseconds: float | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operations of one pass, in order.
+
+    Attributes:
+        operations: all of them.
+        title: what was traced.
+    """
+
+    operations: tuple[Operation, ...]
+    title: str = ""
+
+    @property
+    def flops(self) -> int:
+        """Of all operations."""
+        return sum(operation.flops for operation in self.operations)
+
+    def by_module(self) -> dict[str, int]:
+        """FLOPs of each module that has operations of its own, in the order in which they come."""
+        totals: Counter[str] = Counter()
+        for operation in self.operations:
+            totals[operation.module] += operation.flops
+        return dict(totals)
+
+    def collapsed(self) -> list[tuple[Operation, int]]:
+        """The operations with layers that do the same merged: each with how many there are, and `*` for their numbers.
+
+        Times are summed up.
+        """
+        merged: dict[tuple[Any, ...], tuple[Operation, int]] = {}
+        for operation in self.operations:
+            anywhere = ".".join("*" if step.isdigit() else step for step in operation.module.split("."))
+            key = (anywhere, *operation[1:6], tuple(operation.sizes.items()), *operation[7:10])
+            before, count = merged.get(key, (operation._replace(module=anywhere, milliseconds=None), 0))
+            if operation.milliseconds is not None:
+                before = before._replace(milliseconds=(before.milliseconds or 0.0) + operation.milliseconds)
+            merged[key] = (before, count + 1)
+        return list(merged.values())
+
+    def to_json(self) -> str:
+        """All of it as JSON: an object with the title, the totals and the list of operations."""
+        content = {
+            "title": self.title,
+            "flops": self.flops,
+            "flops_by_module": self.by_module(),
+            "operations": [{**operation._asdict(), "sizes": dict(operation.sizes)} for operation in self.operations],
+        }
+        return json.dumps(content, indent=2)
+
+    def to_mermaid(self) -> str:
+        """A diagram in Mermaid's language: operations in order, framed by module, alike layers drawn once."""
+        lines, edges, frames = ["flowchart TD"], [], Counter[str]()
+        rows = self.collapsed()
+        previous = ""
+        for number, (operation, count) in enumerate(rows):
+            if operation.module != previous or number == 0:
+                if number:
+                    lines.append("  end")
+                frames[operation.module] += 1
+                name = (operation.module or "model") + (f" x {count}" if count > 1 else "")
+                lines.append(f'  subgraph s{number} ["{name}"]')
+                previous = operation.module
+            sizes = ", ".join(f"{axis} {size:,}" for axis, size in operation.sizes.items())
+            pattern = operation.pattern.replace("->", "→")
+            lines.append(f'    o{number}["<b>{operation.kind}</b><br>{pattern}<br>{sizes}"]')
+            if number:
+                edges.append(f"  o{number - 1} --> o{number}")
+        return "\n".join([*lines, "  end", *edges]) + "\n"
+
+
+def trace(model: nn.Module, token_ids: Tensor, title: str = "", **options: Any) -> Trace:
+    """Run a model once and list its named operations.
+
+    On the meta device (see `on_meta`) nothing is computed: the largest models can be traced, but there are no times.
+
+    Args:
+        model: any model of this package.
+        token_ids: what to run it on.
+        title: what to call the trace.
+        options: passed on to the model, such as `cache`.
+    """
+    recorder = _Recorder(model, token_ids.device)
+    with torch.inference_mode(), _watching(recorder):
+        model(token_ids, **options)
+    return Trace(tuple(recorder.operations), title or type(model).__name__)
+
+
+class _Recorder:
+    """Collects operations."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.operations: list[Operation] = []
+        self.device = device
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.root = Path(__file__).parents[1]
+        config: Any = model.config
+        axes = weight_axes(model.format, config)  # type: ignore[arg-type]
+        self.axes: Mapping[str, int] = config.axes
+        self.linears = {
+            module: axes[f"{path}.weight"] for path, module in model.named_modules() if isinstance(module, Linear)
+        }
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() * 1e3
+
+    def einops(self, kind: str, *arguments: Any, **sizes: Any) -> Any:
+        """Do what einops does, and note it."""
+        start = self.now()
+        result = EINOPS[kind](*arguments, **sizes)
+        taken = self.now() - start
+        tensors, pattern = (arguments[:-1], arguments[-1]) if kind == "einsum" else (arguments[:1], arguments[1])
+        left, right = pattern.split("->")
+        inputs = [tensor for group in tensors for tensor in (group if isinstance(group, list | tuple) else [group])]
+        found: dict[str, int] = {name: size for name, size in sizes.items() if isinstance(size, int)}
+        for side, tensor in (*zip(left.split(","), tensors, strict=True), (right, result)):
+            found |= _sizes(side, tensor, found)
+        summed = kind == "einsum" and len(tensors) > 1
+        flops = 2 * math.prod(_named(left + " " + right, found).values()) if summed else 0
+        self.note(kind, " ".join(pattern.split()), _named(pattern, found), flops, inputs, result, taken)
+        return result
+
+    def linear(self, layer: Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Apply a linear layer, and note it as the einsum that it is."""
+        start = self.now()
+        result = original(x)
+        taken = self.now() - start
+        outputs, inputs = _sides(self.linears[layer])
+        rows = "batch seq" if x.ndim == 3 else "rows"
+        sizes = dict(zip(rows.split(), x.shape, strict=False))
+        sizes |= {name: self.axes[name] for side in (inputs, outputs) for name in ParsedExpression(side).identifiers}
+        pattern = f"{rows} {inputs}, {outputs} {inputs} -> {rows} {outputs}"
+        flops = 2 * x.numel() * layer.out_features
+        read = [x, layer.weight, *([] if layer.bias is None else [layer.bias])]
+        self.note("linear", pattern, sizes, flops, read, result, taken)
+        return result
+
+    def note(
+        self, kind: str, pattern: str, sizes: Mapping[str, int], flops: int, read: list[Tensor], result: Any, ms: float
+    ) -> None:
+        """Add an operation, with the place in the source that it was called from."""
+        frame = _caller(sys._getframe(1), self.root)
+        owner = frame.f_locals.get("self")
+        storages = {tensor.untyped_storage()._cdata for tensor in read}
+        written = 0 if result.untyped_storage()._cdata in storages else result.nbytes
+        self.operations.append(
+            Operation(
+                self.paths.get(owner, "") if isinstance(owner, nn.Module) else "",
+                frame.f_code.co_name,
+                str(Path(frame.f_code.co_filename).relative_to(self.root)),
+                frame.f_lineno,
+                kind,
+                pattern,
+                sizes,
+                flops,
+                sum(tensor.nbytes for tensor in read),
+                written,
+                None if self.device.type == "meta" else ms,
+            )
+        )
+
+
+def _caller(frame: FrameType | None, root: Path) -> FrameType:
+    """The nearest function of this package, outside this file and the linear layer, that is being run."""
+    own = {__file__, inspect.getsourcefile(Linear)}
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file not in own and Path(file).is_relative_to(root) and "shapes.py" not in file:
+            return frame
+        frame = frame.f_back
+    raise RuntimeError("an operation was called from outside the package")
+
+
+@contextlib.contextmanager
+def _watching(recorder: _Recorder) -> Iterator[None]:
+    """Put the recorder between this package's modules and einops, and between the model and its linear layers."""
+    changed: list[tuple[ModuleType, str]] = []
+    layers = [layer for layer in recorder.linears if "forward" not in vars(layer)]
+    try:
+        for module in [m for name, m in sys.modules.items() if name.startswith("allformers.") and name != __name__]:
+            for kind, function in EINOPS.items():
+                if getattr(module, kind, None) is function:
+                    changed.append((module, kind))
+                    setattr(module, kind, partial(recorder.einops, kind))
+        for layer in layers:
+            vars(layer)["forward"] = partial(recorder.linear, layer, layer.forward)
+        yield
+    finally:
+        for module, kind in changed:
+            setattr(module, kind, EINOPS[kind])
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _sides(axes: str) -> tuple[str, str]:
+    """A weight's outputs and inputs: `(heads head_dim) embed` is `(heads head_dim)` and `embed`."""
+    groups = ParsedExpression(axes).composition
+    texts = [f"({' '.join(group)})" if len(group) > 1 else group[0] for group in groups]
+    return texts[0], texts[1]
+
+
+def _sizes(side: str, tensor: Any, known: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the axes in one side of a pattern, read off the tensor and off what is known already."""
+    found = dict(known)
+    if not isinstance(tensor, Tensor):  # a list of tensors, which einops stacks along the first axis
+        return found
+    for group, size in zip(ParsedExpression(side.strip()).composition, tensor.shape, strict=True):
+        rest = [name for name in group if name not in found]
+        if len(rest) == 1:
+            inner = math.prod(found[name] for name in group if name in found)
+            found[rest[0]] = size // inner
+    return found
+
+
+def _named(pattern: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the axes that a pattern names, in its order; numbers are not names."""
+    words = pattern.replace("(", " ").replace(")", " ").replace(",", " ").replace("->", " ").split()
+    return {name: sizes[name] for name in dict.fromkeys(words) if name in sizes and not name.isdigit()}

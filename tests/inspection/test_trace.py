@@ -1,0 +1,147 @@
+"""Trace: the list is complete, in order, and its figures are those of the formulas."""
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import einops
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from allformers.inspection import names, on_meta, summarise, trace
+from allformers.models.gpt2 import gpt2
+from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+
+TOKEN_IDS = torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    torch.manual_seed(0)
+    return GPT2(dataclasses.replace(GPT2Config.tiny(), num_layers=3)).eval()
+
+
+def closed_formula(config: GPT2Config, batch: int, seq: int) -> int:
+    """Two for each weight of a matrix and token, and four for each pair of positions and number of the width."""
+    matrices = config.num_layers * (4 * config.embedding_dim**2 + 2 * config.embedding_dim * config.mlp_dim)
+    head = config.vocab_size * config.embedding_dim
+    return 2 * batch * seq * (matrices + head) + 4 * config.num_layers * batch * seq**2 * config.embedding_dim
+
+
+@pytest.mark.parametrize("preset", GPT2Config.presets())
+def test_the_flops_of_every_preset_are_those_of_the_closed_formula(preset: str) -> None:
+    config = GPT2Config.presets()[preset]()
+    seq = config.context_length
+    traced = trace(on_meta(GPT2, config), torch.zeros(1, seq, dtype=torch.long, device="meta"))
+    assert traced.flops == closed_formula(config, 1, seq)
+    assert traced.flops == pytest.approx(summarise(GPT2, config).flops_per_token * seq)
+    assert sum(traced.by_module().values()) == traced.flops
+    assert all(operation.milliseconds is None for operation in traced.operations)
+
+
+def test_the_flops_are_those_that_pytorch_counts(model: GPT2) -> None:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(TOKEN_IDS)
+    assert trace(model, TOKEN_IDS).flops == counter.get_total_flops() == closed_formula(model.config, 2, 13)
+
+
+def test_the_list_holds_every_call_of_einops_and_every_linear_layer(model: GPT2) -> None:
+    """Counted another way: by the interpreter's own report of each function that is called."""
+    codes = {
+        inspect.unwrap(getattr(einops, name)).__code__: name for name in ("rearrange", "repeat", "reduce", "einsum")
+    }
+    counted: Counter[str] = Counter()
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if (
+            event == "call"
+            and frame.f_code in codes
+            and frame.f_back
+            and "einops" not in frame.f_back.f_code.co_filename
+        ):
+            counted[codes[frame.f_code]] += 1
+
+    cache = model.make_cache()
+    sys.setprofile(watch)
+    try:
+        model(TOKEN_IDS, cache=cache)
+    finally:
+        sys.setprofile(None)
+    traced = trace(model, TOKEN_IDS, cache=model.make_cache())
+    found = Counter(operation.kind for operation in traced.operations)
+    linear = sum("Linear" in type(module).__name__ for module in model.modules())
+    assert found == counted + Counter(linear=linear)
+    assert found["einsum"] == 2 * 3
+
+
+def test_each_operation_names_the_line_that_it_is_on(model: GPT2) -> None:
+    source = Path(gpt2.__file__).read_text().splitlines()
+    for operation in trace(model, TOKEN_IDS).operations:
+        assert operation.file == "models/gpt2/gpt2.py"
+        line = source[operation.line - 1]
+        if operation.kind == "linear":
+            assert any(name in line for name in ("query_key_value(", "output(", "up(", "down(", "unembedding("))
+        else:
+            assert f"{operation.kind}(" in line
+        assert operation.module in {name for name, _ in model.named_modules()}
+
+
+def test_operations_come_in_order_with_their_axes(model: GPT2) -> None:
+    block = [operation for operation in trace(model, TOKEN_IDS).operations if operation.module == "blocks.1.attention"]
+    assert [operation.kind for operation in block] == ["linear", "rearrange", "einsum", "einsum", "rearrange", "linear"]
+    fused, split, scores, *_ = block
+    assert fused.pattern == "batch seq embed, (three heads head_dim) embed -> batch seq (three heads head_dim)"
+    assert dict(split.sizes) == {"batch": 2, "seq": 13, "three": 3, "heads": 4, "head_dim": 16}
+    assert scores.flops == 2 * 2 * 4 * 13 * 13 * 16
+    assert scores.bytes_read == 4 * 2 * 2 * 4 * 13 * 16
+    assert scores.bytes_written == 4 * 2 * 4 * 13 * 13
+    assert split.bytes_written == 0  # another view of the same memory
+    assert all(operation.milliseconds is not None and operation.milliseconds >= 0 for operation in block)
+
+
+def test_with_a_cache_a_step_costs_what_one_token_costs(model: GPT2) -> None:
+    cache = model.make_cache()
+    model(TOKEN_IDS, cache=cache)
+    step = trace(model, TOKEN_IDS[:, :1], cache=cache)
+    scores = next(operation for operation in step.operations if operation.kind == "einsum")
+    assert (scores.sizes["seq_q"], scores.sizes["seq_k"]) == (1, 14)
+    matrices = closed_formula(model.config, 2, 1) - 4 * 3 * 2 * 64
+    assert step.flops == matrices + 4 * 3 * 2 * 14 * 64
+
+
+def test_layers_that_do_the_same_are_merged(model: GPT2) -> None:
+    traced = trace(model, TOKEN_IDS)
+    rows = traced.collapsed()
+    assert sum(count for _, count in rows) == len(traced.operations)
+    assert sum(operation.flops * count for operation, count in rows) == traced.flops
+    assert {count for operation, count in rows if operation.module.startswith("blocks")} == {3}
+
+
+def test_it_can_be_read_as_json_and_drawn(model: GPT2) -> None:
+    traced = trace(model, TOKEN_IDS, "a title")
+    content = json.loads(traced.to_json())
+    assert content["title"] == "a title"
+    assert content["flops"] == traced.flops
+    assert [row["pattern"] for row in content["operations"]] == [row.pattern for row in traced.operations]
+    drawn = traced.to_mermaid()
+    assert drawn.startswith("flowchart TD")
+    assert drawn.count("subgraph") == drawn.count("\n  end") == 4
+    assert "blocks.*.attention x 3" in drawn
+
+
+def test_tracing_changes_nothing_and_leaves_nothing_behind(model: GPT2) -> None:
+    before = model(TOKEN_IDS)
+    originals = {name: getattr(gpt2, name) for name in ("rearrange", "einsum")}
+    trace(model, TOKEN_IDS)
+    assert {name: getattr(gpt2, name) for name in originals} == originals
+    assert torch.equal(model(TOKEN_IDS), before)
+    with pytest.raises(ValueError, match="too many"):
+        trace(model, torch.zeros(1, 200, dtype=torch.long))
+    assert {name: getattr(gpt2, name) for name in originals} == originals
+    assert names(model)
