@@ -42,6 +42,7 @@ LOCAL_AXES = {
     "text": "positions of a whole corpus",
     "train_seq": "the part of a corpus to learn from",
     "validation_seq": "the part of a corpus to measure on",
+    "positions": "any number of axes of positions",
 }
 """Names for generic code, which no model uses."""
 

@@ -5,6 +5,7 @@ of its arguments, and that is all that is needed to find them.
 """
 
 from allformers.inspection.capture import NamedTensor, Seen, capture, names, replaced_by, without_heads
+from allformers.inspection.compare import compare_models, compare_texts, run_through
 from allformers.inspection.summary import ModuleCost, Summary, on_meta, summarise
 from allformers.inspection.trace import Operation, Trace, trace
 
@@ -16,9 +17,12 @@ __all__ = [
     "Summary",
     "Trace",
     "capture",
+    "compare_models",
+    "compare_texts",
     "names",
     "on_meta",
     "replaced_by",
+    "run_through",
     "summarise",
     "trace",
     "without_heads",
