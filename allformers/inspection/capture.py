@@ -111,7 +111,7 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
 
     Args:
         model: any model of this package. Its results stay the same unless something is edited, to the bit.
-        wanted: the names to keep, where `*` stands for anything (`blocks.*.attention.weights`); all if none is given.
+        wanted: the names to keep, where `*` stands for one part (`blocks.*.attention.weights`); all if none is given.
             The rest takes no memory.
         edits: by name or pattern, functions whose result takes a tensor's place. See `without_heads`, `replaced_by`.
 
@@ -125,10 +125,10 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
     edits = dict(edits or {})
     known = names(model)
     for pattern in (*wanted, *edits):
-        if not fnmatch.filter(known, pattern):
+        if not _matching(known, pattern):
             raise ValueError(f"this model has nothing called {pattern}; {_suggest(pattern, known)}")
-    keep = {name for pattern in wanted or ("*",) for name in fnmatch.filter(known, pattern)}
-    change = {name: edit for pattern, edit in edits.items() for name in fnmatch.filter(known, pattern)}
+    keep = {name for pattern in wanted for name in _matching(known, pattern)} if wanted else set(known)
+    change = {name: edit for pattern, edit in edits.items() for name in _matching(known, pattern)}
     seen = Seen()
 
     def tap(path: str, variable: str, axes: tuple[str, ...], value: Any) -> Any:
@@ -173,6 +173,13 @@ def without_heads(*heads: int) -> Edit:
 def replaced_by(values: Tensor) -> Edit:
     """An edit that patches in a tensor of another run."""
     return lambda original: values.to(original)
+
+
+def _matching(known: Sequence[str], pattern: str) -> list[str]:
+    """The names that a pattern stands for, part by part."""
+    parts = pattern.split(".")
+    split = [(name, name.split(".")) for name in known]
+    return [name for name, own in split if len(own) == len(parts) and all(map(fnmatch.fnmatchcase, own, parts))]
 
 
 def _join(path: str, variable: str) -> str:

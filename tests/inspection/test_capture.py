@@ -44,7 +44,7 @@ def reference(model: GPT2) -> Any:
 def test_attention_weights_are_the_references_in_every_layer_and_head(
     model: GPT2, reference: Any, token_ids: Tensor
 ) -> None:
-    with capture(model, "*.attention.weights") as seen:
+    with capture(model, "blocks.*.attention.weights") as seen:
         model(token_ids)
     with torch.no_grad():
         expected = reference(token_ids, output_attentions=True).attentions
@@ -92,7 +92,7 @@ def test_every_tensor_has_the_axes_that_its_name_says(model: GPT2, token_ids: Te
 
 
 def test_scores_are_what_softmax_is_taken_of(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, "*.attention.*") as seen:
+    with capture(model, "blocks.*.attention.*") as seen:
         model(token_ids)
     attention = {name: seen[f"blocks.2.attention.{name}"].values for name in ("scores", "weights", "values", "mixed")}
     assert torch.equal(attention["scores"].softmax(-1), attention["weights"])
@@ -114,6 +114,9 @@ def test_only_what_was_asked_for_is_kept(model: GPT2, token_ids: Tensor) -> None
     with capture(model, "blocks.1.attention.weights", "logits") as seen:
         model(token_ids)
     assert list(seen) == ["blocks.1.attention.weights", "logits"]
+    with capture(model, "blocks.*") as blocks:
+        model(token_ids)
+    assert list(blocks) == ["blocks.0", "blocks.1", "blocks.2"]
     with pytest.raises(KeyError, match=r"blocks\.0\.attention\.weights was not captured; there are: blocks\.1"):
         seen["blocks.0.attention.weights"]
 
