@@ -299,8 +299,7 @@ def stream_norms(seen: Seen) -> "Figure":
             )
         axes.set_xticks(places, [*map(str, places[:-1]), "end"])
         axes.set_yscale("log")
-        for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis_formatter(lambda length, _: f"{length:g}" if f"{length:.0e}"[0] in "125" else "")
+        _round_numbers(axes)
         _open(axes, "block that receives it", "length of the vector")
         axes.legend()
     return figure
@@ -340,22 +339,108 @@ def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokeni
     return _table(probabilities, texts, labels, columns, "after")
 
 
+# -- Anything by name ------------------------------------------------------------------------------------------------
+
+
 def lines_by_place(
-    lines: Mapping[str, Sequence[float]], places: Sequence[str], across: str, up: str, *, zero: bool = True
+    lines: Mapping[str, Sequence[float]], places: Sequence[str], across: str, up: str, *, log: bool = False
 ) -> "Figure":
     """Named lines over named places, such as a divergence at each token."""
     with _drawing():
         figure = _figure(max(6.0, min(28.0, 0.2 * len(places) + 1.5)), 3.6)
         axes = figure.add_subplot()
-        for count, (name, values) in enumerate(lines.items()):
-            colour = COLOURS[count % len(COLOURS)]
-            axes.plot(range(len(values)), values, color=colour, marker="o", markersize=3, label=name)
-        _label_below(axes, range(len(places)), places, 8 if len(places) <= 60 else 6.5)
-        if zero:
-            axes.set_ylim(bottom=0)
+        _draw_lines(axes, lines, range(len(places)), (False, log), 3 if len(places) <= 60 else 0)
+        if any(places):
+            _label_below(axes, range(len(places)), places, 8 if len(places) <= 60 else 6.5)
         _open(axes, across, up)
-        axes.legend()
     return figure
+
+
+def side_by_side(
+    plots: Mapping[str, Mapping[str, Sequence[float]]], places: Sequence[float], across: str, log: tuple[bool, bool]
+) -> "Figure":
+    """Several plots of named lines over the same numbers; `log` says whether across and up are logarithmic."""
+    return plots_of(*((title, lines, places, across) for title, lines in plots.items()), log=log)
+
+
+def plots_of(
+    *plots: tuple[str, Mapping[str, Sequence[float]], Sequence[float], str], log: tuple[bool, bool]
+) -> "Figure":
+    """Plots beside each other: of each its title, its named lines, where they are measured, and what that is."""
+    with _drawing():
+        from matplotlib.ticker import NullLocator
+
+        figure = _figure(max(6.0, 4.6 * len(plots)), 3.6)
+        grid = figure.subplots(1, len(plots), squeeze=False)[0]
+        for axes, (title, lines, places, across) in zip(grid, plots, strict=True):
+            _draw_lines(axes, lines, places, log, 3)
+            axes.set_title(title)
+            if len(places) <= 10:
+                axes.set_xticks(places, [f"{place:g}" for place in places])
+                axes.xaxis.set_minor_locator(NullLocator())
+            _open(axes, across, "")
+    return figure
+
+
+def bars(groups: Mapping[str, Sequence[float]], places: Sequence[str], up: str) -> "Figure":
+    """Named groups of bars, a plot for each, over the same named places."""
+    with _drawing():
+        figure = _figure(max(4.5, 0.3 * len(places) + 1.5), 1.3 * len(groups) + 1.2)
+        grid = figure.subplots(len(groups), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+        for count, (axes, (name, values)) in enumerate(zip(grid, groups.items(), strict=True)):
+            axes.bar(range(len(values)), values, color=COLOURS[count % len(COLOURS)], width=0.8)
+            axes.set_title(name, loc="left")
+            _open(axes, "", up)
+        longest = max(map(len, places))
+        grid[-1].set_xticks(
+            range(len(places)), places, rotation=0 if longest <= 3 else 30, ha="center" if longest <= 3 else "right"
+        )
+    return figure
+
+
+def maps(grids: Mapping[str, "Tensor"], labels: Sequence[str], across: str, up: str) -> "Figure":
+    """Named tables of numbers as shades, all on one scale, over the same labels on both sides."""
+    highest = max(float(grid.max()) for grid in grids.values())
+    with _drawing():
+        side = min(5.2, max(3.0, 0.13 * len(labels) + 1))
+        figure = _figure(side * len(grids) + 0.8, side)
+        plots = figure.subplots(1, len(grids), squeeze=False)[0]
+        for axes, (title, grid) in zip(plots, grids.items(), strict=True):
+            axes.imshow(grid.numpy(), cmap=HEAT, vmin=0, vmax=highest, interpolation="nearest")
+            _label_below(axes, range(len(labels)), labels, 7)
+            axes.set_yticks(range(len(labels)), labels, fontsize=7)
+            axes.set_xlabel(across)
+            axes.set_title(title)
+        plots[0].set_ylabel(up)
+    return figure
+
+
+def _draw_lines(
+    axes: "Axes", lines: Mapping[str, Sequence[float]], places: Sequence[float], log: tuple[bool, bool], marker: float
+) -> None:
+    for count, (name, values) in enumerate(lines.items()):
+        colour = COLOURS[count % len(COLOURS)]
+        axes.plot(places, values, color=colour, marker="o", markersize=marker, label=name)
+    across, up = log
+    if across:
+        axes.set_xscale("log")
+    if up:
+        axes.set_yscale("log")
+        _round_numbers(axes)
+    else:
+        axes.set_ylim(bottom=0)
+    if len(lines) > 1:
+        axes.legend()
+
+
+def _round_numbers(axes: "Axes") -> None:
+    """Name round numbers only on a logarithmic scale, and without formulas."""
+
+    def name(number: float, _: float) -> str:
+        return f"{number:g}" if f"{number:.0e}"[0] in "125" else ""
+
+    axes.yaxis.set_major_formatter(name)
+    axes.yaxis.set_minor_formatter(name)
 
 
 def _head(seen: Seen, layer: int, head: int) -> "Tensor":
@@ -378,7 +463,7 @@ def _map(axes: "Axes", weights: "Tensor") -> Any:
     from matplotlib.colors import PowerNorm
 
     # The root of a weight, so that among 200 positions small ones can be told apart.
-    return axes.imshow(shown, cmap=HEAT, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    return axes.imshow(shown.numpy(), cmap=HEAT, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
 
 
 def _label_below(axes: "Axes", places: Sequence[int], labels: Sequence[str], size: float) -> None:

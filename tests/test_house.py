@@ -61,10 +61,24 @@ MAY_IMPORT = {
     "training": {"checkpoints", "files", "generation", "shapes", "tokenizers"},
     "inspection": {"checkpoints", "linear", "shapes"},
     "recipes": {"checkpoints", "inspection", "linear", "models", "tokenizers", "training"},
-    "figures": {"training"},
+    "figures": {"inspection", "tokenizers", "training"},
+    "experiments": {
+        *("cache", "figures", "inspection", "models", "recipes", "sampling", "shapes", "tokenizers", "training"),
+    },
     "bench": {"checkpoints", "linear", "models", "recipes", "training"},
     "cli": {
-        *("__init__", "bench", "checkpoints", "figures", "inspection", "models", "recipes", "tokenizers", "training"),
+        *(
+            "__init__",
+            "bench",
+            "checkpoints",
+            "experiments",
+            "figures",
+            "inspection",
+            "models",
+            "recipes",
+            "tokenizers",
+            "training",
+        ),
     },
 }
 """What each module may import of the package."""

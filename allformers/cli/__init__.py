@@ -1,4 +1,4 @@
-"""The command `allformers`: write with a model, train one, see what one is made of and how good it is, time one."""
+"""The command `allformers`: write with a model, train one, look inside one, say how good and how fast it is."""
 
 import os
 import sys
@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from allformers.cli.learn import data, train
+from allformers.cli.look import compare, experiment, inspect, trace
 from allformers.cli.measure import bench, evaluate, summary
 from allformers.cli.write import generate
 
 app = typer.Typer(
     name="allformers",
-    help="Transformers to read and run: write with a model, train one, see what one is made of, time one.",
+    help="Transformers to read and run: write with a model, train one, look inside one, time one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,6 +44,10 @@ app.add_typer(train)
 app.add_typer(data)
 app.command()(evaluate)
 app.command()(summary)
+app.command()(inspect)
+app.command()(trace)
+app.command()(compare)
+app.command()(experiment)
 app.command()(bench)
 
 

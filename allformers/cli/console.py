@@ -27,6 +27,30 @@ def announce(model: str) -> None:
         messages.print(f"[dim]looking for {model} on the Hugging Face hub[/dim]")
 
 
+def find_config(name: str) -> tuple[Any, Any]:
+    """The class and the configuration that a preset's name, a folder or a hub name stands for; nothing is loaded.
+
+    Raises:
+        ValueError: it stands for none; the message lists the presets.
+    """
+    from allformers.checkpoints import CheckpointError
+    from allformers.models import READING_ORDER, load_config
+
+    presets = {
+        preset.replace("_", "-"): (model_class, make)
+        for model_class in (entry.load() for entry in READING_ORDER)
+        for preset, make in model_class.format.config_class.presets().items()
+    }
+    if name.replace("_", "-") in presets:
+        model_class, make = presets[name.replace("_", "-")]
+        return model_class, make()
+    announce(name)
+    try:
+        return load_config(name)
+    except CheckpointError as error:
+        raise ValueError(f"{error}. The presets are: {', '.join(presets)}") from error
+
+
 def find_device(name: str) -> Any:
     """The device of that name, if it can be used; "auto" is a GPU if there is one.
 

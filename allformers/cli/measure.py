@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from allformers.cli.console import Dtype, announce, find_device, in_bytes, messages, read_text
+from allformers.cli.console import Dtype, announce, find_config, find_device, in_bytes, messages, read_text
 
 if TYPE_CHECKING:
     from allformers.inspection import Summary
@@ -30,24 +30,9 @@ def summary(
     """
     import torch
 
-    from allformers.checkpoints import CheckpointError
     from allformers.inspection import summarise
-    from allformers.models import READING_ORDER, load_config
 
-    presets = {
-        preset.replace("_", "-"): (model_class, make)
-        for model_class in (entry.load() for entry in READING_ORDER)
-        for preset, make in model_class.format.config_class.presets().items()
-    }
-    if name.replace("_", "-") in presets:
-        model_class, make = presets[name.replace("_", "-")]
-        config = make()
-    else:
-        announce(name)
-        try:
-            model_class, config = load_config(name)
-        except CheckpointError as error:
-            raise ValueError(f"{error}. The presets are: {', '.join(presets)}") from error
+    model_class, config = find_config(name)
     _print_summary(summarise(model_class, config, getattr(torch, dtype)), name, config, dtype)
 
 
