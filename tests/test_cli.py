@@ -119,6 +119,16 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["evaluate", "bundled", str(Path(__file__)), "--batch-size", "0"], "batch_size must be at least 1"),
         (["evaluate", "bundled", "/dev/null"], "at least two tokens, not 0"),
         (["bench", "--precision", "float8"], "precision must be float32 or bfloat16"),
+        (["inspect", ""], "the prompt is empty"),
+        (["inspect", "x" * 300], "the prompt has 300 tokens; this model reads 256 at most"),
+        (["inspect", "x", "--top", "0"], "top must be at least 1"),
+        (["inspect", "x", "--layer", "9", "--out", "page.html"], "there is no head"),
+        (["inspect", "x", "--out", "no/such/page.html"], "there is no folder no/such"),
+        (["trace", "./gpt3"], "The presets are: tiny, bundled"),
+        (["trace", "tiny", "--seq", "129"], "seq from 1 to 128, not 1 and 129"),
+        (["compare", "x"], "name a second text to compare with, or another model"),
+        (["compare", "x", "y", "--with", "bundled"], "two models are compared on one text, not 2"),
+        (["experiment", "alchemy"], "there is no experiment alchemy; there are: causal-mask, pre-norm"),
         (["bench", "--preset", "gpt3"], "there is no preset gpt3"),
         (["bench", "sleep", "--preset", "tiny"], "no row is called sleep"),
         (["bench", "--threads", "0"], "threads must be at least 1"),
@@ -260,6 +270,65 @@ def test_evaluate_prints_what_the_functions_give(run: Run, checkpoint: Path, tmp
     assert (figures["tokens"], figures["bytes"], figures["words"]) == (660, 660, 100)
     assert f"perplexity          {expected.perplexity:,.4f}" in result.output
     assert "659 of 660 tokens predicted" in result.output
+
+
+def test_inspect_prints_what_comes_next_or_draws_everything(run: Run, tmp_path: Path) -> None:
+    printed = run("inspect", "The for", "--top", 3)
+    assert printed.status == 0
+    assert printed.output.count("%") == 7 * 3
+    folder = run("inspect", "The for", "--out", tmp_path / "figures")
+    assert folder.status == 0
+    files = sorted((tmp_path / "figures").iterdir())
+    assert len(files) == 2 * 7
+    assert {file.suffix for file in files} == {".png", ".svg"}
+    assert folder.output.split() == [str(file) for file in sorted(files, key=lambda f: folder.output.index(str(f)))]
+    page = run("inspect", "The for", "--layer", 1, "--head", 2, "--out", tmp_path / "page.html")
+    assert page.output == f"{tmp_path}/page.html\n"
+    content = (tmp_path / "page.html").read_text()
+    assert content.count("<section") == content.count("<svg") == 7
+    assert "layer 1, head 2" in content
+
+
+def test_trace_lists_every_operation_in_three_forms(run: Run, tmp_path: Path) -> None:
+    table = run("trace", "gpt2-xl")
+    assert table.status == 0
+    assert "48 x blocks.*.attention" in table.output
+    assert "386 operations, 3,506.704 GFLOPs" in table.output
+    content = json.loads(run("trace", "tiny", "--format", "json", "--seq", 16, "--batch", 2).output)
+    assert content["operations"][1]["sizes"]["batch"] == 2
+    assert run("trace", "tiny", "--format", "mermaid", "--output", tmp_path / "drawn").output == ""
+    assert (tmp_path / "drawn").read_text().startswith("flowchart TD")
+    timed = run("trace", "bundled", "--prompt", "The for", "--all", "--output", tmp_path / "table")
+    assert timed.status == 0
+    assert "blocks.3.mlp" in (tmp_path / "table").read_text()
+    assert " ms" in (tmp_path / "table").read_text()
+
+
+def test_compare_says_where_runs_part(run: Run, tmp_path: Path, checkpoint: Path) -> None:
+    texts = run("compare", "The for statement", "The with", "--out", tmp_path / "figures")
+    assert texts.status == 0
+    assert "they part at position 4: f and w" in texts.output
+    assert len(list((tmp_path / "figures").iterdir())) == 4
+    same = run("compare", "The for", "--with", "bundled")
+    assert "do not differ by more than 1e-05" in same.output
+    other = GPT2.from_pretrained(checkpoint)
+    with torch.no_grad():
+        other.blocks[1].mlp.up.bias.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    ByteTokenizer().save(tmp_path / "other")
+    models = run(
+        "compare", "The for", "--model", checkpoint, "--with", tmp_path / "other", "--out", tmp_path / "a.html"
+    )
+    assert "final_norm" in models.output
+    assert "<- the first place where they differ" in models.output
+    assert (tmp_path / "a.html").exists()
+
+
+def test_an_experiment_prints_its_conclusion_and_draws_it(run: Run, tmp_path: Path) -> None:
+    result = run("experiment", "scale", "weight-tying", "--out", tmp_path / "page.html")
+    assert result.status == 0
+    assert "Why are attention scores divided by the square root of head_dim?" in result.output
+    assert (tmp_path / "page.html").read_text().count("<svg") == 2
 
 
 def test_version_and_help(run: Run) -> None:

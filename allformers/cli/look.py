@@ -238,10 +238,11 @@ def _print_trace(traced: "Trace", everything: bool, console: Console) -> None:
         ]
         table.add_row(*cells, *([f"{operation.milliseconds or 0.0:,.3f}"] if timed else []))
     console.print(table, markup=False, highlight=False)
-    console.print(f"\n{len(traced.operations):,} operations, {traced.flops / 1e9:,.3f} GFLOPs; by module, in MFLOPs:")
-    for module, flops in traced.by_module().items():
-        if everything or not module.startswith("blocks.") or module.startswith("blocks.0."):
-            console.print(f"  {module or '(model)'}: {flops / 1e6:,.2f}", highlight=False)
+    console.print(
+        f"\n{len(traced.operations):,} operations, {traced.flops / 1e9:,.3f} GFLOPs; in MFLOPs:", highlight=False
+    )
+    for module, flops in (traced.by_module() if everything else traced.by_kind_of_module()).items():
+        console.print(f"  {module or '(model)'}: {flops / 1e6:,.2f}", highlight=False)
 
 
 def compare(

@@ -88,6 +88,13 @@ class Trace:
             totals[operation.module] += operation.flops
         return dict(totals)
 
+    def by_kind_of_module(self) -> dict[str, int]:
+        """FLOPs as in `by_module`, with layers merged: `*` stands for their numbers."""
+        totals: Counter[str] = Counter()
+        for operation, count in self.collapsed():
+            totals[operation.module] += operation.flops * count
+        return dict(totals)
+
     def collapsed(self) -> list[tuple[Operation, int]]:
         """The operations with layers that do the same merged: each with how many there are, and `*` for their numbers.
 
@@ -199,7 +206,7 @@ class _Recorder:
         pattern = f"{rows} {inputs}, {outputs} {inputs} -> {rows} {outputs}"
         flops = 2 * x.numel() * layer.out_features
         read = [x, layer.weight, *([] if layer.bias is None else [layer.bias])]
-        self.note("linear", pattern, sizes, flops, read, result, taken)
+        self.note("linear", pattern, _named(pattern, sizes), flops, read, result, taken)
         return result
 
     def note(

@@ -120,6 +120,7 @@ def test_layers_that_do_the_same_are_merged(model: GPT2) -> None:
     rows = traced.collapsed()
     assert sum(count for _, count in rows) == len(traced.operations)
     assert sum(operation.flops * count for operation, count in rows) == traced.flops
+    assert traced.by_kind_of_module()["blocks.*.mlp"] == 3 * traced.by_module()["blocks.0.mlp"]
     assert {count for operation, count in rows if operation.module.startswith("blocks")} == {3}
 
 
