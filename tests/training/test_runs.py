@@ -27,7 +27,7 @@ from allformers.recipes import train
 from allformers.training import runs
 from allformers.training.recipe import Recipe
 from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
-from conftest import perturb
+from conftest import SHARED, perturb
 
 MODEL = GPT2Config(
     vocab_size=24, context_length=16, embedding_dim=16, num_layers=2, num_heads=2, mlp_dim=64, dropout=0.1
@@ -466,3 +466,15 @@ def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch
 
 def test_the_kept_checkpoints_are_two() -> None:
     assert runs.KEPT == 2
+
+
+@pytest.mark.slow
+def test_shakespeare_reaches_the_published_loss(tmp_path: Path) -> None:
+    file = SHARED / "data" / "tinyshakespeare.txt"
+    if not file.is_file():
+        pytest.skip(f"Tiny Shakespeare is not at {file}")
+    follow(tmp_path, dataclasses.replace(recipes.shakespeare_char(), sample_every=0), file=file)
+    loss = read_result(tmp_path)["validation_loss_nats_per_token"]
+    print(f"\nshakespeare-char: validation loss {loss}")
+    assert loss == pytest.approx(1.76, abs=0.02)  # what the recipe's docstring says
+    assert loss <= 1.88  # what nanoGPT publishes
