@@ -181,7 +181,7 @@ def attention_grid(seen: Seen, labels: Sequence[str]) -> "Figure":
     """
     layers = [weights[0].float().cpu() for weights in seen.by_layer("attention.weights")]
     heads, side = len(layers[0]), len(labels)
-    size = 1.05 if heads > 6 else 1.6
+    size = 0.95 if heads > 6 else 1.6
     with _drawing():
         figure = _figure(heads * size + 0.6, len(layers) * size + 0.5)
         grid = figure.subplots(len(layers), heads, squeeze=False)
