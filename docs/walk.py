@@ -1,0 +1,306 @@
+"""A Python-Markdown extension that sets a module's source beside its explanation, with the shapes of a real pass.
+
+    //// walk | allformers.models.gpt2.gpt2
+
+    /// step | Queries, keys and values
+        code: CausalSelfAttention.forward: queries .. queries, keys, values
+    Prose, in Markdown.
+    ///
+
+    ////
+
+A step names the code that it explains by symbol and by how statements begin, never by line number. Every line of every
+class and function of the module belongs to exactly one step: a leftover, an overlap or a vanished target fails the
+build. In the margin stand the tensors that each statement makes, recorded from a pass through the model, with the size
+of each axis; in patterns, annotations and prose each axis has a colour and a line of its own.
+"""
+
+import html
+import io
+import json
+import keyword
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.treeprocessors import Treeprocessor
+from pymdownx.blocks import BlocksExtension
+from pymdownx.blocks.block import Block, type_string
+
+from allformers.shapes import AXES
+from docs.record import Made, Module, Unit, WalkError, is_pattern, presets, recorded
+
+SIZES_SHOWN = "gpt2_small"
+"""The preset whose sizes a page shows before its reader chooses another."""
+
+
+def axis_html(name: str) -> str:
+    """An axis, to be coloured and found."""
+    return f'<span class="ax" data-ax="{name}">{name}</span>' if name in AXES else html.escape(name)
+
+
+def pattern_html(text: str) -> str:
+    """The words of a pattern or an annotation, each axis marked."""
+    return "".join(axis_html(word) if word in AXES else html.escape(word) for word in re.split(r"(\w+)", text))
+
+
+def code_html(source: str) -> list[str]:
+    """Each line of a piece of Python, highlighted, with axes marked in patterns and annotations."""
+    rows = source.splitlines(keepends=True)
+    marks: list[tuple[int, int, int, int, str]] = []
+    docstrings = _docstring_lines(source)
+    for token in _tokens(source):
+        kind = ""
+        if token.type == tokenize.COMMENT:
+            kind = "c"
+        elif token.type == tokenize.STRING:
+            kind = "d" if token.start[0] in docstrings else "p" if is_pattern(token.string[1:-1]) else "s"
+        elif token.type == tokenize.NUMBER:
+            kind = "m"
+        elif token.type == tokenize.NAME and keyword.iskeyword(token.string):
+            kind = "k"
+        if kind:
+            marks.append((*token.start, *token.end, kind))
+    output: list[str] = []
+    for number, row in enumerate(rows, 1):
+        done, pieces = 0, []
+        for top, left, bottom, right, kind in marks:
+            if top <= number <= bottom:
+                start, stop = (left if number == top else 0), (right if number == bottom else len(row.rstrip("\n")))
+                pieces.append(html.escape(row[done:start]))
+                body = row[start:stop]
+                shown = pattern_html(body) if kind == "p" else html.escape(body)
+                pieces.append(f'<span class="{kind}">{shown}</span>')
+                done = stop
+        pieces.append(html.escape(row[done:].rstrip("\n")))
+        output.append("".join(pieces))
+    return output
+
+
+def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    """The tokens of a piece of a module, which may begin and end inside a block."""
+    try:
+        yield from tokenize.generate_tokens(io.StringIO(source).readline)
+    except (tokenize.TokenError, IndentationError):
+        return
+
+
+def _docstring_lines(source: str) -> set[int]:
+    return {n for n, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith('"""')}
+
+
+def sizes_html(sizes: Mapping[str, int]) -> str:
+    """A number that depends on the model's size: that of the size shown, and for the page's switch all others."""
+    numbers = {preset: f"{size:,}" for preset, size in sizes.items()}
+    first = numbers.get(SIZES_SHOWN, next(iter(numbers.values())))
+    if len(set(numbers.values())) == 1:
+        return f"<b>{first}</b>"
+    return f'<b data-sizes="{html.escape(json.dumps(numbers), quote=True)}">{first}</b>'
+
+
+def shape_html(made: Made) -> str:
+    """A tensor's axes and sizes."""
+    parts = []
+    for place, name in enumerate(made.axes):
+        label = f"{pattern_html(name)} " if re.search("[a-z]", name) else ""
+        size = sizes_html({preset: shape[place] for preset, shape in made.shapes.items()})
+        parts.append(f'<span class="walk-axis">{label}{size}</span>')
+    listed = "".join(parts) or "<span>a number</span>"
+    return f'<div class="walk-shape"><code>{html.escape(made.name)}</code>{listed}</div>'
+
+
+class _State:
+    """What is known while a page is read: the module that it walks, and which lines have been explained."""
+
+    def __init__(self) -> None:
+        self.module: Module | None = None
+        self.explained: dict[int, str] = {}
+        self.ids: set[str] = set()
+
+
+class Walk(Block):
+    """`//// walk | module`: holds the steps, and checks at its end that nothing was left out."""
+
+    NAME = "walk"
+    ARGUMENT = True
+
+    def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
+        """Open the walk, with the legend of axes and the switch of sizes."""
+        state = _state(self.md)
+        state.module = Module(self.argument.strip())
+        state.explained.clear()
+        walk = ElementTree.SubElement(parent, "div", {"class": "walk"})
+        if state.module.axes():
+            legend = ElementTree.SubElement(walk, "div", {"class": "walk-legend-place"})
+            legend.text = self.md.htmlStash.store(legend_html(state.module))
+        return walk
+
+    def on_end(self, block: ElementTree.Element) -> None:
+        """Complain about what no step has explained."""
+        state = _state(self.md)
+        assert state.module is not None
+        left = [unit for unit in state.module.units if unit.first not in state.explained]
+        if left:
+            texts = [f"{unit.symbol}: {state.module.text(unit)[:60]}" for unit in left]
+            raise WalkError(f"no step explains {len(left)} parts of {state.module.name}: {'; '.join(texts)}")
+
+
+class Step(Block):
+    """`/// step | title`, with `code:` what it explains: prose on one side, code and shapes on the other."""
+
+    NAME = "step"
+    ARGUMENT = True
+    OPTIONS = {"code": ["", type_string]}  # noqa: RUF012  (as the base class has it)
+
+    def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
+        """Set up both sides; prose goes into the first."""
+        state = _state(self.md)
+        if state.module is None:
+            raise WalkError(f"the step {self.argument!r} stands outside a walk")
+        targets = [target.strip() for target in self.options["code"].split(";") if target.strip()]
+        symbol, _, part = (targets[0] if targets else self.argument).partition(":")
+        first_word = re.match(r"\w*", part.strip())
+        name = ".".join(piece for piece in (symbol, first_word[0] if first_word else "") if piece)
+        if name in state.ids:
+            raise WalkError(f"two steps begin with {name}: let one begin with another statement")
+        state.ids.add(name)
+        step = ElementTree.SubElement(parent, "section", {"class": "walk-step", "id": name, "tabindex": "-1"})
+        prose = ElementTree.SubElement(step, "div", {"class": "walk-prose"})
+        heading = ElementTree.SubElement(prose, "h3")
+        heading.text = self.argument
+        link = ElementTree.SubElement(
+            heading, "a", {"class": "headerlink", "href": f"#{name}", "title": "Permanent link"}
+        )
+        link.text = "¶"
+        code = ElementTree.SubElement(step, "div", {"class": "walk-code"})
+        units = [unit for target in targets for unit in self._units(state, target)]
+        code.text = self.md.htmlStash.store(units_html(state.module, units))
+        self.prose = prose
+        return step
+
+    def on_add(self, block: ElementTree.Element) -> ElementTree.Element:
+        """Where prose goes."""
+        return self.prose
+
+    def _units(self, state: _State, target: str) -> list[Unit]:
+        assert state.module is not None
+        try:
+            units = state.module.find(target)
+        except WalkError as error:
+            raise WalkError(f"step {self.argument!r}: {error}") from error
+        for unit in units:
+            if unit.first in state.explained:
+                text = state.module.text(unit)[:60]
+                raise WalkError(
+                    f"{unit.symbol}: {text} is in two steps: {state.explained[unit.first]}, {self.argument}"
+                )
+            state.explained[unit.first] = self.argument
+        return units
+
+
+def units_html(module: Module, units: list[Unit]) -> str:
+    """Code, and under each piece that makes tensors, what it makes. Neighbours that make nothing stay together."""
+    made = recorded(module.name)
+    blocks: list[str] = []
+    piece: list[Unit] = []
+    for number, unit in enumerate(units):
+        piece.append(unit)
+        shapes = [
+            shape_html(one)
+            for (symbol, line), found in made.items()
+            if symbol == unit.symbol and unit.first <= line <= unit.last
+            for one in found
+        ]
+        following = units[number + 1] if number + 1 < len(units) else None
+        if shapes or following is None or not _adjacent(module, unit, following):
+            blocks.append(_piece_html(module, piece, shapes))
+            piece = []
+    return "".join(blocks)
+
+
+def _adjacent(module: Module, unit: Unit, following: Unit) -> bool:
+    """Whether nothing but empty lines stands between two units."""
+    between = module.lines[unit.last : following.first - 1]
+    return following.first > unit.last and not any(line.strip() for line in between)
+
+
+def _piece_html(module: Module, piece: list[Unit], shapes: list[str]) -> str:
+    first, last = piece[0].first, piece[-1].last
+    rows = code_html("\n".join(module.lines[first - 1 : last]) + "\n")
+    code = "".join(f'<span class="ln">{row}</span>\n' for row in rows)
+    margin = f'<div class="walk-shapes">{"".join(shapes)}</div>' if shapes else ""
+    symbols = html.escape(" ".join(dict.fromkeys(unit.symbol for unit in piece)))
+    label = f"code of {symbols}"
+    return (
+        f'<div class="walk-unit" data-first="{first}" data-last="{last}">'
+        f'<pre tabindex="0" role="region" aria-label="{label}"><code>{code}</code></pre>{margin}</div>'
+    )
+
+
+def legend_html(module: Module) -> str:
+    """Each axis with its meaning and its size, and, for a model, the choice of a size."""
+    configs = presets(module.name)
+    sizes: dict[str, dict[str, int]] = {axis: {} for axis in module.axes()}
+    for preset, config in configs.items():
+        known = {**config.axes, "batch": 1, **dict.fromkeys(("seq", "seq_q", "seq_k"), config.context_length)}
+        for axis, size in known.items():
+            sizes.setdefault(axis, {})[preset] = size
+    options = "".join(
+        f'<option value="{name}"{" selected" if name == SIZES_SHOWN else ""}>{name.replace("_", " ")}</option>'
+        for name in configs
+    )
+    choice = f'<label>Sizes of <select class="walk-sizes">{options}</select></label>' if configs else ""
+    items = "".join(
+        f"<li>{axis_button(axis)} {sizes_html(sizes[axis]) if sizes[axis] else ''}"
+        f"<span>{html.escape(meaning)}</span></li>"
+        for axis, meaning in AXES.items()
+        if axis in sizes
+    )
+    return (
+        f'<div class="walk-legend" role="region" aria-label="Axes">{choice}'
+        f"<details open><summary>Axes</summary><ul>{items}</ul></details></div>"
+    )
+
+
+def axis_button(name: str) -> str:
+    """An axis that can be chosen with the keyboard too."""
+    return f'<button type="button" class="ax" data-ax="{name}">{name}</button>'
+
+
+class _AxesInProse(Treeprocessor):
+    """Marks each axis that prose names as code."""
+
+    def run(self, root: ElementTree.Element) -> None:
+        for code in root.iter("code"):
+            words = (code.text or "").split()
+            if words and not len(code) and all(word.strip("()") in AXES for word in words):
+                code.text = self.md.htmlStash.store(pattern_html(code.text or ""))
+
+
+def _state(md: Markdown) -> _State:
+    return md.walk_state  # type: ignore[attr-defined,no-any-return]
+
+
+class WalkExtension(BlocksExtension):
+    """The extension: the blocks `walk` and `step`, and axes in prose."""
+
+    def extendMarkdownBlocks(self, md: Markdown, block_mgr: Any) -> None:  # noqa: N802
+        """Register."""
+        md.walk_state = _State()  # type: ignore[attr-defined]
+        block_mgr.register(Walk, self.getConfigs())
+        block_mgr.register(Step, self.getConfigs())
+        md.treeprocessors.register(_AxesInProse(md), "axes_in_prose", 5)
+
+    def reset(self) -> None:
+        """Forget the page before."""
+        if hasattr(self, "md"):
+            self.md.walk_state = _State()
+
+
+def makeExtension(**options: Any) -> Extension:  # noqa: N802
+    """What Python-Markdown calls."""
+    return WalkExtension(**options)
