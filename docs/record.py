@@ -173,7 +173,7 @@ class Made:
         name: the variable; "result" for what a function returns.
         axes: its axes, named; an empty name where it is not known.
         shapes: its shape in a pass through each preset, or in the one example that a module without presets has.
-        values: what it held in a pass of the bundled model over `PROMPT`, or in the example.
+        values: for a model, what it held when the bundled one read `PROMPT`.
     """
 
     name: str
@@ -216,7 +216,8 @@ def recorded(module: str) -> dict[tuple[str, int], list[Made]]:
     for key, by_preset in shapes.items():
         if key[1] == ARGUMENT:
             continue
-        found.setdefault(key[:2], []).append(Made(key[2], axes[key], by_preset, values.get(key)))
+        of_model = values.get(key) if entry else None
+        found.setdefault(key[:2], []).append(Made(key[2], axes[key], by_preset, of_model))
     return found
 
 

@@ -15,27 +15,29 @@ build. In the margin stand the tensors that each statement makes, recorded from 
 of each axis; in patterns, annotations and prose each axis has a colour and a line of its own.
 """
 
+import base64
 import html
 import io
-import json
 import keyword
 import re
 import tokenize
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
+import torch
 from markdown import Markdown
-from markdown.extensions import Extension
-from markdown.treeprocessors import Treeprocessor
-from pymdownx.blocks import BlocksExtension
+from matplotlib import colormaps
+from PIL import Image
 from pymdownx.blocks.block import Block, type_string
+from torch import Tensor
 
+from allformers.figures import HEAT
 from allformers.shapes import AXES
-from docs.record import Made, Module, Unit, WalkError, is_pattern, presets, recorded
+from docs.facts import SIZES_SHOWN, sizes_html
+from docs.record import PROMPT, Made, Module, Unit, WalkError, is_pattern, presets, recorded
 
-SIZES_SHOWN = "gpt2_small"
-"""The preset whose sizes a page shows before its reader chooses another."""
+CELLS, LEVELS = 64, 32
+"""How much of an axis a picture in the margin shows, and in how many shades: it should stay small."""
 
 
 def axis_html(name: str) -> str:
@@ -93,27 +95,51 @@ def _docstring_lines(source: str) -> set[int]:
     return {n for n, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith('"""')}
 
 
-def sizes_html(sizes: Mapping[str, int]) -> str:
-    """A number that depends on the model's size: that of the size shown, and for the page's switch all others."""
-    numbers = {preset: f"{size:,}" for preset, size in sizes.items()}
-    first = numbers.get(SIZES_SHOWN, next(iter(numbers.values())))
-    if len(set(numbers.values())) == 1:
-        return f"<b>{first}</b>"
-    return f'<b data-sizes="{html.escape(json.dumps(numbers), quote=True)}">{first}</b>'
-
-
 def shape_html(made: Made) -> str:
-    """A tensor's axes and sizes."""
+    """A tensor's axes and sizes and, on demand, what it held when the bundled model read the example."""
     parts = []
     for place, name in enumerate(made.axes):
         label = f"{pattern_html(name)} " if re.search("[a-z]", name) else ""
-        size = sizes_html({preset: shape[place] for preset, shape in made.shapes.items()})
+        size = sizes_html({preset: f"{shape[place]:,}" for preset, shape in made.shapes.items()})
         parts.append(f'<span class="walk-axis">{label}{size}</span>')
     listed = "".join(parts) or "<span>a number</span>"
-    return f'<div class="walk-shape"><code>{html.escape(made.name)}</code>{listed}</div>'
+    return f'<div class="walk-shape"><code>{html.escape(made.name)}</code>{listed}{values_html(made)}</div>'
 
 
-class _State:
+def values_html(made: Made) -> str:
+    """Statistics of a tensor of numbers, and a picture of its last two axes."""
+    values = made.values
+    if values is None or not values.is_floating_point() or values.numel() < 2:
+        return ""
+    shown = values[values > torch.finfo(values.dtype).min].double()
+    shown = shown[shown.isfinite()]
+    lines = f"mean {shown.mean():.3g}, spread {shown.std():.3g}, from {shown.min():.3g} to {shown.max():.3g}"
+    hidden = values.numel() - shown.numel()
+    lines += f"; {hidden:,} of {values.numel():,} masked" if hidden else ""
+    picture = _picture_html(made.name, values, float(shown.min()), float(shown.max())) if values.ndim >= 2 else ""
+    return (
+        f'<details class="walk-values"><summary aria-label="values of {html.escape(made.name)}">values</summary>'
+        f"<p>Of <q>{html.escape(PROMPT)}</q> in the bundled model: {lines}</p>{picture}</details>"
+    )
+
+
+def _picture_html(name: str, values: Tensor, lowest: float, highest: float) -> str:
+    """The last two axes of a tensor as a picture, from few (dark) to many (light): a cell for each number."""
+    grid = values.reshape(-1, *values.shape[-2:])[0][:, :CELLS]
+    level = ((grid.clamp(min=lowest) - lowest) / max(highest - lowest, 1e-12) * (LEVELS - 1)).round()
+    image = Image.fromarray(level.to(torch.uint8).numpy())
+    image.putpalette([round(255 * part) for n in range(LEVELS) for part in colormaps[HEAT](n / (LEVELS - 1))[:3]])
+    drawn = io.BytesIO()
+    image.save(drawn, "png", bits=5, optimize=True)
+    rows, columns = grid.shape
+    which = "the first " if grid.numel() < values.numel() else ""
+    return (
+        f'<img src="data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}" '
+        f'width="{4 * columns}" height="{4 * rows}" alt="{which}{rows} by {columns} values of {html.escape(name)}">'
+    )
+
+
+class State:
     """What is known while a page is read: the module that it walks, and which lines have been explained."""
 
     def __init__(self) -> None:
@@ -133,7 +159,7 @@ class Walk(Block):
         state = _state(self.md)
         state.module = Module(self.argument.strip())
         state.explained.clear()
-        walk = ElementTree.SubElement(parent, "div", {"class": "walk"})
+        walk = ElementTree.SubElement(parent, "div", {"class": "walk", "data-module": state.module.name})
         if state.module.axes():
             legend = ElementTree.SubElement(walk, "div", {"class": "walk-legend-place"})
             legend.text = self.md.htmlStash.store(legend_html(state.module))
@@ -163,22 +189,17 @@ class Step(Block):
             raise WalkError(f"the step {self.argument!r} stands outside a walk")
         targets = [target.strip() for target in self.options["code"].split(";") if target.strip()]
         symbol, _, part = (targets[0] if targets else self.argument).partition(":")
-        first_word = re.match(r"\w*", part.strip())
-        name = ".".join(piece for piece in (symbol, first_word[0] if first_word else "") if piece)
+        words = re.findall(r"\w+", part)
+        name = f"{symbol}.{words[0]}" if words and words[0] != "head" else symbol
         if name in state.ids:
             raise WalkError(f"two steps begin with {name}: let one begin with another statement")
         state.ids.add(name)
-        step = ElementTree.SubElement(parent, "section", {"class": "walk-step", "id": name, "tabindex": "-1"})
+        step = ElementTree.SubElement(parent, "section", {"class": "walk-step", "tabindex": "-1"})
+        ElementTree.SubElement(step, "h3", {"id": name}).text = self.argument
         prose = ElementTree.SubElement(step, "div", {"class": "walk-prose"})
-        heading = ElementTree.SubElement(prose, "h3")
-        heading.text = self.argument
-        link = ElementTree.SubElement(
-            heading, "a", {"class": "headerlink", "href": f"#{name}", "title": "Permanent link"}
-        )
-        link.text = "¶"
         code = ElementTree.SubElement(step, "div", {"class": "walk-code"})
         units = [unit for target in targets for unit in self._units(state, target)]
-        code.text = self.md.htmlStash.store(units_html(state.module, units))
+        code.text = self.md.htmlStash.store(units_html(state.module, units) + place_html(state.module, units))
         self.prose = prose
         return step
 
@@ -186,7 +207,7 @@ class Step(Block):
         """Where prose goes."""
         return self.prose
 
-    def _units(self, state: _State, target: str) -> list[Unit]:
+    def _units(self, state: State, target: str) -> list[Unit]:
         assert state.module is not None
         try:
             units = state.module.find(target)
@@ -222,6 +243,19 @@ def units_html(module: Module, units: list[Unit]) -> str:
     return "".join(blocks)
 
 
+def place_html(module: Module, units: list[Unit]) -> str:
+    """Where the code stands, with a link to the whole file."""
+    ranges: list[list[int]] = []
+    for unit in sorted(units, key=lambda unit: unit.first):
+        if ranges and unit.first - ranges[-1][1] <= 3:
+            ranges[-1][1] = unit.last
+        else:
+            ranges.append([unit.first, unit.last])
+    lines = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)
+    target = f"generated/source/{module.name}.txt"
+    return f'<p class="walk-place">Lines {lines} of <a href="{target}">{module.path.name}</a></p>'
+
+
 def _adjacent(module: Module, unit: Unit, following: Unit) -> bool:
     """Whether nothing but empty lines stands between two units."""
     between = module.lines[unit.last : following.first - 1]
@@ -230,38 +264,48 @@ def _adjacent(module: Module, unit: Unit, following: Unit) -> bool:
 
 def _piece_html(module: Module, piece: list[Unit], shapes: list[str]) -> str:
     first, last = piece[0].first, piece[-1].last
-    rows = code_html("\n".join(module.lines[first - 1 : last]) + "\n")
-    code = "".join(f'<span class="ln">{row}</span>\n' for row in rows)
+    lines = module.lines[first - 1 : last]
+    indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    code = "".join(_line_html(row, indent) for row in code_html("\n".join(lines) + "\n"))
     margin = f'<div class="walk-shapes">{"".join(shapes)}</div>' if shapes else ""
     symbols = html.escape(" ".join(dict.fromkeys(unit.symbol for unit in piece)))
     label = f"code of {symbols}"
     return (
         f'<div class="walk-unit" data-first="{first}" data-last="{last}">'
-        f'<pre tabindex="0" role="region" aria-label="{label}"><code>{code}</code></pre>{margin}</div>'
+        f'<pre tabindex="0" role="group" aria-label="{label}"><code>{code}</code></pre>{margin}</div>'
+    )
+
+
+def _line_html(row: str, indent: int) -> str:
+    """A line; what all lines are indented by stays in the text but takes little room."""
+    return (
+        re.sub(rf"^((?:<[^>]*>)*)( {{{indent}}})", r'\1<span class="in">\2</span>', row) + "\n"
+        if indent
+        else f"{row}\n"
     )
 
 
 def legend_html(module: Module) -> str:
     """Each axis with its meaning and its size, and, for a model, the choice of a size."""
     configs = presets(module.name)
-    sizes: dict[str, dict[str, int]] = {axis: {} for axis in module.axes()}
+    sizes: dict[str, dict[str, str]] = {axis: {} for axis in module.axes()}
     for preset, config in configs.items():
         known = {**config.axes, "batch": 1, **dict.fromkeys(("seq", "seq_q", "seq_k"), config.context_length)}
         for axis, size in known.items():
-            sizes.setdefault(axis, {})[preset] = size
+            sizes.setdefault(axis, {})[preset] = f"{size:,}"
     options = "".join(
         f'<option value="{name}"{" selected" if name == SIZES_SHOWN else ""}>{name.replace("_", " ")}</option>'
         for name in configs
     )
-    choice = f'<label>Sizes of <select class="walk-sizes">{options}</select></label>' if configs else ""
+    choice = f'<label>Sizes of <select class="sizes">{options}</select></label>' if configs else ""
     items = "".join(
-        f"<li>{axis_button(axis)} {sizes_html(sizes[axis]) if sizes[axis] else ''}"
+        f'<li data-axis="{axis}">{axis_button(axis)} {sizes_html(sizes[axis]) if sizes[axis] else ""} '
         f"<span>{html.escape(meaning)}</span></li>"
         for axis, meaning in AXES.items()
         if axis in sizes
     )
     return (
-        f'<div class="walk-legend" role="region" aria-label="Axes">{choice}'
+        f'<div class="walk-legend" role="group" aria-label="Axes">{choice}'
         f"<details open><summary>Axes</summary><ul>{items}</ul></details></div>"
     )
 
@@ -271,36 +315,5 @@ def axis_button(name: str) -> str:
     return f'<button type="button" class="ax" data-ax="{name}">{name}</button>'
 
 
-class _AxesInProse(Treeprocessor):
-    """Marks each axis that prose names as code."""
-
-    def run(self, root: ElementTree.Element) -> None:
-        for code in root.iter("code"):
-            words = (code.text or "").split()
-            if words and not len(code) and all(word.strip("()") in AXES for word in words):
-                code.text = self.md.htmlStash.store(pattern_html(code.text or ""))
-
-
-def _state(md: Markdown) -> _State:
+def _state(md: Markdown) -> State:
     return md.walk_state  # type: ignore[attr-defined,no-any-return]
-
-
-class WalkExtension(BlocksExtension):
-    """The extension: the blocks `walk` and `step`, and axes in prose."""
-
-    def extendMarkdownBlocks(self, md: Markdown, block_mgr: Any) -> None:  # noqa: N802
-        """Register."""
-        md.walk_state = _State()  # type: ignore[attr-defined]
-        block_mgr.register(Walk, self.getConfigs())
-        block_mgr.register(Step, self.getConfigs())
-        md.treeprocessors.register(_AxesInProse(md), "axes_in_prose", 5)
-
-    def reset(self) -> None:
-        """Forget the page before."""
-        if hasattr(self, "md"):
-            self.md.walk_state = _State()
-
-
-def makeExtension(**options: Any) -> Extension:  # noqa: N802
-    """What Python-Markdown calls."""
-    return WalkExtension(**options)

@@ -1,7 +1,11 @@
 """What all tests share: perturbed models, the reference in true float64, and data that may lie beside the checkout."""
 
 import contextlib
+import json
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +20,43 @@ torch.set_num_threads(1)  # models this small only lose by sharing the work, and
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Data that may lie beside the checkout; tests that want it skip where it is absent."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--record-parity`, which writes what the comparisons with the reference found."""
+    parser.addoption("--record-parity", type=Path, metavar="FILE", help="write the differences that were measured")
+
+
+COMPARED: dict[tuple[str, str, str], dict[str, object]] = {}
+"""What was compared with the reference so far: by what, of what and in which dtype."""
+
+
+def close_enough(what: str, of: str, dtype: torch.dtype, difference: float, bar: float) -> bool:
+    """Whether a difference from the reference is within its bar; and remember it, for the site's table."""
+    key = what, of, str(dtype).removeprefix("torch.")
+    row = COMPARED.setdefault(key, {"comparisons": 0, "largest": 0.0, "bar": bar})
+    row["comparisons"] = int(row["comparisons"]) + 1  # type: ignore[call-overload]
+    row["largest"] = max(float(row["largest"]), difference)  # type: ignore[arg-type]
+    return difference <= bar
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the record, if it was asked for and all is well."""
+    path = session.config.getoption("--record-parity")
+    if path and exitstatus == 0 and COMPARED:
+        import transformers
+
+        from docs.facts import digest_of
+
+        record = {
+            "command": shlex.join(["pytest", *session.config.invocation_params.args]),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "digest": digest_of("allformers.models.gpt2.gpt2"),
+            "rows": [{"what": w, "of": o, "dtype": d, **row} for (w, o, d), row in COMPARED.items()],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +99,23 @@ def gpt2_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     if not cache.is_dir():
         pytest.skip(f"GPT-2's vocabulary is not cached at {cache}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as its page for contributors says."""
+    from docs import prepare
+
+    prepare.main()
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=Path(__file__).parents[1], env=quiet, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pages(site: Path) -> dict[str, str]:
+    """The HTML of the built site's pages, by name."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(site.glob("*.html"))}

@@ -1,7 +1,9 @@
 """`allformers summary`, `evaluate` and `bench`: what a model is made of, how good it is, how fast it is."""
 
 import json
+import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,5 +197,6 @@ def bench(
     if output is not None:
         figures = {row.name: {"unit": row.unit, "measured": row.measured, "ratio": row.ratio} for row in measured}
         about = {"preset": preset, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        about |= {"device": device, "precision": precision, "compile": compile}
+        about |= {"transformers": version("transformers"), "device": device, "precision": precision, "compile": compile}
+        about |= {"rounds": rounds, "command": shlex.join(["allformers", *sys.argv[1:]])}
         output.write_text(json.dumps({**about, "rows": figures}, indent=2) + "\n", encoding="utf-8")

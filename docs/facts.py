@@ -1,0 +1,369 @@
+"""What a page says in numbers: figures that code determines, put in by `{{ ... }}`, and what was measured before.
+
+A page writes `{{ sizes("parameters") }}` and not 124,439,808. An expression may use what `NAMES` holds.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from markupsafe import Markup
+
+from allformers.inspection import summarise
+from allformers.models import READING_ORDER
+from allformers.shapes import AXES
+from docs.breaks import outcome
+from docs.record import WalkError, presets
+
+ROOT = Path(__file__).parents[1]
+GENERATED = ROOT / "docs" / "generated"
+"""What `python -m docs.prepare` makes."""
+
+RECORDS = ROOT / "docs" / "records"
+"""What was measured once, by a command that stands beside it, and is kept."""
+
+SIZES_SHOWN = "gpt2_small"
+"""The preset whose sizes a page shows before its reader chooses another."""
+
+
+# -- What depends on the size of a model -------------------------------------------------------------------------------
+
+
+def bytes_text(number: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            return f"{number:,.0f} {unit}" if unit == "bytes" or number >= 100 else f"{number:,.2f} {unit}"
+        number /= 1024
+    raise AssertionError
+
+
+def flops_text(number: float) -> str:
+    """A number of floating-point operations in the unit that suits it."""
+    for unit in ("", "kilo", "mega", "giga"):
+        if number < 1000 or unit == "giga":
+            return f"{number:,.2f} {unit}FLOPs"
+        number /= 1000
+    raise AssertionError
+
+
+@functools.cache
+def _summary(module: str, preset: str) -> Any:
+    (entry,) = (entry for entry in READING_ORDER if entry.module == module)
+    return summarise(entry.load(), presets(module)[preset])
+
+
+MEASURES: Mapping[str, Callable[[str, str], str]] = {
+    "parameters": lambda module, preset: f"{_summary(module, preset).parameters:,}",
+    "FLOPs": lambda module, preset: flops_text(_summary(module, preset).flops_per_token),
+    "weight bytes": lambda module, preset: bytes_text(_summary(module, preset).weight_bytes),
+    "cache bytes": lambda module, preset: bytes_text(_summary(module, preset).cache_bytes_per_token),
+    "whole cache": lambda module, preset: bytes_text(
+        _summary(module, preset).cache_bytes_per_token * presets(module)[preset].context_length
+    ),
+}
+"""What can be said of each preset, beside its configuration's fields and its axes."""
+
+
+def sizes_html(numbers: Mapping[str, str]) -> Markup:
+    """A figure that depends on the model's size: that of the size shown and, for the page's switch, all others."""
+    first = numbers.get(SIZES_SHOWN, next(iter(numbers.values())))
+    if len(set(numbers.values())) == 1:
+        return Markup("<b>{}</b>").format(first)
+    return Markup('<b data-sizes="{}">{}</b>').format(json.dumps(numbers), first)
+
+
+def sizes(what: str, module: str = "allformers.models.gpt2.gpt2") -> Markup:
+    """A measure, a field of the configuration or an axis, for every preset."""
+    found = {}
+    for preset, config in presets(module).items():
+        if what in MEASURES:
+            found[preset] = MEASURES[what](module, preset)
+        elif what in config.axes:
+            found[preset] = f"{config.axes[what]:,}"
+        else:
+            found[preset] = f"{getattr(config, what):,}"
+    return sizes_html(found)
+
+
+def size(preset: str, what: str, module: str = "allformers.models.gpt2.gpt2") -> str:
+    """The same of one preset, whatever the page's switch says."""
+    config = presets(module)[preset]
+    if what in MEASURES:
+        return MEASURES[what](module, preset)
+    return f"{config.axes[what] if what in config.axes else getattr(config, what):,}"
+
+
+# -- Tables ------------------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> Markup:
+    """A table whose numbers stand to the right, which scrolls by itself where it is too wide."""
+
+    def cell(value: Any) -> Markup:
+        number = isinstance(value, str) and re.fullmatch(r"[\d.,]+(e-?\d+)?( \w*[bB]\w*)?", value)
+        return Markup('<td class="number">{}</td>' if number else "<td>{}</td>").format(value)
+
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(title) for title in header)
+    body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(cell(value) for value in row)) for row in rows)
+    return Markup(
+        '<div class="scrolls" tabindex="0" role="region" aria-label="{0}"><table class="facts"><caption>{0}</caption>'
+        "<thead><tr>{1}</tr></thead><tbody>{2}</tbody></table></div>"
+    ).format(caption, head, body)
+
+
+def axes() -> Markup:
+    """The vocabulary of axes, with its meanings."""
+    rows = [
+        (Markup('<code><span class="ax" data-ax="{0}">{0}</span></code>').format(axis), meaning)
+        for axis, meaning in AXES.items()
+    ]
+    return table(("axis", "meaning"), rows, "Axes of all models here")
+
+
+def preset_table(module: str = "allformers.models.gpt2.gpt2") -> Markup:
+    """Every preset with its sizes."""
+    fields = ("num_layers", "heads", "embed", "mlp", "vocab", "context", "parameters", "weight bytes", "cache bytes")
+    rows = [
+        (Markup("<code>{}()</code>").format(name), *(size(name, f, module) for f in fields)) for name in presets(module)
+    ]
+    return table(
+        ("preset", "layers", *fields[1:-2], "weights", "cache a token"), rows, "Sizes of the presets, in float32"
+    )
+
+
+def strip(module: str, year: str, parent: str, paper: str) -> Markup:
+    """What a model's page begins with: where it comes from, what it costs in each size, and how it is known right."""
+    (entry,) = (entry for entry in READING_ORDER if entry.module == module)
+    options = Markup("").join(
+        Markup('<option value="{}"{}>{}</option>').format(
+            name, Markup(" selected") if name == SIZES_SHOWN else "", name.replace("_", " ")
+        )
+        for name in presets(module)
+    )
+    costs = {
+        "parameters": sizes("parameters", module),
+        "layers": sizes("num_layers", module),
+        "FLOPs for a token": sizes("FLOPs", module),
+        "weights": sizes("weight bytes", module),
+        "cache for a token": sizes("cache bytes", module),
+        "cache of a whole context": sizes("whole cache", module),
+    }
+    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*item) for item in costs.items())
+    return Markup(
+        '<div class="strip"><p>{year}, after {parent}. Paper: <cite>{paper}</cite>.</p>'
+        '<label>Sizes of <select class="sizes">{options}</select></label><dl>{cells}</dl>'
+        '<p>Proven equal: {badge}. <a href="parity.html">How that is measured</a></p></div>'
+    ).format(year=year, parent=parent, paper=paper, options=options, cells=cells, badge=parity_badge(entry.name))
+
+
+# -- What was recorded -------------------------------------------------------------------------------------------------
+
+
+def digest_of(module: str) -> str:
+    """SHA-256 of a module's source and of all that it imports from this package: what a record was made with."""
+    found: dict[str, str] = {}
+
+    def visit(name: str) -> None:
+        path = ROOT.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():
+            return
+        found[name] = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(found[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("allformers."):
+                visit(node.module or "")
+
+    visit(module)
+    return hashlib.sha256("".join(found[name] for name in sorted(found)).encode()).hexdigest()
+
+
+@functools.cache
+def record(name: str) -> Any:
+    """A record by its file's name.
+
+    Raises:
+        WalkError: there is none.
+    """
+    path = RECORDS / name
+    if not path.is_file():
+        raise WalkError(f"there is no record {path.relative_to(ROOT)}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def parity_badge(name: str = "gpt2") -> Markup:
+    """One sentence: how far the logits are from the reference's at most, over how many comparisons."""
+    found = record(f"{name}-parity.json")
+    rows = [row for row in found["rows"] if row["dtype"] == "float32" and row["of"] == "logits"]
+    worst, count = max(row["largest"] for row in rows), sum(row["comparisons"] for row in rows)
+    return Markup(
+        "{} comparisons with transformers {}: logits within {:.1e} of the largest, all greedy tokens the same"
+    ).format(count, found["transformers"], worst)
+
+
+def parity_table(name: str = "gpt2") -> Markup:
+    """Every comparison with the reference, as the tests recorded it."""
+    found = record(f"{name}-parity.json")
+    rows = [
+        (row["what"], row["of"], row["dtype"], f"{row['comparisons']:,}", f"{row['largest']:.1e}", f"{row['bar']:.0e}")
+        for row in found["rows"]
+    ]
+    title = (
+        f"Differences from transformers {found['transformers']}, PyTorch {found['torch']}, every parameter perturbed"
+    )
+    return table(("what", "of", "in", "comparisons", "largest difference", "bar"), rows, title)
+
+
+def benchmark_table() -> Markup:
+    """The benchmark's rows, as the command recorded them."""
+    found = record("benchmark.json")
+    contenders = list(next(iter(found["rows"].values()))["measured"])
+    rows = [
+        (
+            f"{name}, {row['unit']}",
+            *(f"{statistics.median(row['measured'][contender]):,.1f}" for contender in contenders),
+            f"{row['ratio']:.2f}",
+        )
+        for name, row in found["rows"].items()
+    ]
+    title = (
+        f"{found['preset']}, {found['precision']}, {found['device']}, {found['threads']} threads, medians of "
+        f"{found['rounds']} rounds; transformers {found['transformers']}, PyTorch {found['torch']}"
+    )
+    return table(("what", *contenders, "ratio"), rows, title)
+
+
+def recorded_command(name: str) -> Markup:
+    """The command that made a record."""
+    return Markup("<code>{}</code>").format(record(name)["command"])
+
+
+# -- Why ---------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _experiments() -> Any:
+    path = GENERATED / "experiments.json"
+    if not path.is_file():
+        raise WalkError("the experiments have not been run for the site: run `python -m docs.prepare` first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def why(name: str) -> Markup:
+    """A question, its answer in a sentence and a figure, and the command that gives both."""
+    if name not in _experiments():
+        raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(_experiments())}")
+    found = _experiments()[name]
+    return Markup(
+        '<details class="why" id="why-{name}"><summary>{question}</summary><p>{conclusion}</p>'
+        '<div class="scrolls" tabindex="0" role="group" aria-label="Figure: {question}">{figure}</div>'
+        "<p>Measured by <code>allformers experiment {name}</code>.</p></details>"
+    ).format(name=name, question=found["question"], conclusion=found["conclusion"], figure=Markup(found["figure"]))
+
+
+def questions() -> Markup:
+    """A list of all questions, each a link to its answer."""
+    items = Markup("").join(
+        Markup('<li><a href="gpt2.html#why-{}">{}</a></li>').format(name, found["question"])
+        for name, found in _experiments().items()
+    )
+    return Markup("<ul>{}</ul>").format(items)
+
+
+def breaks() -> list[tuple[str, str, str]]:
+    """All changes that the pages make to break the model: title, what is replaced, by what."""
+    found = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for title, options in re.findall(
+            r"^/// break \| (.+)\n((?:    .+\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            values = yaml.safe_load(options)
+            found.append((title, values["replace"], values["with"]))
+    return found
+
+
+def damages() -> Markup:
+    """What each change did to the loss, the worst first."""
+    outcomes = [(title, outcome(replace, by)) for title, replace, by in breaks()]
+    ran = sorted((found.loss, title) for title, found in outcomes if not found.error)
+    rows = [("As it is", f"{outcome().loss:.4f}")] + [(title, f"{loss:.4f}") for loss, title in reversed(ran)]
+    rows += [(title, "an error") for title, found in outcomes if found.error]
+    return table(("change", "loss in nats a token"), rows, "Loss of the bundled model on text that it has not seen")
+
+
+# -- The family --------------------------------------------------------------------------------------------------------
+
+
+def family() -> Markup:
+    """The tree of models, drawn from their imports: each stands under the ancestor that it takes most from."""
+    known = {entry.module: entry for entry in READING_ORDER}
+    children: dict[str, list[str]] = {}
+    for module in known:
+        tree = ast.parse(ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+        taken = {
+            node.module: len(node.names)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module in known
+        }
+        parent = max(taken, key=lambda name: taken[name], default="")  # type: ignore[arg-type, return-value]
+        children.setdefault(parent or "", []).append(module)
+
+    def draw(module: str) -> Markup:
+        entry = known[module]
+        readme = ROOT.joinpath(*module.split(".")).with_name("README.md").read_text(encoding="utf-8")
+        title = readme.split("\n", 1)[0].removeprefix("# ")
+        below = Markup("").join(draw(child) for child in children.get(module, []))
+        return Markup(
+            '<li><a href="{}.html">{}</a>: <code>{}</code>, {} parameters in its largest preset{}</li>'
+        ).format(
+            entry.name,
+            title,
+            entry.class_name,
+            size(list(presets(module))[-1], "parameters", module),
+            Markup("<ul>{}</ul>").format(below) if below else "",
+        )
+
+    return Markup('<ul class="family">{}</ul>').format(Markup("").join(draw(module) for module in children[""]))
+
+
+NAMES: Mapping[str, Any] = {
+    function.__name__: function
+    for function in (
+        axes,
+        benchmark_table,
+        damages,
+        family,
+        parity_badge,
+        parity_table,
+        preset_table,
+        questions,
+        recorded_command,
+        size,
+        sizes,
+        strip,
+        why,
+    )
+} | {"torch_version": torch.__version__.split("+")[0]}
+"""What an expression on a page may use."""
+
+
+def evaluate(expression: str) -> str:
+    """What `{{ expression }}` stands for.
+
+    Raises:
+        WalkError: it fails, or uses a name that is not in `NAMES`.
+    """
+    try:
+        return str(Markup.escape(eval(expression, {"__builtins__": {}}, dict(NAMES))))
+    except WalkError:
+        raise
+    except Exception as error:
+        raise WalkError(f"{{{{ {expression} }}}} fails: {error!r}") from error

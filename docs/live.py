@@ -1,0 +1,40 @@
+"""What the site's live model needs: the bundled GPT-2's weights as a script that a page can load.
+
+The reader's browser computes the model itself, in `assets/model.js`. A page opened from a disk may not fetch a file,
+but it may run a script beside it; so the weights travel as one.
+"""
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+import allformers
+
+
+def write_weights(path: Path) -> None:
+    """Write the bundled model as a classic script: `allformers.weights = {config, tensors}`.
+
+    The weights travel in half precision, which halves the download; the comparison of `model.js` with Python is on
+    the same rounded weights. The unembedding is tied to the token embedding and so is written once.
+
+    Args:
+        path: the script to write; its folder has to exist.
+    """
+    model = allformers.load("bundled")
+    tensors = {
+        name: {"shape": list(parameter.shape), "data": _base64_float16(parameter)}
+        for name, parameter in model.named_parameters()  # which names a tied tensor once
+    }
+    weights = json.dumps({"config": dataclasses.asdict(model.config), "tensors": tensors}, separators=(",", ":"))
+    script = (
+        "// The weights of allformers' bundled GPT-2: float16, little-endian, in base64. Load model.js first.\n"
+        f"allformers.weights = {weights};\n"
+    )
+    path.write_text(script, encoding="ascii")
+
+
+def _base64_float16(tensor: Tensor) -> str:
+    return base64.b64encode(tensor.detach().half().numpy().astype("<f2").tobytes()).decode("ascii")

@@ -1,0 +1,459 @@
+"""The built site says what is: code equals source, shapes and numbers equal a fresh run, links lead somewhere.
+
+Each check is a function that lists what is wrong, so that the last tests can show that it notices what it is for.
+"""
+
+import ast
+import html
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from einops import einsum, rearrange
+from markdown import Markdown
+
+from allformers.inspection import capture, on_meta
+from allformers.models import READING_ORDER, load
+from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from docs import facts, prepare, record
+from docs.record import Module, WalkError
+from reading import Element, parse
+
+ROOT = Path(__file__).parents[2]
+GPT2_MODULE = "allformers.models.gpt2.gpt2"
+
+
+# -- Code --------------------------------------------------------------------------------------------------------------
+
+
+def walks(page: str) -> dict[str, Element]:
+    """The walks of a page, by module."""
+    return {walk.attributes["data-module"]: walk for walk in parse(page).find(".walk")}
+
+
+def wrong_code(walk: Element, source: str) -> list[str]:
+    """Where the code of a walk is not the source, each line of each statement once."""
+    problems, lines = [], source.splitlines()
+    shown: list[int] = []
+    for unit in walk.find(".walk-unit"):
+        first, last = int(unit.attributes["data-first"]), int(unit.attributes["data-last"])
+        (code,) = unit.find("pre")
+        if code.text != "\n".join(lines[first - 1 : last]) + "\n":
+            problems.append(f"lines {first} to {last} are not the source's")
+        shown += range(first, last + 1)
+    expected = set()
+    for number, node in enumerate(ast.parse(source).body):
+        is_docstring = number == 0 and isinstance(node, ast.Expr)
+        if not isinstance(node, ast.Import | ast.ImportFrom) and not is_docstring:
+            expected |= {n for n in range(node.lineno, (node.end_lineno or 0) + 1) if lines[n - 1].strip()}
+            expected |= {d.lineno for d in getattr(node, "decorator_list", [])}
+    problems += [f"line {n} is shown {shown.count(n)} times" for n in sorted(expected) if shown.count(n) != 1]
+    return problems
+
+
+def test_every_module_that_is_walked_is_shown_as_it_is(pages: dict[str, str]) -> None:
+    found = {}
+    for page in pages.values():
+        for module, walk in walks(page).items():
+            source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")
+            found[module] = wrong_code(walk, source)
+    assert not any(found.values()), found
+    assert {entry.module for entry in READING_ORDER} <= set(found)  # every model has its page
+    assert {"allformers.shapes", "allformers.sampling", "allformers.training.loop"} <= set(found)
+
+
+# -- Shapes and numbers ------------------------------------------------------------------------------------------------
+
+
+def numbers_of(element: Element) -> dict[str, str]:
+    """What a figure says, by preset."""
+    sizes = element.attributes.get("data-sizes")
+    return json.loads(sizes) if sizes else {}
+
+
+def wrong_shapes(walk: Element) -> list[str]:
+    """Where a shape in the margin is not what a real pass through tiny and bundled models captures."""
+    problems, compared = [], 0
+    for preset in ("tiny", "bundled"):
+        config = GPT2Config.presets()[preset]()
+        token_ids = torch.zeros(1, config.context_length, dtype=torch.long)
+        model = GPT2(config).eval()
+        with torch.inference_mode(), capture(model) as seen:
+            model(token_ids)
+        known = {
+            name: seen[f"blocks.0.attention.{name}"]
+            for name in ("queries", "keys", "values", "scores", "weights", "mixed")
+        }
+        known |= {"between": seen["blocks.0.between"], "active": seen["blocks.0.mlp.active"], "logits": seen["logits"]}
+        for row in walk.find(".walk-shape"):
+            name = row.find("code")[0].text
+            if name not in known:
+                continue
+            sizes = [b for axis in row.find(".walk-axis") for b in axis.find("b")]
+            shown = tuple(int((numbers_of(b).get(preset) or b.text).replace(",", "")) for b in sizes)
+            compared += 1
+            if shown != tuple(known[name].values.shape):
+                problems.append(f"{preset}: {name} is shown as {shown}, is {tuple(known[name].values.shape)}")
+            axes = tuple(axis.find(".ax")[0].text for axis in row.find(".walk-axis"))
+            if axes != known[name].axes:
+                problems.append(f"{name} is shown with {axes}, has {known[name].axes}")
+    return problems if compared >= 18 else [*problems, f"only {compared} shapes were compared"]
+
+
+def wrong_values(walk: Element) -> list[str]:
+    """Where a tensor's statistics are not those of a fresh pass."""
+    model = load("bundled")
+    with torch.inference_mode(), capture(model) as seen:
+        model(record.prompt_ids())
+    problems = []
+    for name, values in {
+        "queries": seen["blocks.0.attention.queries"].values,
+        "mixed": seen["blocks.0.attention.mixed"].values,
+        "active": seen["blocks.0.mlp.active"].values,
+        "logits": seen["logits"].values,
+    }.items():
+        (row,) = [row for row in walk.find(".walk-shape") if row.find("code")[0].text == name][:1]
+        said = re.search(r"mean (\S+), spread (\S+), from (\S+) to (\S+?)(;|$)", row.find("p")[0].text)
+        assert said
+        expected = [
+            f"{float(v):.3g}" for v in (values.double().mean(), values.double().std(), values.min(), values.max())
+        ]
+        if list(said.groups()[:4]) != expected:
+            problems.append(f"{name} is said to have {said.groups()[:4]}, has {expected}")
+    return problems
+
+
+def wrong_facts(page: str) -> list[str]:
+    """Where the strip at a model's beginning is not what its configuration gives, counted another way."""
+    (strip,) = parse(page).find(".strip")
+    said = {div.find("dt")[0].text: div.find("b")[0] for div in strip.find("div") if div.find("dt")}
+    problems = []
+    for preset, make in GPT2Config.presets().items():
+        config = make()
+        parameters = sum(p.numel() for p in on_meta(GPT2, config).parameters())
+        cache = 2 * config.num_layers * config.embedding_dim * 4
+        expected = {
+            "parameters": f"{parameters:,}",
+            "layers": f"{config.num_layers}",
+            "weights": facts.bytes_text(4 * parameters),
+            "cache for a token": facts.bytes_text(cache),
+            "cache of a whole context": facts.bytes_text(cache * config.context_length),
+        }
+        for what, value in expected.items():
+            if numbers_of(said[what])[preset] != value:
+                problems.append(f"{preset}: {what} is said to be {numbers_of(said[what])[preset]}, is {value}")
+    return problems
+
+
+def test_shapes_in_the_margin_are_those_of_a_real_pass(pages: dict[str, str]) -> None:
+    assert wrong_shapes(walks(pages["gpt2.html"])[GPT2_MODULE]) == []
+
+
+def test_values_in_the_margin_are_those_of_a_real_pass(pages: dict[str, str]) -> None:
+    assert wrong_values(walks(pages["gpt2.html"])[GPT2_MODULE]) == []
+
+
+def test_facts_are_those_of_the_configurations(pages: dict[str, str]) -> None:
+    assert wrong_facts(pages["gpt2.html"]) == []
+
+
+def test_every_statement_that_makes_a_tensor_shows_its_shape(pages: dict[str, str]) -> None:
+    walk = walks(pages["gpt2.html"])[GPT2_MODULE]
+    shown = {row.find("code")[0].text for row in walk.find(".walk-shape")}
+    for name in ("fused", "queries", "scaled", "scores", "weights", "mixed", "merged", "widened", "active", "narrowed"):
+        assert name in shown
+    for row in walk.find(".walk-axis"):
+        assert row.find("b")
+
+
+@pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
+def test_the_record_of_parity_was_made_with_this_source(entry: object) -> None:
+    found = facts.record(f"{entry.name}-parity.json")  # type: ignore[attr-defined]
+    assert found["digest"] == facts.digest_of(entry.module), (  # type: ignore[attr-defined]
+        f"the source has changed since the comparisons were recorded: run {found['command']}"
+    )
+    assert all(row["largest"] <= row["bar"] for row in found["rows"])
+
+
+# -- Links, addresses, samples -----------------------------------------------------------------------------------------
+
+
+def dead_links(pages: Mapping[str, str], site: Path) -> list[str]:
+    """Links and files that a page refers to and that are not there."""
+    parsed = {name: parse(page) for name, page in pages.items()}
+    ids = {name: {e.attributes["id"] for e in page.walk() if e.attributes.get("id")} for name, page in parsed.items()}
+    dead = []
+    for name, page in parsed.items():
+        for element in page.walk():
+            for attribute in ("href", "src", "data-model", "data-weights"):
+                target = urlsplit(element.attributes.get(attribute, ""))
+                if target.scheme or target.netloc or not element.attributes.get(attribute):
+                    continue
+                place = unquote(target.path) or name
+                place = "index.html" if place in (".", "./") else place
+                if not (site / place).is_file():
+                    dead.append(f"{name}: {place}")
+                elif target.fragment and place in ids and unquote(target.fragment) not in ids[place]:
+                    dead.append(f"{name}: {place}#{target.fragment}")
+    return dead
+
+
+def test_every_link_leads_somewhere(pages: dict[str, str], site: Path) -> None:
+    assert [link for link in dead_links(pages, site) if not link.startswith("404.html")] == []
+
+
+def test_nothing_is_fetched_from_anywhere(pages: dict[str, str]) -> None:
+    for name, page in pages.items():
+        for element in parse(page).walk():
+            fetched = element.tag in {"script", "img", "iframe", "source", "video", "audio"} or (
+                element.tag == "link" and element.attributes.get("rel") not in {"canonical", "prev", "next"}
+            )
+            address = element.attributes.get("src") or element.attributes.get("href") or ""
+            assert not (fetched and re.match(r"(https?:)?//", address)), f"{name} fetches {address}"
+
+
+def test_a_page_is_light(site: Path) -> None:
+    import gzip
+
+    page = site / "gpt2.html"
+    parts = [page, *(site / "assets").rglob("*.css"), site / "assets" / "site.js", site / "assets" / "live.js"]
+    parts += (site / "assets" / "javascripts").glob("bundle*.js")
+    total = sum(len(gzip.compress(part.read_bytes())) for part in parts)
+    assert total <= 300_000, f"the first view of GPT-2's page takes {total} bytes"
+    assert (site / "generated" / "weights.js").stat().st_size <= 2_500_000
+
+
+def test_search_finds_symbols_and_axes_and_leads_to_their_steps(site: Path) -> None:
+    entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    for word, place in {
+        "head_dim": "gpt2.html#CausalSelfAttention.forward.scaled",
+        "CausalSelfAttention": "gpt2.html#CausalSelfAttention",
+        "keep_top_p": "writing.html",
+        "seq_k": "gpt2.html#GPT2.mask",
+    }.items():
+        found = [entry["location"] for entry in entries if word in html.unescape(entry["text"] + entry["title"])]
+        assert any(location.startswith(place) for location in found), (word, found)
+
+
+def test_plain_pytorch_says_the_same() -> None:
+    page = (ROOT / "docs" / "gpt2.md").read_text(encoding="utf-8")
+    samples = [
+        re.sub(r"^    ", "", s, flags=re.M) for s in re.findall(r"^    ```python\n(.*?)^    ```", page, re.S | re.M)
+    ]
+    batch, seq, heads, head_dim = 2, 5, 3, 4
+    fused = torch.randn(batch, seq, 3 * heads * head_dim)
+    names = {"torch": torch, "fused": fused, "heads": heads, "head_dim": head_dim, "scale": 0.5}
+    names["blocked"] = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    names["weights"] = torch.randn(batch, heads, seq, seq)
+    for sample in samples:
+        exec(sample, names)
+    queries, keys, values = rearrange(
+        fused, "batch seq (three heads head_dim) -> three batch heads seq head_dim", three=3, heads=heads
+    )
+    scores = einsum(
+        queries * 0.5, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"
+    )
+    scores = torch.where(names["blocked"], torch.finfo(scores.dtype).min, scores)  # type: ignore[call-overload]
+    mixed = einsum(
+        names["weights"], values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim"
+    )
+    assert len(samples) == 3
+    assert torch.equal(names["values"], values)  # type: ignore[arg-type]
+    torch.testing.assert_close(names["scores"], scores)
+    torch.testing.assert_close(
+        names["merged"], rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
+    )
+
+
+def test_prose_leaves_to_the_code_the_numbers_that_it_decides() -> None:
+    """A size of a preset that is written by hand is right until somebody changes the preset."""
+    sizes = {f"{value:,}" for make in GPT2Config.presets().values() for value in make().axes.values() if value > 99}
+    sizes |= {size.replace(",", "") for size in sizes}
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        text = re.sub(r"```.*?```|`[^`]*`|\{\{.*?\}\}", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        prose = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "    ", "step ")))
+        written = {
+            number for number in re.findall(r"(?<![\w.,-])\d[\d,]*(?![\w.])", prose) if number.rstrip(",") in sizes
+        }
+        assert not written, f"{path.name} says {written}"
+
+
+# -- That all this notices ---------------------------------------------------------------------------------------------
+
+
+def render(page: str, source: str | None = None, monkeypatch: pytest.MonkeyPatch | None = None) -> str:
+    """A page's Markdown as HTML, with the model's source replaced."""
+    if source is not None and monkeypatch is not None:
+        original = Module.__init__
+        monkeypatch.setattr(
+            Module, "__init__", lambda self, name, text=None: original(self, name, source if text is None else text)
+        )
+    return Markdown(
+        extensions=["docs.extension", "md_in_html", "attr_list", "pymdownx.details", "pymdownx.superfences"]
+    ).convert(page)
+
+
+SOURCE = (ROOT / "allformers" / "models" / "gpt2" / "gpt2.py").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "gpt2.md").read_text(encoding="utf-8")
+WALK = PAGE[PAGE.index("//// walk") :]
+WITHOUT_BOXES = re.sub(r"^/// break.*?^///$|\{\{.*?\}\}", "", WALK, flags=re.DOTALL | re.MULTILINE)
+
+
+def change(text: str, old: str, new: str) -> str:
+    assert old in text, old
+    return text.replace(old, new, 1)
+
+
+BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] = {
+    "a variable is renamed": (
+        lambda s: s.replace("scaled", "shrunk"),
+        lambda p: p,
+        "no statements that begin with 'scaled'",
+    ),
+    "a method is added": (
+        lambda s: change(
+            s,
+            "    @checked\n    def mask(",
+            "    def extra(self) -> None:\n        pass\n\n    @checked\n    def mask(",
+        ),
+        lambda p: p,
+        "no step explains 2 parts",
+    ),
+    "a function is added": (
+        lambda s: change(s, "@checked\ndef _span", "def extra() -> None:\n    pass\n\n\n@checked\ndef _span"),
+        lambda p: p,
+        "no step explains 2 parts",
+    ),
+    "a function is removed": (lambda s: s.replace("def unembed", "def score"), lambda p: p, "has no GPT2.unembed"),
+    "a statement stands twice": (
+        lambda s: change(s, "        merged = rearrange", "        mixed: Float = mixed\n        merged = rearrange"),
+        lambda p: p,
+        "2 statements that begin with 'mixed'",
+    ),
+    "a step is removed": (
+        lambda s: s,
+        lambda p: re.sub(r"/// step \| Score every token.*?^///$", "", p, flags=re.DOTALL | re.MULTILINE),
+        "no step explains",
+    ),
+    "a statement is in two steps": (
+        lambda s: s,
+        lambda p: change(p, "code: 'GPT2.unembed'", "code: 'GPT2.unembed; MLP'"),
+        "is in two steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", BUILD_FAILS)
+def test_the_build_fails_if(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_source, change_page, message = BUILD_FAILS[mutation]
+    monkeypatch.setattr("docs.walk.recorded", lambda module: {})
+    render(WITHOUT_BOXES, SOURCE, monkeypatch)  # all is well without the mutation
+    monkeypatch.undo()
+    monkeypatch.setattr("docs.walk.recorded", lambda module: {})
+    with pytest.raises(WalkError, match=re.escape(message)):
+        render(change_page(WITHOUT_BOXES), change_source(SOURCE), monkeypatch)
+
+
+def test_the_build_fails_if_an_annotation_or_a_pattern_has_other_sizes_than_the_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Module(GPT2_MODULE)
+    found = {("CausalSelfAttention.forward", line, "scores"): (2, 5, 17, 17) for line in [_line("scores: Float")]}
+    sizes = {"batch": 2, "heads": 5, "seq": 17, "seq_k": 17}
+    assert record._name_axes(source, found, sizes)
+    with pytest.raises(WalkError, match="scores should have the axes"):
+        record._name_axes(source, dict.fromkeys(found, (2, 17, 5, 17)), sizes)
+
+
+def _line(beginning: str) -> int:
+    return next(n for n, line in enumerate(SOURCE.splitlines(), 1) if line.strip().startswith(beginning))
+
+
+SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    "two axes are swapped in the source": (
+        lambda page: page,
+        lambda source: change(
+            source, "(three heads head_dim) -> three batch heads seq", "(three heads head_dim) -> three batch seq heads"
+        ),
+    ),
+    "a constant is changed in the source": (lambda page: page, lambda s: change(s, "num_layers=48", "num_layers=46")),
+    "a statement is added to the source": (
+        lambda page: page,
+        lambda s: change(
+            s, "        widened = self.up(x)\n", "        widened = self.up(x)\n        widened = widened + 0\n"
+        ),
+    ),
+    "a line of code on the page is changed": (
+        lambda page: change(page, "widened = self.up(x)", "widened = self.down(x)"),
+        lambda s: s,
+    ),
+    "a size in the margin is changed": (
+        lambda page: re.sub(r"(<code>scores</code>.*?&#34;tiny&#34;: &#34;)4", r"\g<1>5", page, count=1),
+        lambda s: s,
+    ),
+    "an axis in the margin is changed": (
+        lambda page: re.sub(r'(<code>weights</code>.*?data-ax=")heads">heads', r"\1mlp\">mlp", page, count=1),
+        lambda s: s,
+    ),
+    "a fact is changed": (lambda page: change(page, "124,672", "124,673"), lambda s: s),
+    "a value in the margin is changed": (
+        lambda page: re.sub(r"(<code>active</code>.*?mean )\S+,", r"\g<1>0.5,", page, count=1),
+        lambda s: s,
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", SHOWN_IS_WRONG)
+def test_the_checks_notice_that(mutation: str, pages: dict[str, str]) -> None:
+    change_page, change_source = SHOWN_IS_WRONG[mutation]
+    page, source = change_page(pages["gpt2.html"]), change_source(SOURCE)
+    assert (page, source) != (pages["gpt2.html"], SOURCE)
+    walk = walks(page)[GPT2_MODULE]
+    assert wrong_code(walk, source) or wrong_facts(page) or wrong_shapes(walk) or wrong_values(walk)
+
+
+def test_a_changed_source_is_not_covered_by_the_record_of_parity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "allformers", tmp_path / "allformers")
+    monkeypatch.setattr(facts, "ROOT", tmp_path)
+    before = facts.digest_of(GPT2_MODULE)
+    for changed in ("linear.py", "models/gpt2/gpt2.py"):
+        with (tmp_path / "allformers" / changed).open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        assert facts.digest_of(GPT2_MODULE) != before
+        before = facts.digest_of(GPT2_MODULE)
+
+
+def test_a_change_that_the_source_does_not_have_is_refused() -> None:
+    from docs.breaks import outcome
+
+    with pytest.raises(WalkError, match="0 times, expected once"):
+        outcome("what is not there", "anything")
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("nothing('x')", "NameError"),
+        ("why('no such')", "no experiment 'no such'"),
+        ("sizes('no such')", "AttributeError"),
+    ],
+)
+def test_an_expression_that_fails_says_so(expression: str, message: str) -> None:
+    prepare.main()
+    with pytest.raises(WalkError, match=re.escape(message)):
+        facts.evaluate(expression)
+
+
+def test_a_formula_names_axes_that_there_are() -> None:
+    from docs.blocks import formula_html
+
+    assert 'data-ax="head_dim"' in formula_html(r"\sqrt{\ax{head_dim}}")
+    with pytest.raises(WalkError, match="names width, which is no axis"):
+        formula_html(r"\sqrt{\ax{width}}")
