@@ -100,8 +100,8 @@ def causal_mask() -> Experiment:
             "largest change of an earlier answer, without": backwards["without"],
         },
         conclusion=(
-            f"One pass over {length} tokens gives the answers of {length} passes over its beginnings, to within "
-            f"{difference:.0e}: with the mask, changing a token changes no earlier answer "
+            f"One pass over {length} tokens gives the answers of {length} passes over its first one, two, three ... "
+            f"tokens, to within {difference:.0e}: with the mask, changing a token changes no earlier answer "
             f"({backwards['with the mask']:.0f}), so all questions of a text can be asked at once. Without it, "
             f"earlier answers change by up to {backwards['without']:.1f}: they have seen what they should guess. The "
             "other side of it is generation: an answer can only be had once every token before it is known."
@@ -153,11 +153,11 @@ def pre_norm(depths: tuple[int, ...] = (6, 12, 24, 48)) -> Experiment:
         question=_question(pre_norm),
         numbers={"layers": depths, "gradient of the last layer": last, "gradient by layer, deepest model": deepest},
         conclusion=(
-            f"Make a fresh model {times:.0f} times as deep, and with pre-norm the gradient of its last layer becomes "
-            f"{shrunk['pre-norm']:.2f} times as long: the more layers move together, the smaller the steps that each "
-            f"is asked for (in theory 1/√{times:.0f} = {times**-0.5:.2f}). With post-norm it becomes "
-            f"{shrunk['post-norm']:.2f} times as long. That is the source's explanation of why post-norm models need a "
-            "warm-up and pre-norm models do without; this experiment measures the gradients only."
+            f"In a fresh model {times:.0f} times as deep, all layers move at once, so each should move less. With "
+            f"pre-norm it does: the gradient of the last layer becomes {shrunk['pre-norm']:.2f} times as long (in "
+            f"theory 1/√{times:.0f} = {times**-0.5:.2f}). With post-norm it becomes {shrunk['post-norm']:.2f} times "
+            "as long, and the first steps of a deep model are together too large. By that, Xiong et al. 2020 explain "
+            "why post-norm models need a warm-up; this experiment measures the gradients only."
         ),
         figure=figure,
     )
@@ -265,10 +265,11 @@ def shifted_targets(steps: int = 100) -> Experiment:
             "written, not shifted": written[unshifted],
         },
         conclusion=(
-            f"Asked for the token that it is just reading, a model learns to copy: its loss falls to "
-            f"{losses[unshifted][-1]:.3f}, but at the token that really comes next it is {truth[unshifted]:.1f}, worse "
-            f"than guessing evenly ({math.log(recipe.model.vocab_size):.1f}), and it writes {written[unshifted]!r}. "
-            f"Asked for the next one, it reaches {truth[shifted]:.3f} and writes {written[shifted]!r}."
+            "Asked for the token that it is just reading, a model learns to copy: its loss falls to "
+            f"{losses[unshifted][-1]:.3f}, but at the token that really comes next it is {truth[unshifted]:.1f}, "
+            f"worse than guessing evenly ({math.log(recipe.model.vocab_size):.1f}), and it writes "
+            f"{written[unshifted]!r}. Asked for the next one, it reaches {truth[shifted]:.3f} and writes "
+            f"{written[shifted]!r}."
         ),
         figure=figure,
     )
@@ -298,8 +299,8 @@ def sampling() -> Experiment:
         conclusion=(
             f"After 'The ' the model is unsure by {bits['as it is']:.1f} bits. Temperature changes how unsure "
             f"({bits['temperature 0.5']:.1f} bits at 0.5, {bits['temperature 1.5']:.1f} at 1.5) and leaves all "
-            f"{kept['temperature 0.5']} tokens possible, in the same order; top-k 5 leaves {kept['top-k 5']} of them "
-            f"and top-p 0.8 {kept['top-p 0.8']}, and share out what the others had in proportion."
+            f"{kept['temperature 0.5']} tokens possible, in the same order; top-k 5 leaves {kept['top-k 5']} possible "
+            f"and top-p 0.8 leaves {kept['top-p 0.8']}, and what the others had is shared out in proportion."
         ),
         figure=figure,
     )
@@ -329,10 +330,10 @@ def scale() -> Experiment:
         question=_question(scale),
         numbers={"head_dim": widths, "variance": spread, "largest weight": sure},
         conclusion=(
-            f"The scores of random queries and keys vary more the wider the heads: by {spread['q · k'][0]:.1f} at "
-            f"width {widths[0]} and {spread['q · k'][-1]:.0f} at {widths[-1]}, since as many terms are added up. "
+            f"The variance of the scores of random queries and keys is {spread['q · k'][0]:.1f} in heads of width "
+            f"{widths[0]} and {spread['q · k'][-1]:.0f} at width {widths[-1]}, since as many terms are added up. "
             f"Softmax then gives {plain[-1]:.0%} of the weight to one of 64 keys, and where one key has it all no "
-            f"gradient reaches the others. Divided by √head_dim, the variance is "
+            "gradient reaches the others. Divided by √head_dim, the variance is "
             f"{min(spread['q · k / √head_dim']):.2f} to {max(spread['q · k / √head_dim']):.2f} and the largest weight "
             f"{scaled[-1]:.0%} at any width."
         ),
@@ -384,10 +385,10 @@ def kv_cache() -> Experiment:
         numbers={"lengths": lengths, "GFLOPs": flops, "milliseconds": seconds, "bytes a token": per_token},
         conclusion=(
             f"At {lengths[-1]} tokens one more takes GPT-2 small {again[-1]:.1f} GFLOPs if the whole text is read "
-            f"again and {cached[-1]:.2f} with the cache, {again[-1] / cached[-1]:.0f} times less; without it a token "
+            f"again and {cached[-1]:.3f} with the cache, {again[-1] / cached[-1]:.0f} times less; without it a token "
             f"costs the more the longer the text, with it nearly the same. The bundled model took {slow[-1]:.1f} ms "
-            f"and {fast[-1]:.1f} ms here. The price is memory: {per_token / 1024:.0f} KiB for each "
-            "token of GPT-2 small."
+            f"and {fast[-1]:.1f} ms here. The price is memory: {per_token / 1024:.0f} KiB for each token of GPT-2 "
+            "small."
         ),
         figure=figure,
     )
@@ -410,9 +411,9 @@ def weight_tying() -> Experiment:
         question=_question(weight_tying),
         numbers={"parameters": {name: dict(zip(presets, row, strict=True)) for name, row in shares.items()}, **saved},
         conclusion=(
-            f"One matrix of vocab x embed numbers instead of two: {small:.0%} of GPT-2 small's parameters, "
-            f"{large:.0%} of XL's, since the blocks grow with the square of the width and the vocabulary's matrix only "
-            "in proportion to it."
+            "One matrix of vocab x embed numbers instead of two. Of the parameters that there would be without "
+            f"tying, that saves {small:.0%} in GPT-2 small and {large:.0%} in XL, since the blocks grow with the "
+            "square of the width and the vocabulary's matrix only in proportion to it."
         ),
         figure=figure,
     )

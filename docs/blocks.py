@@ -3,6 +3,7 @@
 import difflib
 import html
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +20,7 @@ from allformers.shapes import AXES
 from docs.breaks import PROMPT, outcome
 from docs.facts import evaluate, sizes
 from docs.record import Module, WalkError
-from docs.walk import legend_html, pattern_html, units_html
+from docs.walk import code_html, legend_html, pattern_html, units_html
 
 
 class Figure(Block):
@@ -118,10 +119,11 @@ def break_html(replace: str, by: str) -> str:
             "<code>{}</code></pre>"
         ).format(broken.error)
     rise = broken.loss - whole.loss
-    verdict = "nothing to notice" if abs(rise) < 0.001 else f"{rise:+.2f}"
+    verdict = "hardly a difference" if abs(rise) < 0.001 else f"{rise:+.2f}"
     return shown + Markup(
         "<p>It runs, without any error. Loss on text that the bundled model has not seen: {:.4f} nats a token, "
-        "<strong>now {:.4f}</strong> ({}). After <q>{}</q> it writes:</p><p><q>{}</q>, now <q>{}</q></p>"
+        "<strong>now {:.4f}</strong> ({}). After “{}” it goes on:</p><dl><dt>as it is</dt><dd>“{}”</dd>"
+        "<dt>now</dt><dd>“{}”{}</dd></dl>"
     ).format(
         whole.loss,
         broken.loss,
@@ -129,7 +131,77 @@ def break_html(replace: str, by: str) -> str:
         PROMPT,
         whole.written.removeprefix(PROMPT),
         broken.written.removeprefix(PROMPT),
+        " (� stands for bytes that are no letter)" if "�" in broken.written else "",
     )
+
+
+class Difference(Block):
+    """`/// difference | parent's class -> child's class`: where two sources differ, aligned statement by statement."""
+
+    NAME = "difference"
+    ARGUMENT = True
+
+    def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
+        """Align them; prose stands above."""
+        box = ElementTree.SubElement(parent, "div", {"class": "difference"})
+        prose = ElementTree.SubElement(box, "div")
+        aligned = ElementTree.SubElement(box, "div")
+        before, after = (name.strip() for name in self.argument.split("->"))
+        aligned.text = self.md.htmlStash.store(difference_html(before, after))
+        return prose
+
+
+def difference_html(before: str, after: str) -> str:
+    """Two classes side by side, method by method; statements that are the same in both stand once, folded.
+
+    Args:
+        before: the ancestor, such as `allformers.models.gpt2.gpt2.Block`.
+        after: what was made of it. Methods that only the ancestor has are inherited, and not shown.
+    """
+    old, new = (_statements(name) for name in (before, after))
+    rows = [Markup('<tr><th scope="col">{}</th><th scope="col">{}</th></tr>').format(before, after)]
+    for method, changed in new.items():
+        original = old.get(method, [])
+        for kind, a, b, c, d in difflib.SequenceMatcher(None, original, changed, autojunk=False).get_opcodes():
+            sides = ["\n".join(original[a:b]), "\n".join(changed[c:d])]
+            if kind == "equal":
+                count = f"{b - a} statement{'s' if b - a > 1 else ''} of {method} the same"
+                rows.append(
+                    Markup('<tr><td colspan="2"><details><summary>{}</summary>{}</details></td></tr>').format(
+                        count, _code(sides[0])
+                    )
+                )
+            else:
+                cells = Markup("").join(Markup("<td>{}</td>").format(_code(side) if side else "") for side in sides)
+                rows.append(Markup('<tr class="changed">{}</tr>').format(cells))
+    inherited = [method for method in old if method not in new]
+    note = Markup("<p>Inherited: {}</p>").format(", ".join(inherited)) if inherited else ""
+    return Markup(
+        '<div class="scrolls" tabindex="0" role="group" aria-label="{} beside {}">'
+        '<table class="facts">{}</table></div>{}'
+    ).format(before, after, Markup("").join(rows), note)
+
+
+def _statements(name: str) -> dict[str, list[str]]:
+    """The source of a class's methods, signature first, then statement by statement, without docstrings."""
+    module, _, class_name = name.rpartition(".")
+    source = Module(module)
+    found: dict[str, list[str]] = {}
+    for unit in source.find(class_name):
+        method = unit.symbol.removeprefix(class_name).lstrip(".")
+        if method:
+            lines = source.lines[unit.first - 1 : unit.last]
+            text = textwrap.dedent("\n".join(lines))
+            if unit.is_head:
+                text = re.sub(r'\n\s*""".*?"""', "", text, flags=re.DOTALL)
+            found.setdefault(method, []).append(text)
+    if not found:
+        raise WalkError(f"{name} has no methods to compare")
+    return found
+
+
+def _code(text: str) -> Markup:
+    return Markup("<pre><code>{}</code></pre>").format(Markup("\n".join(code_html(text + "\n"))))
 
 
 class Live(Block):

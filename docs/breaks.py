@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from allformers.checkpoints import CheckpointError
+from allformers.recipes import builtin
 from allformers.tokenizers import ByteTokenizer
 from allformers.training.data import python_documentation
 from allformers.training.evaluation import evaluate
@@ -26,8 +27,8 @@ from docs.record import WalkError
 
 MODULE = "allformers.models.gpt2.gpt2"
 PROMPT = "The for statement"
-TOKENS = 8 * 255 + 1
-"""How much of the text that the bundled model was not trained on is read: eight whole contexts."""
+PASSAGES = 16
+"""How many passages are read of the text that the bundled model was not trained on, spread evenly over it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Outcome:
 
     Attributes:
         error: the message of the error, or nothing if it ran.
-        loss: in nats a token, on the end of the text that the bundled model learned from, which it has not seen.
+        loss: in nats a token, on `PASSAGES` passages that the bundled model has not seen.
         written: what it goes on with after `PROMPT`, taking the likeliest token each time.
     """
 
@@ -74,8 +75,11 @@ def outcome(replace: str = "", by: str = "") -> Outcome:
 def _run(model_class: Any) -> Outcome:
     torch.manual_seed(0)
     model = model_class.from_pretrained("bundled").eval()
-    text = torch.tensor(list(python_documentation().encode()[-TOKENS:]))
-    loss = evaluate(model, text, window=256).loss
+    text = python_documentation().encode()
+    unseen = text[-int(len(text) * builtin().validation_fraction) :]
+    places = torch.linspace(0, len(unseen) - 257, PASSAGES).long().tolist()
+    passages = [torch.tensor(list(unseen[place : place + 257])) for place in places]
+    loss = sum(evaluate(model, passage, window=257).loss for passage in passages) / PASSAGES
     prompt = torch.tensor([ByteTokenizer().encode(PROMPT)])
     written = model.generate(prompt, max_new_tokens=60, temperature=0)[0].tolist()
     return Outcome(loss=loss, written=re.sub(r"[^\x20-\x7e]", "�", ByteTokenizer().decode(written)))

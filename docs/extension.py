@@ -9,7 +9,7 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from pymdownx.blocks import BlocksExtension
 
-from docs.blocks import Break, Excerpt, Figure, Live, register
+from docs.blocks import Break, Difference, Excerpt, Figure, Live, register
 from docs.walk import State, Step, Walk
 
 
@@ -19,7 +19,7 @@ class SiteExtension(BlocksExtension):
     def extendMarkdownBlocks(self, md: Markdown, block_mgr: Any) -> None:  # noqa: N802
         """Register."""
         md.walk_state = State()  # type: ignore[attr-defined]
-        for block in (Walk, Step, Figure, Break, Excerpt, Live):
+        for block in (Walk, Step, Figure, Break, Difference, Excerpt, Live):
             block_mgr.register(block, self.getConfigs())
         register(md)
 

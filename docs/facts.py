@@ -152,7 +152,7 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
     costs = {
         "parameters": sizes("parameters", module),
         "layers": sizes("num_layers", module),
-        "FLOPs for a token": sizes("FLOPs", module),
+        "FLOPs for a token, mean over a context": sizes("FLOPs", module),
         "weights": sizes("weight bytes", module),
         "cache for a token": sizes("cache bytes", module),
         "cache of a whole context": sizes("whole cache", module),
@@ -205,7 +205,7 @@ def parity_badge(name: str = "gpt2") -> Markup:
     rows = [row for row in found["rows"] if row["dtype"] == "float32" and row["of"] == "logits"]
     worst, count = max(row["largest"] for row in rows), sum(row["comparisons"] for row in rows)
     return Markup(
-        "{} comparisons with transformers {}: logits within {:.1e} of the largest, all greedy tokens the same"
+        "{} comparisons of logits with transformers {}, all within {:.1e} of the largest; every greedy token the same"
     ).format(count, found["transformers"], worst)
 
 
@@ -313,7 +313,7 @@ def family() -> Markup:
             for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom) and node.module in known
         }
-        parent = max(taken, key=lambda name: taken[name], default="")  # type: ignore[arg-type, return-value]
+        parent = max(taken, key=lambda name: taken[name], default="")
         children.setdefault(parent or "", []).append(module)
 
     def draw(module: str) -> Markup:

@@ -270,10 +270,10 @@ def _record(source: Module, action: Callable[[], object]) -> dict[Key, Tensor]:
         if statement is None:
             return
         made = {name: frame.f_locals.get(name) for name in _stored(statement)}
-        if isinstance(statement, ast.If):  # what a branch that was not taken would have made is still the old one
+        if hasattr(statement, "body"):  # what it has not made yet, or not at all, is still the old one
             made = {name: value for name, value in made.items() if value is not before.get(name)}
         if isinstance(statement, ast.Return):
-            made["result"] = result
+            made |= dict(_results(result))
         for name, value in made.items():
             if isinstance(value, Tensor):
                 found.setdefault((symbol, start, name), value.detach().clone())
@@ -306,6 +306,14 @@ def _record(source: Module, action: Callable[[], object]) -> dict[Key, Tensor]:
         finally:
             sys.settrace(outer)
     return found
+
+
+def _results(result: Any) -> Iterator[tuple[str, Any]]:
+    """What a function returns, by name: one result, or several."""
+    if isinstance(result, tuple):
+        yield from ((f"result[{number}]", one) for number, one in enumerate(result))
+    else:
+        yield "result", result
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -109,17 +109,26 @@ def shape_html(made: Made) -> str:
 def values_html(made: Made) -> str:
     """Statistics of a tensor of numbers, and a picture of its last two axes."""
     values = made.values
-    if values is None or not values.is_floating_point() or values.numel() < 2:
+    if values is None or values.numel() < 2 or not (values.is_floating_point() or values.dtype is torch.bool):
         return ""
+    if values.dtype is torch.bool:
+        lines = f"True in {int(values.sum()):,} of {values.numel():,} places"
+        return _values_box(made, lines, _picture_html(made.name, values.float(), 0.0, 1.0))
     shown = values[values > torch.finfo(values.dtype).min].double()
     shown = shown[shown.isfinite()]
     lines = f"mean {shown.mean():.3g}, spread {shown.std():.3g}, from {shown.min():.3g} to {shown.max():.3g}"
     hidden = values.numel() - shown.numel()
-    lines += f"; {hidden:,} of {values.numel():,} masked" if hidden else ""
+    lines += f", leaving out {hidden:,} of {values.numel():,} that are masked" if hidden else ""
     picture = _picture_html(made.name, values, float(shown.min()), float(shown.max())) if values.ndim >= 2 else ""
+    return _values_box(made, lines, picture)
+
+
+def _values_box(made: Made, lines: str, picture: str) -> str:
+    assert made.values is not None
+    shape = " x ".join(str(size) for size in made.values.shape)
     return (
-        f'<details class="walk-values"><summary aria-label="values of {html.escape(made.name)}">values</summary>'
-        f"<p>Of <q>{html.escape(PROMPT)}</q> in the bundled model: {lines}</p>{picture}</details>"
+        f'<details class="walk-values"><summary aria-label="numbers in {html.escape(made.name)}">numbers</summary>'
+        f"<p>In the bundled model, reading “{html.escape(PROMPT)}”: {shape}; {lines}</p>{picture}</details>"
     )
 
 
@@ -316,4 +325,4 @@ def axis_button(name: str) -> str:
 
 
 def _state(md: Markdown) -> State:
-    return md.walk_state  # type: ignore[attr-defined,no-any-return]
+    return md.walk_state  # type: ignore[attr-defined]

@@ -290,9 +290,11 @@ def render(page: str, source: str | None = None, monkeypatch: pytest.MonkeyPatch
     """A page's Markdown as HTML, with the model's source replaced."""
     if source is not None and monkeypatch is not None:
         original = Module.__init__
-        monkeypatch.setattr(
-            Module, "__init__", lambda self, name, text=None: original(self, name, source if text is None else text)
-        )
+
+        def changed(self: Module, name: str, text: str | None = None) -> None:
+            original(self, name, source if name == GPT2_MODULE else text)
+
+        monkeypatch.setattr(Module, "__init__", changed)
     return Markdown(
         extensions=["docs.extension", "md_in_html", "attr_list", "pymdownx.details", "pymdownx.superfences"]
     ).convert(page)

@@ -191,7 +191,7 @@ class CausalSelfAttention(nn.Module):
         self.output = Linear(config.embedding_dim, config.embedding_dim)
         self.weights_dropout = nn.Dropout(config.dropout)
         self.output_dropout = nn.Dropout(config.dropout)
-        # A dot product of head_dim independent terms has a spread of sqrt(head_dim); undone, softmax stays soft.
+        # A dot product of head_dim independent terms has a spread of sqrt(head_dim); divided by it, softmax stays soft.
         self.scale = 1 / math.sqrt(config.axes["head_dim"]) if config.scale_scores else 1.0
         if config.scale_scores_by_layer:
             self.scale /= layer + 1
@@ -226,7 +226,7 @@ class CausalSelfAttention(nn.Module):
             dtype = torch.promote_types(x.dtype, torch.float32)
             queries, keys = queries.to(dtype), keys.to(dtype)
 
-        scaled = queries * self.scale  # rather than the scores, which are seq_k / head_dim times as many
+        scaled = queries * self.scale  # scaling the scores would take seq_k / head_dim times the work
         scores: Float[Tensor, "batch heads seq seq_k"] = einsum(
             scaled, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"
         )
