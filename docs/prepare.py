@@ -38,7 +38,6 @@ def inline_svg(drawn: str, prefix: str) -> str:
 
 def main() -> None:
     """Make everything, unless it is there already."""
-    torch.set_num_threads(2)
     written = GENERATED / "stamp.txt"
     now = stamp()
     if written.is_file() and written.read_text(encoding="utf-8") == now:
