@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, plain bytes, and single characters, behind one interface."""
+"""Text to token ids and back, behind one interface: GPT-2's BPE, plain bytes, characters, or a checkpoint's own."""
 
 import codecs
 import json
@@ -191,6 +191,74 @@ class GPT2Tokenizer(Tokenizer):
                 shutil.copyfile(Path(self.folder) / name, Path(folder) / name)
 
 
+class JsonTokenizer(Tokenizer):
+    """What a checkpoint's `tokenizer.json` describes: the tokenizers of Llama, Mistral, Qwen, Gemma and most others.
+
+    The library `tokenizers`, from those who made the format, does the cutting. Two ways of writing bytes as tokens are
+    known: that of GPT-2, where each byte is a letter, and that of SentencePiece, where a space is `▁` and a byte that
+    is no letter is `<0x0A>`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from tokenizers import Tokenizer as Described
+
+        self.path = Path(path)
+        try:
+            self.described = Described.from_file(str(path))
+        except Exception as error:  # the library raises nothing more particular
+            raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
+        self.vocab_size = self.described.get_vocab_size(with_added_tokens=True)
+        self.byte_level = "ByteLevel" in json.dumps(read_json(self.path).get("decoder"))
+        added = self.described.get_added_tokens_decoder()
+        self.special = {token_id: token.content for token_id, token in added.items() if token.special}
+        ends = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+        self.end_of_text = next((one for text in ends if (one := self.described.token_to_id(text)) is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, with what the checkpoint wants before and after it, such as a beginning of text."""
+        return list(self.described.encode(text).ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; special tokens stand for their names."""
+        piece = self.described.id_to_token(token_id) if token_id >= 0 else None
+        if piece is None:
+            raise ValueError(f"{token_id} is not a token id: they run from 0 to {self.vocab_size - 1}")
+        if token_id in self.special:
+            return piece.encode()
+        if self.byte_level:
+            return (
+                bytes(_GPT2_LETTERS[letter] for letter in piece) if set(piece) <= set(_GPT2_LETTERS) else piece.encode()
+            )
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("▁", " ").encode()
+
+    def description(self) -> dict[str, Any]:
+        """The reference's name for it."""
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the file to a checkpoint's weights."""
+        super().save(folder)
+        if self.path.resolve() != (Path(folder) / "tokenizer.json").resolve():
+            shutil.copyfile(self.path, Path(folder) / "tokenizer.json")
+
+
+def _gpt2_letters() -> dict[str, int]:
+    """The letter that GPT-2's files have for each byte: itself if it can be printed, else one from 256 on."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_GPT2_LETTERS = _gpt2_letters()
+
 NAMED: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
 """The tokenizers that need no data of their own, by the names that the command line uses."""
 
@@ -198,8 +266,8 @@ NAMED: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {"bytes": ByteToke
 def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     """The tokenizer that belongs to a checkpoint.
 
-    It is the one that `tokenizer_config.json` names if that is one of ours, else GPT-2's if the vocabulary lies beside
-    the weights or has its size.
+    It is the one that `tokenizer_config.json` names if that is one of ours, else what `tokenizer.json` describes, else
+    GPT-2's if the vocabulary lies beside the weights or has its size.
 
     Args:
         name: the checkpoint: a folder, or a name on the hub.
@@ -220,6 +288,8 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
         if not isinstance(characters, str) or not characters:
             raise CheckpointError(f"{path} has no characters, which a CharTokenizer needs")
         tokenizer = CharTokenizer(characters)
+    elif (described := find("tokenizer.json")) is not None:
+        tokenizer = JsonTokenizer(described)
     elif vocab_size >= GPT2Tokenizer.vocab_size and (files := _gpt2_files(find)):
         tokenizer = GPT2Tokenizer(files)
     elif 0 <= vocab_size - GPT2Tokenizer.vocab_size < 128:
@@ -227,7 +297,9 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     else:
         raise CheckpointError(f"{name} has a vocabulary of {vocab_size} tokens and no tokenizer known here: name one")
     if tokenizer.vocab_size > vocab_size:
-        raise CheckpointError(f"{name}: a {kind} has {tokenizer.vocab_size} tokens, but the model only {vocab_size}")
+        raise CheckpointError(
+            f"{name}: a {type(tokenizer).__name__} has {tokenizer.vocab_size} tokens, but the model only {vocab_size}"
+        )
     return tokenizer
 
 

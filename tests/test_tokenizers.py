@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allformers.checkpoints import CheckpointError
-from allformers.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
+from allformers.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))  # any Unicode but lone surrogates, which UTF-8 cannot write
 relaxed = settings(deadline=None, derandomize=True, max_examples=50)
@@ -167,3 +174,64 @@ def test_without_a_vocabulary_and_a_network_gpt2_says_what_to_do(
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(CheckpointError, match="do not hold a byte-level BPE"):
         GPT2Tokenizer(tmp_path).encode("text")
+
+
+SENTENCES = ["The for statement is used to iterate.", "naïve café, 1–2 €", "  two  spaces\n\tand a tab", "日本語 🙂"]
+
+
+def described(kind: str, folder: Path) -> Path:
+    """A `tokenizer.json` as Llama 3 and Qwen have them (bytes as letters), or as Llama 2 and Gemma (SentencePiece)."""
+    from tokenizers import Tokenizer as Described
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    folder.mkdir(exist_ok=True)
+    path = folder / "tokenizer.json"
+    if kind == "byte level":
+        made = Described(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>", "<s>"], show_progress=False
+        )
+        made.train_from_iterator(SENTENCES[:2] * 20, trainer)
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    else:
+        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -9.0) for b in range(256))]
+        pieces += [("▁", -2.0), *((letter, -3.0) for letter in "Theforstamniud.,12")]
+        vocabulary = {piece: place for place, (piece, _) in enumerate(pieces)}
+        made = Described(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        made.add_special_tokens(["<unk>", "<s>", "</s>"])
+        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentence piece"])
+def test_a_tokenizer_from_a_checkpoints_own_file(kind: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Described
+
+    path = described(kind, tmp_path / "model")
+    reference, ours = Described.from_file(str(path)), load_tokenizer(path.parent, 10_000)
+    assert isinstance(ours, JsonTokenizer)
+    for text in SENTENCES:
+        token_ids = ours.encode(text)
+        assert token_ids == reference.encode(text).ids
+        plain = [token_id for token_id in token_ids if token_id not in ours.special]
+        assert ours.decode(plain) == reference.decode(plain) == text
+        assert "".join(ours.decode_stream(plain)) == text
+    assert ours.end_of_text == reference.token_to_id("<|endoftext|>" if kind == "byte level" else "</s>")
+    ours.save(tmp_path)
+    assert load_tokenizer(tmp_path, 10_000).encode(SENTENCES[1]) == ours.encode(SENTENCES[1])
+    for wrong in (-1, ours.vocab_size):
+        with pytest.raises(ValueError, match="is not a token id"):
+            ours.token_bytes(wrong)
+
+
+def test_a_tokenizer_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is not a tokenizer that can be read"):
+        load_tokenizer(tmp_path, 100)
+    with pytest.raises(CheckpointError, match="tokens, but the model only 5"):
+        load_tokenizer(described("byte level", tmp_path / "model").parent, 5)
