@@ -22,7 +22,7 @@ from torch import Tensor
 
 from allformers.checkpoints import checkpoint_tensors, write_config
 from allformers.linear import Linear
-from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
 from allformers.training.loop import make_optimizer, next_token_loss
 
@@ -66,7 +66,7 @@ class Setting:
     compile: bool = False
 
 
-def contenders(config: GPT2Config, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
+def contenders(config: Any, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
     """Our model and the reference's variants, all with the same random weights, room for all rows, and no dropout.
 
     Raises:
@@ -81,24 +81,30 @@ def contenders(config: GPT2Config, seed: int = 0, device: str = "cpu") -> dict[s
     return {name: model.to(device) for name, model in models.items()}
 
 
-def contender(name: str, config: GPT2Config) -> Any:
+def model_of(config: Any) -> Any:
+    """The model that a configuration is for."""
+    return next(made for entry in READING_ORDER if (made := entry.load()).format.config_class is type(config))
+
+
+def contender(name: str, config: Any) -> Any:
     """One of them, with fresh weights.
 
     Raises:
         ImportError: it is one of transformers', which is not installed.
     """
+    model_class = model_of(config)
     config = dataclasses.replace(config, context_length=max(config.context_length, 1024), dropout=0.0)
     if name == OURS:
-        return GPT2(config).eval()
+        return model_class(config).eval()
     try:
-        from transformers import GPT2Config as ReferenceConfig
-        from transformers import GPT2LMHeadModel
+        import transformers
     except ImportError as error:
         raise ImportError('the benchmark needs transformers to compare with: pip install "allformers[test]"') from error
-    description = {**write_config(GPT2.format, config), "bos_token_id": None, "eos_token_id": None}
-    reference: Any = ReferenceConfig(**description)
+    description = write_config(model_class.format, config)
+    description |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    reference: Any = transformers.AutoConfig.for_model(**description)
     reference._attn_implementation = PEERS[name]
-    peer: Any = GPT2LMHeadModel(reference)
+    peer: Any = getattr(transformers, model_class.format.architecture)(reference)
     return peer.eval()
 
 
@@ -111,7 +117,7 @@ def largest_difference(models: dict[str, Any], token_ids: Tensor) -> float:
 
 
 def run(
-    config: GPT2Config,
+    config: Any,
     rows: Sequence[str] = (),
     rounds: int = 5,
     setting: Setting = Setting(),
@@ -145,7 +151,7 @@ def run(
 Jobs = dict[str, Callable[[], float]]
 
 
-def _random_ids(config: GPT2Config, setting: Setting, batch: int, seq: int) -> Tensor:
+def _random_ids(config: Any, setting: Setting, batch: int, seq: int) -> Tensor:
     ids = torch.randint(config.vocab_size, (batch, seq), generator=torch.Generator().manual_seed(0))
     return ids.to(setting.device)
 
@@ -157,7 +163,7 @@ def _now(setting: Setting) -> float:
     return time.perf_counter() * 1e3
 
 
-def _prefill(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, seq: int) -> Jobs:
+def _prefill(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Jobs:
     """A forward pass over a prompt, logits of every position."""
     token_ids = _random_ids(config, setting, batch, seq)
 
@@ -183,7 +189,7 @@ class _Clock:
         pass
 
 
-def _decode(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, prompt: int, new: int) -> Jobs:
+def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, prompt: int, new: int) -> Jobs:
     """Greedy decoding, each side by its own generation loop: the mean time of a step after the first token."""
     token_ids = _random_ids(config, setting, batch, prompt)
 
@@ -209,7 +215,7 @@ def _decode(models: dict[str, Any], config: GPT2Config, setting: Setting, batch:
     return {OURS: ours, **{name: lambda model=models[name]: peer(model) for name in PEERS}}  # type: ignore[misc]
 
 
-def _training_step(name: str, model: Any, config: GPT2Config, setting: Setting, batch: int, seq: int) -> Any:
+def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: int, seq: int) -> Any:
     """A function that takes one training step: forward, loss, backward, fused AdamW; no dropout."""
     token_ids = _random_ids(config, setting, batch, seq + 1)
     inputs, targets = token_ids[:, :-1], token_ids[:, 1:]
@@ -227,7 +233,7 @@ def _training_step(name: str, model: Any, config: GPT2Config, setting: Setting, 
     return step
 
 
-def _train(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, seq: int) -> Jobs:
+def _train(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Jobs:
     """One training step; the same loss function and no dropout."""
     steps = {name: _training_step(name, model, config, setting, batch, seq) for name, model in models.items()}
 
@@ -239,7 +245,7 @@ def _train(models: dict[str, Any], config: GPT2Config, setting: Setting, batch: 
     return {name: lambda name=name: job(name) for name in models}  # type: ignore[misc]
 
 
-def _train_memory(_: dict[str, Any], config: GPT2Config, setting: Setting, batch: int, seq: int) -> Jobs:
+def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Jobs:
     """The most memory that a process takes which does nothing but train, in MiB; on a GPU, of the GPU's."""
 
     def job(name: str) -> float:
@@ -251,7 +257,7 @@ def _train_memory(_: dict[str, Any], config: GPT2Config, setting: Setting, batch
     return {name: lambda name=name: job(name) for name in (OURS, *PEERS)}  # type: ignore[misc]
 
 
-def _peak_of_training(name: str, config: GPT2Config, setting: Setting, batch: int, seq: int, threads: int) -> float:
+def _peak_of_training(name: str, config: Any, setting: Setting, batch: int, seq: int, threads: int) -> float:
     torch.set_num_threads(threads)
     model = contender(name, config).to(setting.device)
     step = _training_step(name, model, config, setting, batch, seq)
@@ -290,7 +296,7 @@ def _linear(rows: int, inputs: int, outputs: int) -> Jobs:
     return {OURS: ours, "F.linear": peer}
 
 
-ROWS: dict[str, Callable[[dict[str, Any], GPT2Config, Setting], Jobs]] = {
+ROWS: dict[str, Callable[[dict[str, Any], Any, Setting], Jobs]] = {
     "prefill 1x512": partial(_prefill, batch=1, seq=512),
     "prefill 8x128": partial(_prefill, batch=8, seq=128),
     "decode 128+64, batch 1": partial(_decode, batch=1, prompt=128, new=64),

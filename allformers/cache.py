@@ -5,6 +5,8 @@ and kept. The caller owns the cache and passes it to the model; each layer appen
 length once, at the end of a forward pass that went through.
 """
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Int, Shaped
@@ -21,24 +23,39 @@ class Cache:
         capacity: positions to make room for. All of it is allocated at the first use, so that appending never copies.
         padding: for sequences of different lengths, padded on the left to one length: how many of each row's first
             positions are padding. Those are hidden from attention, and each row's own positions start after them.
+        windows: for layers that look back only so far: for each layer, how many positions a token sees, its own
+            included, or None for all. Such a layer holds no more than the next token will look at.
 
     Attributes:
         length: positions held so far, padding included.
     """
 
     @checked
-    def __init__(self, num_layers: int, capacity: int, padding: Int[Tensor, "batch"] | None = None) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        capacity: int,
+        padding: Int[Tensor, "batch"] | None = None,
+        windows: Sequence[int | None] | None = None,
+    ) -> None:
         if num_layers < 1 or capacity < 1:
             raise ValueError(f"a cache needs at least one layer and one position, not {num_layers} and {capacity}")
         self.capacity = capacity
         self.length = 0
         self.padding = padding
-        self.layers = [LayerCache(self) for _ in range(num_layers)]
+        self.layers: list[LayerCache] = [
+            LayerCache(self) if window is None or window > capacity else WindowCache(self, window)
+            for window in windows or [None] * num_layers
+        ]
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, over all layers; 0 before the first use."""
         return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers)
+
+    def dropped(self, window: int | None) -> int:
+        """How many of the first positions a layer with this window no longer has."""
+        return 0 if window is None or window > self.capacity else max(0, self.length - (window - 1))
 
     def advance(self, seq: int) -> None:
         """Count `seq` more positions as held. The model calls this once per forward pass, after its last layer."""
@@ -88,11 +105,7 @@ class LayerCache:
         Raises:
             ValueError: the positions do not fit the cache's capacity.
         """
-        start, stop = self.cache.length, self.cache.length + new[0].shape[-2]
-        if stop > self.cache.capacity:
-            raise ValueError(
-                f"a cache for {self.cache.capacity} positions cannot hold {stop}: make it with a larger capacity"
-            )
+        start, stop = self.cache.length, self._check_room(new[0].shape[-2])
         if not self.buffers:
             self.buffers = tuple(
                 tensor.new_empty((*tensor.shape[:-2], self.cache.capacity, tensor.shape[-1])) for tensor in new
@@ -100,3 +113,41 @@ class LayerCache:
         for buffer, tensor in zip(self.buffers, new, strict=True):
             buffer[..., start:stop, :] = tensor
         return tuple(buffer[..., :stop, :] for buffer in self.buffers)
+
+    def _check_room(self, seq: int) -> int:
+        """How many positions there will be with `seq` more."""
+        stop = self.cache.length + seq
+        if stop > self.cache.capacity:
+            raise ValueError(
+                f"a cache for {self.cache.capacity} positions cannot hold {stop}: make it with a larger capacity"
+            )
+        return stop
+
+
+class WindowCache(LayerCache):
+    """One layer's part of a `Cache`, for a layer that looks back only so far: what has dropped out is forgotten.
+
+    It keeps `window - 1` positions, all that the next token sees beside itself, however long the text grows.
+    """
+
+    def __init__(self, cache: Cache, window: int) -> None:
+        super().__init__(cache)
+        self.window = window
+        self.ends: dict[int, tuple[Tensor, ...]] = {}
+        """What is held, by the length of the text that it is the end of: before the latest pass, and after it."""
+
+    @checked
+    def append(self, *new: Shaped[Tensor, "... seq _"]) -> tuple[Shaped[Tensor, "... seq_k _"], ...]:
+        """Put new positions behind those held, return all of them, and keep the last for later.
+
+        As in any layer, a pass that fails half-way leaves what was held.
+
+        Raises:
+            ValueError: the positions do not fit the cache's capacity.
+        """
+        start, stop = self.cache.length, self._check_room(new[0].shape[-2])
+        held = self.ends[start] if start else tuple(tensor[..., :0, :] for tensor in new)
+        whole = tuple(torch.cat([old, tensor], dim=-2) for old, tensor in zip(held, new, strict=True))
+        self.buffers = tuple(tensor[..., max(0, tensor.shape[-2] - (self.window - 1)) :, :].clone() for tensor in whole)
+        self.ends = {start: held, stop: self.buffers}
+        return whole

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -47,16 +48,21 @@ class Weight(NamedTuple):
     """One row of a weight table.
 
     Attributes:
-        theirs: the name in the checkpoint. `{layer}` stands for each layer's number.
+        theirs: the name in the checkpoint. `{layer}` stands for each layer's number. `{expert}` stands for each
+            expert's: theirs are single matrices, and ours holds them all, along its first axis `experts`.
         ours: the name in the model.
         axes: the axes of the weight; where it lies differently in the two, an einops pattern from theirs to ours.
         tied_to: for a weight that the checkpoint may leave out: the parameter of ours that it then equals.
+        when: for a weight that not every model of the family has: the field of the configuration that says so.
+        layers: for a weight that not every layer has: the field of the configuration that lists the layers.
     """
 
     theirs: str
     ours: str
     axes: str
     tied_to: str | None = None
+    when: str | None = None
+    layers: str = ""
 
     @property
     def their_axes(self) -> str:
@@ -68,12 +74,26 @@ class Weight(NamedTuple):
         """The axes as they lie in the model."""
         return self.axes.split("->")[-1].strip()
 
+    def names(self, axes: Mapping[str, int]) -> list[str]:
+        """The names in the checkpoint: one, or one for each expert."""
+        if "{expert}" not in self.theirs:
+            return [self.theirs]
+        return [self.theirs.replace("{expert}", str(expert)) for expert in range(axes["experts"])]
+
+    @property
+    def each(self) -> "Weight":
+        """The row for a single matrix of those that are joined: without the first axis, `experts`."""
+        if "{expert}" not in self.theirs:
+            return self
+        sides = [side.strip().removeprefix("experts").strip() for side in self.axes.split("->")]
+        return self._replace(axes=" -> ".join(sides))
+
 
 class Field(NamedTuple):
     """One row of a configuration table.
 
     Attributes:
-        theirs: the field in `config.json`.
+        theirs: the field in `config.json`; a dot stands for nesting.
         ours: the field of the model's configuration. Rows that share it must agree in a checkpoint.
         default: what the field means if it is missing or null: a value, or a function of the whole `config.json`.
     """
@@ -99,6 +119,8 @@ class Format:
         ignored_weights: names that hold no weights, each with the reason.
         prefix: what some checkpoints put before the names of everything except the head.
         written: further fields to write for a configuration, where the reference's default would not fit it.
+        from_disk: whether a live model names or lays out its weights otherwise than its files do, so that it has to be
+            copied by way of these.
     """
 
     model_type: str
@@ -112,6 +134,33 @@ class Format:
     ignored_weights: Mapping[str, str]
     prefix: str = ""
     written: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    from_disk: bool = False
+
+
+NOT_ARITHMETIC: Mapping[str, str] = {
+    "model_type": "checked before anything else",
+    "architectures": "the class it was saved from; the weights say what there is",
+    "initializer_range": "for fresh weights only",
+    "dtype": "the weights say it themselves",
+    "torch_dtype": "the weights say it themselves",
+    "transformers_version": "who wrote the file",
+    "_name_or_path": "where it was loaded from",
+    "_num_labels": "for classification heads",
+    "id2label": "for classification heads",
+    "label2id": "for classification heads",
+    "problem_type": "for classification heads",
+    "bos_token_id": "for generation; say it in stop_tokens or the prompt",
+    "eos_token_id": "for generation; say it in stop_tokens or the prompt",
+    "pad_token_id": "padding is hidden whatever its id",
+    "task_specific_params": "settings for generation",
+    "use_cache": "whether to cache is the caller's choice",
+    "gradient_checkpointing": "memory in training, not arithmetic",
+    "return_dict": "what the reference's forward returns",
+    "output_attentions": "what the reference's forward returns",
+    "output_hidden_states": "what the reference's forward returns",
+    "chunk_size_feed_forward": "memory, not arithmetic",
+}
+"""Fields that any `config.json` may have and that change nothing in the model, each with the reason."""
 
 
 class Stored(NamedTuple):
@@ -165,6 +214,10 @@ class Checkpointed(nn.Module):
             CheckpointError: it is of another architecture, or its weights do not fit.
         """
         where = type(model).__name__
+        if cls.format.from_disk:
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                return cls.from_pretrained(folder, device=next(model.parameters()).device)
         config = read_config(cls.format, model.config.to_dict(), where=f"{where}.config")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         stored = {name: _in_memory(tensor) for name, tensor in state.items()}
@@ -224,9 +277,11 @@ def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:
     for row in _rows(model.format, model.config):
         parameter = parameters[row.ours]
         if row.tied_to is None or parameter is not parameters[row.tied_to]:
-            name = row.theirs if row.tied_to else model.format.prefix + row.theirs
+            prefix = "" if row.tied_to else model.format.prefix
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
-            tensors[name] = _to_theirs(whole.detach().cpu(), row, model.config.axes).contiguous()
+            names = row.names(model.config.axes)
+            for name, part in zip(names, whole.detach() if len(names) > 1 else [whole.detach()], strict=True):
+                tensors[prefix + name] = _to_theirs(part.cpu(), row.each, model.config.axes).contiguous()
     return tensors
 
 
@@ -241,9 +296,7 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
         raise CheckpointError(
             f"{where}: model_type is {given.get('model_type')!r}, but this is the class for {form.model_type!r}"
         )
-    for alias, name in form.aliases.items():
-        if alias in given:
-            given = {name: given[alias], **{key: value for key, value in given.items() if key != alias}}
+    given = _renamed(_flat(_renamed(given, form.aliases), form), form.aliases)
     faults: list[str] = []
     for name, (accepted, reason) in form.refused_fields.items():
         if given.get(name, accepted) != accepted:
@@ -276,9 +329,36 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
     raise CheckpointError("\n  ".join([f"{where} does not describe a model that can be built here:", *faults]))
 
 
+def _renamed(given: Mapping[str, Any], aliases: Mapping[str, str]) -> Mapping[str, Any]:
+    """The fields under the names that the table has."""
+    for alias, name in aliases.items():
+        if alias in given:
+            given = {name: given[alias], **{key: value for key, value in given.items() if key != alias}}
+    return given
+
+
+def _flat(given: Mapping[str, Any], form: Format) -> Mapping[str, Any]:
+    """Fields of a nested object as fields of their own, with a dot in their names, where the table has such."""
+    nested = {field.theirs.rpartition(".")[0] for field in form.fields} - {""}
+    nested |= {name.partition(".")[0] for name in nested}
+    while inner := {name: value for name, value in given.items() if name in nested and (value is None or value)}:
+        given = {name: value for name, value in given.items() if name not in nested}
+        for name, value in inner.items():
+            if not isinstance(value, Mapping | None):
+                raise CheckpointError(f"{name} should be an object, not {value!r}")
+            given |= {f"{name}.{key}": one for key, one in (value or {}).items()}
+    return given
+
+
 def write_config(form: Format, config: Any) -> dict[str, Any]:
     """The contents of a `config.json` for a model's configuration."""
-    fields = {field.theirs: getattr(config, field.ours) for field in form.fields}
+    fields: dict[str, Any] = {}
+    for field in form.fields:
+        *outer, name = field.theirs.split(".")
+        place = fields
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[name] = getattr(config, field.ours)
     return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.written(config)}
 
 
@@ -288,13 +368,15 @@ def weight_axes(form: Format, config: Any) -> dict[str, str]:
 
 
 def _rows(form: Format, config: Any) -> list[Weight]:
-    """The weight table with `{layer}` written out."""
+    """The weight table with `{layer}` written out, as far as a model of this configuration has these weights."""
     rows = []
     for row in form.weights:
-        layers = range(config.num_layers) if "{layer}" in row.theirs else [0]
-        rows += [
-            row._replace(theirs=row.theirs.format(layer=layer), ours=row.ours.format(layer=layer)) for layer in layers
-        ]
+        if row.when is not None and not getattr(config, row.when):
+            continue
+        layers = getattr(config, row.layers) if row.layers else range(config.num_layers)
+        for layer in layers if "{layer}" in row.theirs else ["0"]:
+            theirs, ours = (name.replace("{layer}", str(layer)) for name in (row.theirs, row.ours))
+            rows.append(row._replace(theirs=theirs, ours=ours))
     return rows
 
 
@@ -318,15 +400,16 @@ def _to_theirs(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
 
 
 def _place(
-    stored: Stored, row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
+    stored: list[Stored], row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Read a weight into our layout: straight into place where their layout is another view of the same memory."""
-    ours = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
-    theirs = _to_theirs(ours, row, axes)
-    stored.copy_to(theirs)
-    if theirs.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
-        ours.copy_(_to_ours(theirs, row, axes))
-    return ours
+    whole = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
+    for one, ours in zip(stored, whole if len(stored) > 1 else [whole], strict=True):
+        theirs = _to_theirs(ours, row.each, axes)
+        one.copy_to(theirs)
+        if theirs.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
+            ours.copy_(_to_ours(theirs, row.each, axes))
+    return whole
 
 
 def _build(
@@ -339,11 +422,11 @@ def _build(
 ) -> Any:
     """A model with the stored weights, or an error that lists everything that does not fit."""
     rows = _fitting(cls, config, stored, where)
-    dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for name in rows})
+    dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
     state: dict[str, Tensor] = {}
-    for name, row in rows.items():
-        state[row.ours] = _place(stored[name], row, config.axes, dtype, device or "cpu")
-    for row in rows.values():
+    for names, row in rows:
+        state[row.ours] = _place([stored[name] for name in names], row, config.axes, dtype, device or "cpu")
+    for _, row in rows:
         if row.tied_to is not None and config.tie_embeddings:
             if torch.equal(state[row.ours], state[row.tied_to]):
                 del state[row.ours]
@@ -354,9 +437,9 @@ def _build(
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
-    for names in places.values():
-        filled = nn.Parameter(next(state[name] for name in names if name in state))
-        for owner, _, leaf in (name.rpartition(".") for name in names):
+    for known in places.values():
+        filled = nn.Parameter(next(state[name] for name in known if name in state))
+        for owner, _, leaf in (name.rpartition(".") for name in known):
             setattr(model.get_submodule(owner), leaf, filled)
     return model.to(device or "cpu").eval()
 
@@ -373,11 +456,12 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: str) -> dict[str, Weight]:
-    """Each stored name with its row in the table, once every name and every row is accounted for."""
+def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
+    """Each row of the table with the stored names that it stands for, once all names and all rows are accounted for."""
     form: Format = cls.format
     names = {name.removeprefix(form.prefix): name for name in stored}
-    table = {row.theirs: row for row in _rows(form, config)}
+    rows = _rows(form, config)
+    table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
     faults = [f"twice, with and without {form.prefix}: {name}" for name in stored if form.prefix + name in stored]
     for theirs, row in table.items():
@@ -385,9 +469,9 @@ def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: s
             if row.tied_to is None or not config.tie_embeddings:
                 faults.append(f"missing: {theirs} (for {row.ours})")
             continue
-        one, expected = stored[names[theirs]], _shape(row.their_axes, config.axes)
+        one, expected = stored[names[theirs]], _shape(row.each.their_axes, config.axes)
         if one.shape != expected:
-            faults.append(f"misshapen: {names[theirs]} is {one.shape}, expected {expected}: axes {row.their_axes}")
+            faults.append(f"misshapen: {names[theirs]} is {one.shape}, expected {expected}: axes {row.each.their_axes}")
         if not one.dtype.is_floating_point:
             faults.append(f"not floating-point: {names[theirs]} is {one.dtype}")
     faults += [
@@ -398,7 +482,8 @@ def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: s
     if faults:
         shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
         raise CheckpointError("\n  ".join([f"the weights of {where} do not fit {cls.__name__}:", *shown]))
-    return {names[theirs]: row for theirs, row in table.items() if theirs in names}
+    found = [([names[theirs] for theirs in row.names(config.axes) if theirs in names], row) for row in rows]
+    return [(present, row) for present, row in found if present]
 
 
 def is_hub_name(name: str | Path) -> bool:

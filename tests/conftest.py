@@ -24,17 +24,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--record-parity`, which writes what the comparisons with the reference found."""
-    parser.addoption("--record-parity", type=Path, metavar="FILE", help="write the differences that were measured")
+    parser.addoption("--record-parity", type=Path, metavar="FOLDER", help="write the differences that were measured")
 
 
-COMPARED: dict[tuple[str, str, str], dict[str, object]] = {}
-"""What was compared with the reference so far: by what, of what and in which dtype."""
+COMPARED: dict[str, dict[tuple[str, str, str], dict[str, object]]] = {}
+"""What was compared with the reference so far: for each model, by what, of what and in which dtype."""
 
 
-def close_enough(what: str, of: str, dtype: torch.dtype, difference: float, bar: float) -> bool:
+def close_enough(what: str, of: str, dtype: torch.dtype, difference: float, bar: float, model: str = "gpt2") -> bool:
     """Whether a difference from the reference is within its bar; and remember it, for the site's table."""
     key = what, of, str(dtype).removeprefix("torch.")
-    row = COMPARED.setdefault(key, {"comparisons": 0, "largest": 0.0, "bar": bar})
+    row = COMPARED.setdefault(model, {}).setdefault(key, {"comparisons": 0, "largest": 0.0, "bar": bar})
     row["comparisons"] = int(row["comparisons"]) + 1  # type: ignore[call-overload]
     row["largest"] = max(float(row["largest"]), difference)  # type: ignore[arg-type]
     return difference <= bar
@@ -42,21 +42,27 @@ def close_enough(what: str, of: str, dtype: torch.dtype, difference: float, bar:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the record, if it was asked for and all is well."""
-    path = session.config.getoption("--record-parity")
-    if path and exitstatus == 0 and COMPARED:
-        import transformers
+    folder = session.config.getoption("--record-parity")
+    if folder is None or exitstatus:
+        return
+    import transformers
 
-        from docs.facts import digest_of
+    from allformers.models import READING_ORDER
+    from docs.facts import digest_of
 
-        record = {
-            "command": shlex.join(["pytest", *session.config.invocation_params.args]),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "digest": digest_of("allformers.models.gpt2.gpt2"),
-            "rows": [{"what": w, "of": o, "dtype": d, **row} for (w, o, d), row in COMPARED.items()],
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in READING_ORDER:
+        if entry.name in COMPARED:
+            rows = COMPARED[entry.name].items()
+            record = {
+                "command": shlex.join(["pytest", *session.config.invocation_params.args]),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "digest": digest_of(entry.module),
+                "rows": [{"what": what, "of": of, "dtype": dtype, **row} for (what, of, dtype), row in rows],
+            }
+            path = folder / f"{entry.name}-parity.json"
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 NAMED_ONLY = [
     *sorted((PACKAGE / "models").rglob("*.py")),
-    *(PACKAGE / f"{n}.py" for n in ("sampling", "generation", "cache")),
+    *(PACKAGE / f"{n}.py" for n in ("sampling", "generation", "cache", "rotary")),
 ]
 """Where every operation that rearranges, joins, splits or contracts axes has to be a named one."""
 
@@ -43,6 +43,11 @@ LOCAL_AXES = {
     "train_seq": "the part of a corpus to learn from",
     "validation_seq": "the part of a corpus to measure on",
     "positions": "any number of axes of positions",
+    "width": "whatever a norm normalises",
+    "tokens": "positions of all sequences, in one row",
+    "members": "the experts of one group",
+    "best": "the strongest of them",
+    "some": "the tokens that one expert gets",
 }
 """Names for generic code, which no model uses."""
 
@@ -53,6 +58,7 @@ MAY_IMPORT = {
     "files": set(),
     "linear": set(),
     "cache": {"shapes"},
+    "rotary": {"shapes"},
     "sampling": {"shapes"},
     "generation": {"cache", "sampling", "shapes"},
     "checkpoints": {"files", "shapes"},
@@ -82,7 +88,7 @@ MAY_IMPORT = {
     },
 }
 """What each module may import of the package."""
-MODELS_MAY_IMPORT = {"cache", "checkpoints", "generation", "linear", "shapes"}
+MODELS_MAY_IMPORT = {"cache", "checkpoints", "generation", "linear", "rotary", "shapes"}
 
 
 @cache

@@ -8,7 +8,7 @@ import typer
 
 from allformers.cli.learn import data, train
 from allformers.cli.look import compare, experiment, inspect, trace
-from allformers.cli.measure import bench, evaluate, summary
+from allformers.cli.measure import bench, evaluate, family, summary
 from allformers.cli.write import generate
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command()(trace)
 app.command()(compare)
 app.command()(experiment)
 app.command()(bench)
+app.command()(family)
 
 
 def main() -> None:

@@ -27,6 +27,17 @@ def announce(model: str) -> None:
         messages.print(f"[dim]looking for {model} on the Hugging Face hub[/dim]")
 
 
+def find_presets() -> dict[str, tuple[Any, Any]]:
+    """All presets by name, each with its model's class and the function that makes it."""
+    from allformers.models import READING_ORDER
+
+    return {
+        preset.replace("_", "-"): (model_class, make)
+        for model_class in (entry.load() for entry in READING_ORDER)
+        for preset, make in model_class.format.config_class.presets().items()
+    }
+
+
 def find_config(name: str) -> tuple[Any, Any]:
     """The class and the configuration that a preset's name, a folder or a hub name stands for; nothing is loaded.
 
@@ -34,13 +45,9 @@ def find_config(name: str) -> tuple[Any, Any]:
         ValueError: it stands for none; the message lists the presets.
     """
     from allformers.checkpoints import CheckpointError
-    from allformers.models import READING_ORDER, load_config
+    from allformers.models import load_config
 
-    presets = {
-        preset.replace("_", "-"): (model_class, make)
-        for model_class in (entry.load() for entry in READING_ORDER)
-        for preset, make in model_class.format.config_class.presets().items()
-    }
+    presets = find_presets()
     if name.replace("_", "-") in presets:
         model_class, make = presets[name.replace("_", "-")]
         return model_class, make()

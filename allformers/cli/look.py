@@ -169,9 +169,7 @@ def _print_next(seen: "Seen", labels: list[str], tokenizer: "Tokenizer", top: in
 def trace(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="A preset (tiny, bundled, gpt2-small ... gpt2-xl), a folder, or a hub name."
-        ),
+        typer.Argument(metavar="MODEL", help="A preset (tiny, gpt2-xl, llama3-1-8b ...), a folder, or a hub name."),
     ],
     prompt: Annotated[str | None, typer.Option(help="Load the model and run it on this text, with times.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences, without a prompt.")] = 1,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from allformers.cli.console import Dtype, announce, find_config, find_device, in_bytes, messages, read_text
+from allformers.cli.console import (
+    Dtype,
+    announce,
+    find_config,
+    find_device,
+    find_presets,
+    in_bytes,
+    messages,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from allformers.inspection import Summary
@@ -21,7 +30,7 @@ def summary(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="tiny, bundled, gpt2-small, gpt2-medium, gpt2-large, gpt2-xl; or a folder or a hub name.",
+            help="A preset (tiny, bundled, gpt2-small, llama3-1-8b ...), a folder or a hub name.",
         ),
     ],
     dtype: Annotated[Dtype, typer.Option(help="Of the weights and the cache.")] = Dtype.float32,
@@ -145,7 +154,7 @@ def bench(
         list[str] | None,
         typer.Argument(help="Rows to measure, by part of their names: prefill, decode, train, linear."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Size of the model.")] = "gpt2-small",
+    preset: Annotated[str, typer.Option(help="A preset of any model of the family.")] = "gpt2-small",
     rounds: Annotated[int, typer.Option(help="How often each contender is measured.")] = 5,
     threads: Annotated[
         int | None, typer.Option(help="Threads for everybody; PyTorch's own choice if left out.")
@@ -163,19 +172,18 @@ def bench(
     from rich.table import Table
 
     from allformers import bench as benchmark
-    from allformers.models.gpt2.gpt2 import GPT2Config
     from allformers.training.recipe import PRECISIONS
 
-    presets = GPT2Config.presets()
-    if preset.replace("-", "_") not in presets:
-        raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets).replace('_', '-')}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    config = presets[preset.replace("-", "_")]()
+    presets = find_presets()
+    if preset.replace("_", "-") not in presets:
+        raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets)}")
+    config = presets[preset.replace("_", "-")][1]()
     setting = benchmark.Setting(str(find_device(device)), precision, compile)
     measured = []
     try:
@@ -200,3 +208,17 @@ def bench(
         about |= {"transformers": version("transformers"), "device": device, "precision": precision, "compile": compile}
         about |= {"rounds": rounds, "command": shlex.join(["allformers", *sys.argv[1:]])}
         output.write_text(json.dumps({**about, "rows": figures}, indent=2) + "\n", encoding="utf-8")
+
+
+def family() -> None:
+    """Print the family tree, drawn from the imports of the models' files, with what each added."""
+    from rich.tree import Tree
+
+    from allformers.models import family as members
+
+    places: dict[str | None, Tree] = {None: Tree("transformers", hide_root=True)}
+    for member in members():
+        others = f" [dim](parts of {', '.join(member.takes_from)} too)[/dim]" if member.takes_from else ""
+        line = f"[bold]{member.entry.name}[/bold]: {member.added}{others}"
+        places[member.entry.name] = places[member.parent].add(line)
+    Console(width=None if sys.stdout.isatty() else 120).print(places[None])

@@ -278,7 +278,12 @@ def _sizes(side: str, tensor: Any, known: Mapping[str, int]) -> dict[str, int]:
     found = dict(known)
     if not isinstance(tensor, Tensor):  # a list of tensors, which einops stacks along the first axis
         return found
-    for group, size in zip(ParsedExpression(side.strip()).composition, tensor.shape, strict=True):
+    groups, shape = list(ParsedExpression(side.strip()).composition), list(tensor.shape)
+    if "…" in groups:  # any number of axes, without names
+        place = groups.index("…")
+        del shape[place : place + len(shape) - len(groups) + 1]
+        del groups[place]
+    for group, size in zip(groups, shape, strict=True):
         rest = [name for name in group if name not in found]
         if len(rest) == 1:
             inner = math.prod(found[name] for name in group if name in found)

@@ -1,5 +1,7 @@
 """The models, in reading order, and how a checkpoint finds its own. None is imported until it is asked for."""
 
+import ast
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +29,58 @@ class Entry(NamedTuple):
         return getattr(import_module(self.module), self.class_name)
 
 
-READING_ORDER: tuple[Entry, ...] = (Entry("gpt2", "allformers.models.gpt2.gpt2", "GPT2", "gpt2"),)
+READING_ORDER: tuple[Entry, ...] = (
+    Entry("gpt2", "allformers.models.gpt2.gpt2", "GPT2", "gpt2"),
+    Entry("llama", "allformers.models.llama.llama", "Llama", "llama"),
+    Entry("mistral", "allformers.models.mistral.mistral", "Mistral", "mistral"),
+    Entry("mixtral", "allformers.models.mixtral.mixtral", "Mixtral", "mixtral"),
+    Entry("qwen2", "allformers.models.qwen2.qwen2", "Qwen2", "qwen2"),
+    Entry("qwen3", "allformers.models.qwen3.qwen3", "Qwen3", "qwen3"),
+    Entry("gemma", "allformers.models.gemma.gemma", "Gemma", "gemma"),
+    Entry("gemma2", "allformers.models.gemma2.gemma2", "Gemma2", "gemma2"),
+    Entry("gemma3", "allformers.models.gemma3.gemma3", "Gemma3", "gemma3_text"),
+    Entry("deepseek-v3", "allformers.models.deepseek_v3.deepseek_v3", "DeepSeekV3", "deepseek_v3"),
+)
 """Each model may import earlier ones, never later ones."""
+
+
+class Member(NamedTuple):
+    """A model's place in the family.
+
+    Attributes:
+        entry: the model.
+        parent: the name of the model that its class extends, or, if it extends none, of the latest that it takes from.
+        takes_from: the names of the other models that it imports parts from.
+        added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
+    """
+
+    entry: Entry
+    parent: str | None
+    takes_from: tuple[str, ...]
+    added: str
+
+
+def family() -> list[Member]:
+    """All models in reading order, each with its ancestors, read off the imports of their files."""
+    names = {entry.module: entry.name for entry in READING_ORDER}
+    members = []
+    for entry in READING_ORDER:
+        path = Path(__file__).parents[2] / f"{entry.module.replace('.', '/')}.py"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        origin = {
+            alias.asname or alias.name: names[node.module]
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module in names
+            for alias in node.names
+        }
+        (own,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.class_name)
+        extended = [origin[base.id] for base in own.bases if isinstance(base, ast.Name) and base.id in origin]
+        taken = [other.name for other in READING_ORDER if other.name in origin.values()]
+        parent = next(iter(extended), taken[-1] if taken else None)
+        text = re.sub(r"\s+", " ", (ast.get_docstring(tree) or "").partition("\n\n")[0])
+        others = tuple(name for name in taken if name != parent)
+        members.append(Member(entry, parent, others, text.partition(": ")[2] or text))
+    return members
 
 
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from allformers.cache import Cache, LayerCache
-from allformers.checkpoints import Checkpointed, Field, Format, Weight
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
 from allformers.generation import Generative
 from allformers.linear import Linear
 from allformers.shapes import check_token_ids, checked
@@ -452,36 +452,16 @@ GPT2.format = Format(
         "is_encoder_decoder": (False, "GPT-2 is a decoder alone"),
     },
     ignored_fields={
-        "model_type": "checked before anything else",
-        "architectures": "the class it was saved from; the weights say what there is",
+        **NOT_ARITHMETIC,
         "n_special": "for fine-tuning GPT-1",
         "predict_special_tokens": "for fine-tuning GPT-1",
         "output_past": "what the reference's forward returned",
         "n_ctx": "the same as n_positions, from before 2020",
-        "initializer_range": "for fresh weights only",
-        "dtype": "the weights say it themselves",
-        "torch_dtype": "the weights say it themselves",
-        "transformers_version": "who wrote the file",
-        "_name_or_path": "where it was loaded from",
-        "_num_labels": "for classification heads",
-        "id2label": "for classification heads",
-        "label2id": "for classification heads",
-        "problem_type": "for classification heads",
         "summary_type": "for the double-heads model",
         "summary_use_proj": "for the double-heads model",
         "summary_activation": "for the double-heads model",
         "summary_proj_to_labels": "for the double-heads model",
         "summary_first_dropout": "for the double-heads model",
-        "bos_token_id": "for generation; say it in stop_tokens or the prompt",
-        "eos_token_id": "for generation; say it in stop_tokens or the prompt",
-        "pad_token_id": "padding is hidden whatever its id",
-        "task_specific_params": "settings for generation",
-        "use_cache": "whether to cache is the caller's choice",
-        "gradient_checkpointing": "memory in training, not arithmetic",
-        "return_dict": "what the reference's forward returns",
-        "output_attentions": "what the reference's forward returns",
-        "output_hidden_states": "what the reference's forward returns",
-        "chunk_size_feed_forward": "memory, not arithmetic",
     },
     weights=(
         Weight("wte.weight", "token_embedding.weight", "vocab embed"),

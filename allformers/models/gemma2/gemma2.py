@@ -1,0 +1,196 @@
+"""Gemma 2: Gemma with a norm after each sub-layer too, scores that cannot run away, and every other layer local.
+
+Source: Gemma Team 2024, "Gemma 2: Improving Open Language Models at a Practical Size", arXiv:2408.00118.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from allformers.cache import LayerCache
+from allformers.checkpoints import Field, Weight
+from allformers.models.gemma.gemma import Gemma, GemmaBlock, GemmaConfig
+from allformers.models.llama.llama import Attention
+from allformers.models.mistral.mistral import Mistral
+from allformers.shapes import checked
+
+KINDS = ("sliding_attention", "full_attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(GemmaConfig):
+    """The sizes and switches of a Gemma 2: Gemma's, and these.
+
+    Attributes:
+        sliding_window: how many positions the local layers see, the asking one included.
+        layer_types: for each layer, "sliding_attention" (local) or "full_attention"; if empty, they alternate, a local
+            one first.
+        query_scale_dim: scores are divided by the root of this, in place of the head's width.
+        score_cap: scores are kept between minus and plus this; None for no cap.
+        logit_cap: likewise logits.
+
+    Raises:
+        ValueError: a value is out of range; the message says which, and what would do.
+    """
+
+    sliding_window: int = 4096
+    layer_types: tuple[str, ...] = ()
+    query_scale_dim: int = 256
+    score_cap: float | None = 50.0
+    logit_cap: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_count("sliding_window")
+        self._check_count("query_scale_dim")
+        for name in ("score_cap", "logit_cap"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0 or None, not {getattr(self, name)!r}")
+        types = tuple(self.layer_types) or tuple(self._default_kind(layer) for layer in range(self.num_layers))
+        object.__setattr__(self, "layer_types", types)
+        if len(types) != self.num_layers or not set(types) <= set(KINDS):
+            raise ValueError(
+                f"layer_types must say {' or '.join(KINDS)} for each of the {self.num_layers} layers, not {types!r}"
+            )
+
+    @staticmethod
+    def _default_kind(layer: int) -> str:
+        return KINDS[layer % 2]
+
+    @classmethod
+    def presets(cls) -> dict[str, Callable[[], Self]]:
+        """Published sizes and a small one, by name."""
+        return {make.__name__: make for make in (cls.gemma2_tiny, cls.gemma2_2b, cls.gemma2_9b, cls.gemma2_27b)}
+
+    @classmethod
+    def gemma2_tiny(cls) -> Self:
+        """A model for tests and first steps: one local layer, with a window of 32, and one global."""
+        return cls._make(2, 4, 2, 24, 64, 160, vocab_size=256, context_length=128, sliding_window=32)
+
+    @classmethod
+    def gemma2_2b(cls) -> Self:
+        """`google/gemma-2-2b`: 2,614,341,888 parameters."""
+        return cls._make(26, 8, 4, 256, 2304, 9216, vocab_size=256000, context_length=8192)
+
+    @classmethod
+    def gemma2_9b(cls) -> Self:
+        """`google/gemma-2-9b`: 9,241,705,984 parameters."""
+        return cls._make(42, 16, 8, 256, 3584, 14336, vocab_size=256000, context_length=8192)
+
+    @classmethod
+    def gemma2_27b(cls) -> Self:
+        """`google/gemma-2-27b`: 27,227,128,320 parameters."""
+        sizes = {"vocab_size": 256000, "context_length": 8192, "query_scale_dim": 144}
+        return cls._make(46, 32, 16, 128, 4608, 36864, **sizes)
+
+
+@checked
+def soft_cap(x: Float[Tensor, "..."], cap: float | None) -> Float[Tensor, "..."]:
+    """Keep numbers between minus and plus `cap`, by a curve that leaves small ones nearly as they are."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+class Gemma2Attention(Attention):
+    """Llama's attention, with another scale and a cap on scores."""
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__(config, layer)
+        self.scale = config.query_scale_dim**-0.5
+
+    @checked
+    def score(
+        self,
+        queries: Float[Tensor, "batch heads seq head_dim"],
+        keys: Float[Tensor, "batch kv_heads seq_k head_dim"],
+    ) -> Float[Tensor, "batch heads seq seq_k"]:
+        """Llama's scores, capped."""
+        return soft_cap(super().score(queries, keys), self.config.score_cap)
+
+
+class Gemma2Block(GemmaBlock):
+    """Each sub-layer stands between two norms ("sandwich"): one before it, and one on what it adds."""
+
+    attention_class: ClassVar[type[Any]] = Gemma2Attention
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__(config, layer)
+        self.after_attention_norm = self.norm_class(config.embedding_dim, config.norm_eps)
+        self.after_mlp_norm = self.norm_class(config.embedding_dim, config.norm_eps)
+
+    @checked
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq embed"],
+        turned: Float[Tensor, "seq pair"],
+        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Add to the residual stream what attention and then the MLP make of it, each brought to a common size."""
+        gathered = self.attention(self.attention_norm(x), turned, blocked, cache)
+        between: Float[Tensor, "batch seq embed"] = x + self.after_attention_norm(gathered)
+        return between + self.after_mlp_norm(self.mlp(self.mlp_norm(between)))
+
+
+class Gemma2(Gemma, Mistral):
+    """Gemma with sandwich norms and caps, and Mistral's window in its local layers.
+
+    >>> model = Gemma2(Gemma2Config.gemma2_tiny())
+    >>> model(torch.tensor([[72, 101, 108, 108, 111]])).shape
+    torch.Size([1, 5, 256])
+    """
+
+    block_class: ClassVar[type[Any]] = Gemma2Block
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """For each layer, whether it is local."""
+        return self.config.layer_types
+
+    def window(self, kind: str) -> int | None:
+        """How many positions layers of a kind see; None for all."""
+        return self.config.sliding_window if kind == "sliding_attention" else None
+
+    @checked
+    def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
+        """Turn the residual stream into logits, capped."""
+        logits: Float[Tensor, "batch seq vocab"] = soft_cap(super().unembed(x), self.config.logit_cap)
+        return logits
+
+
+DEFAULTS = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+SANDWICH = (
+    Weight("layers.{layer}.input_layernorm.weight", "blocks.{layer}.attention_norm.weight", "embed"),
+    Weight("layers.{layer}.post_attention_layernorm.weight", "blocks.{layer}.after_attention_norm.weight", "embed"),
+    Weight("layers.{layer}.pre_feedforward_layernorm.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
+    Weight("layers.{layer}.post_feedforward_layernorm.weight", "blocks.{layer}.after_mlp_norm.weight", "embed"),
+)
+
+Gemma2.format = dataclasses.replace(
+    Gemma.format,
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    config_class=Gemma2Config,
+    fields=(
+        *(Field(f.theirs, f.ours, DEFAULTS.get(f.theirs, f.default)) for f in Gemma.format.fields),
+        Field("sliding_window", "sliding_window", 4096),
+        Field("layer_types", "layer_types", ()),
+        Field("query_pre_attn_scalar", "query_scale_dim", 256),
+        Field("attn_logit_softcapping", "score_cap", None),
+        Field("final_logit_softcapping", "logit_cap", None),
+    ),
+    ignored_fields={**Gemma.format.ignored_fields, "cache_implementation": "how the reference keeps its cache"},
+    weights=(*(row for row in Gemma.format.weights if "layernorm" not in row.theirs), *SANDWICH),
+    written=lambda config: {**Gemma.format.written(config), "layer_types": list(config.layer_types)},
+)
+"""How Gemma 2's checkpoints name and lay out what is above."""

@@ -1,0 +1,660 @@
+"""Llama: the block that nearly every open model since has kept.
+
+    token_ids   batch seq
+        |  embed: each token's vector; where it stands is said later, by turning queries and keys
+        x       batch seq embed           the residual stream
+        |  num_layers x Block:  x = x + attention(norm(x)),  x = x + mlp(norm(x))
+        x       batch seq embed
+        |  unembed: norm, then score every token
+    logits      batch seq vocab
+
+What it changed from GPT-2: root-mean-square norms without a shift, rotary positions instead of learned ones, a gated
+MLP (SwiGLU), no biases, an unembedding of its own. Llama 2's largest model and all of Llama 3 let several query heads
+share a key and value head; Llama 3.1 slows some rotations down for longer texts.
+
+The file reads from top to bottom in the order that data flows. Its parts have seams, small methods and class
+attributes, where later models put in what they do differently.
+
+Sources: Touvron et al. 2023, "LLaMA", arXiv:2302.13971, and "Llama 2", arXiv:2307.09288; Dubey et al. 2024, "The
+Llama 3 Herd of Models", arXiv:2407.21783.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from allformers.cache import Cache, LayerCache
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
+from allformers.generation import Generative
+from allformers.linear import Linear
+from allformers.models.gpt2.gpt2 import ACTIVATIONS
+from allformers.rotary import angles, frequencies, rotate, scale_like_llama3
+from allformers.shapes import check_token_ids, checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The sizes and switches that define a Llama. Immutable; checked when made.
+
+    Attributes:
+        vocab_size: tokens in the vocabulary.
+        context_length: positions that it was trained to read; rotary positions would go on, less and less well.
+        embedding_dim: width of the residual stream.
+        num_layers: blocks.
+        num_heads: query heads in each block.
+        num_kv_heads: key and value heads; each serves as many query heads, so it divides `num_heads`.
+        head_dim: width of a head, an even number; not tied to `embedding_dim`.
+        mlp_dim: hidden width of the MLP.
+        dropout: probability of dropping an attention weight, in training only.
+        norm_eps: what the norms add to the mean square, so that they never divide by zero.
+        tie_embeddings: whether the unembedding is the token embedding.
+        activation: the MLP's non-linearity, a key of `ACTIVATIONS`.
+        attention_bias: whether the four projections of attention have biases.
+        mlp_bias: whether the three of the MLP do.
+        rope_theta: the base of the rotary frequencies.
+        rope_type: "default", "linear" (all rotations slower by `rope_factor`) or "llama3".
+        rope_factor: how much slower.
+        rope_low_frequency_factor: for "llama3", see `rotary.scale_like_llama3`.
+        rope_high_frequency_factor: likewise.
+        rope_context: likewise: the context before it was extended.
+
+    Raises:
+        ValueError: a value is out of range; the message says which, and what would do.
+    """
+
+    vocab_size: int
+    context_length: int
+    embedding_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    activation: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_theta: float = 10000.0
+    rope_type: str = "default"
+    rope_factor: float = 1.0
+    rope_low_frequency_factor: float = 1.0
+    rope_high_frequency_factor: float = 4.0
+    rope_context: int = 8192
+
+    rope_types: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3")
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "embedding_dim", "num_layers", "num_heads", "mlp_dim"):
+            self._check_count(name)
+        for name in ("num_kv_heads", "head_dim", "rope_context"):
+            self._check_count(name)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} cannot be shared out evenly among num_kv_heads {self.num_kv_heads}: "
+                "make it a multiple"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, since rotary positions turn pairs, not {self.head_dim}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
+        for name in ("norm_eps", "rope_theta", "rope_factor", "rope_low_frequency_factor"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        if not self.rope_high_frequency_factor > self.rope_low_frequency_factor:
+            raise ValueError(
+                f"rope_high_frequency_factor {self.rope_high_frequency_factor} must be above rope_low_frequency_factor "
+                f"{self.rope_low_frequency_factor}"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        if self.rope_type not in self.rope_types:
+            raise ValueError(f"rope_type must be one of {', '.join(self.rope_types)}, not {self.rope_type!r}")
+
+    def _check_count(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
+        """The size of every axis that the configuration fixes."""
+        return {
+            "vocab": self.vocab_size,
+            "embed": self.embedding_dim,
+            "heads": self.num_heads,
+            "kv_heads": self.num_kv_heads,
+            "group": self.num_heads // self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "pair": self.head_dim // 2,
+            "component": 2,
+            "mlp": self.mlp_dim,
+        }
+
+    @classmethod
+    def presets(cls) -> dict[str, Callable[[], Self]]:
+        """Published sizes and a small one, by name: each a function that makes the configuration."""
+        makers = (
+            *(cls.llama_tiny, cls.stories_15m, cls.smollm2_135m, cls.smollm2_360m, cls.smollm2_1_7b, cls.tinyllama),
+            *(cls.llama1_7b, cls.llama2_7b, cls.llama2_13b, cls.llama2_70b),
+            *(cls.llama3_2_1b, cls.llama3_2_3b, cls.llama3_1_8b, cls.llama3_1_70b, cls.llama3_1_405b),
+        )
+        return {make.__name__: make for make in makers}
+
+    @classmethod
+    def llama_tiny(cls) -> Self:
+        """A model for tests and first steps: bytes as tokens, two query heads to a key head."""
+        return cls._make(2, 4, 2, 16, 64, 160, vocab_size=256, context_length=128)
+
+    @classmethod
+    def stories_15m(cls) -> Self:
+        """The smallest model of llama2.c, trained on children's stories: 15,191,712 parameters."""
+        return cls._make(6, 6, 6, 48, 288, 768, context_length=256, tie_embeddings=True)
+
+    @classmethod
+    def smollm2_135m(cls) -> Self:
+        """`HuggingFaceTB/SmolLM2-135M`: 134,515,008 parameters."""
+        return cls._make(30, 9, 3, 64, 576, 1536, **_SMOLLM2, rope_theta=100000.0)
+
+    @classmethod
+    def smollm2_360m(cls) -> Self:
+        """`HuggingFaceTB/SmolLM2-360M`: 361,821,120 parameters."""
+        return cls._make(32, 15, 5, 64, 960, 2560, **_SMOLLM2, rope_theta=100000.0)
+
+    @classmethod
+    def smollm2_1_7b(cls) -> Self:
+        """`HuggingFaceTB/SmolLM2-1.7B`: 1,711,376,384 parameters."""
+        return cls._make(24, 32, 32, 64, 2048, 8192, **_SMOLLM2, rope_theta=130000.0)
+
+    @classmethod
+    def tinyllama(cls) -> Self:
+        """`TinyLlama/TinyLlama_v1.1`: 1,100,048,384 parameters."""
+        return cls._make(22, 32, 4, 64, 2048, 5632, context_length=2048)
+
+    @classmethod
+    def llama1_7b(cls) -> Self:
+        """The smallest LLaMA of February 2023: 6,738,415,616 parameters."""
+        return cls._make(32, 32, 32, 128, 4096, 11008, context_length=2048, norm_eps=1e-6)
+
+    @classmethod
+    def llama2_7b(cls) -> Self:
+        """`meta-llama/Llama-2-7b-hf`: 6,738,415,616 parameters."""
+        return cls._make(32, 32, 32, 128, 4096, 11008, context_length=4096)
+
+    @classmethod
+    def llama2_13b(cls) -> Self:
+        """`meta-llama/Llama-2-13b-hf`: 13,015,864,320 parameters."""
+        return cls._make(40, 40, 40, 128, 5120, 13824, context_length=4096)
+
+    @classmethod
+    def llama2_70b(cls) -> Self:
+        """`meta-llama/Llama-2-70b-hf`, the first with shared key heads: 68,976,648,192 parameters."""
+        return cls._make(80, 64, 8, 128, 8192, 28672, context_length=4096)
+
+    @classmethod
+    def llama3_2_1b(cls) -> Self:
+        """`meta-llama/Llama-3.2-1B`: 1,235,814,400 parameters."""
+        return cls._make(16, 32, 8, 64, 2048, 8192, **_LLAMA3, rope_factor=32.0, tie_embeddings=True)
+
+    @classmethod
+    def llama3_2_3b(cls) -> Self:
+        """`meta-llama/Llama-3.2-3B`: 3,212,749,824 parameters."""
+        return cls._make(28, 24, 8, 128, 3072, 8192, **_LLAMA3, rope_factor=32.0, tie_embeddings=True)
+
+    @classmethod
+    def llama3_1_8b(cls) -> Self:
+        """`meta-llama/Llama-3.1-8B`: 8,030,261,248 parameters."""
+        return cls._make(32, 32, 8, 128, 4096, 14336, **_LLAMA3, rope_factor=8.0)
+
+    @classmethod
+    def llama3_1_70b(cls) -> Self:
+        """`meta-llama/Llama-3.1-70B`: 70,553,706,496 parameters."""
+        return cls._make(80, 64, 8, 128, 8192, 28672, **_LLAMA3, rope_factor=8.0)
+
+    @classmethod
+    def llama3_1_405b(cls) -> Self:
+        """`meta-llama/Llama-3.1-405B`: 405,853,388,800 parameters."""
+        return cls._make(126, 128, 8, 128, 16384, 53248, **_LLAMA3, rope_factor=8.0)
+
+    @classmethod
+    def _make(cls, layers: int, heads: int, kv_heads: int, head_dim: int, embed: int, mlp: int, **others: Any) -> Self:
+        """A configuration from its six sizes, in the order of the published tables."""
+        sizes = {"num_layers": layers, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+        return cls(**{"vocab_size": 32000, **sizes, "embedding_dim": embed, "mlp_dim": mlp, **others})
+
+
+_SMOLLM2: Mapping[str, Any] = {"vocab_size": 49152, "context_length": 8192, "tie_embeddings": True}
+_LLAMA3: Mapping[str, Any] = {
+    "vocab_size": 128256,
+    "context_length": 131072,
+    "rope_theta": 500000.0,
+    "rope_type": "llama3",
+}
+
+
+class RMSNorm(nn.Module):
+    """Bring a vector to a length that the next layer can rely on: divide by its root mean square, then scale.
+
+    A layer norm without its mean and its shift. Computed in float32 at least, and rounded before the learned gain.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    @checked
+    def forward(self, x: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:
+        """Normalise the last axis."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean_square = reduce(wide * wide, "... width -> ... 1", "mean")
+        normalised = wide * torch.rsqrt(mean_square + self.eps)
+        return self.weight * normalised.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions, in which several query heads may share a key and value head.
+
+    Shared heads make the cache smaller by as much as they are shared, and that is what they are for: the queries of a
+    group look at the same keys, each in its own way.
+
+    The seams for later models: `project`, `score`, and the slots that it builds its layers from.
+
+    Source: Ainslie et al. 2023, "GQA", arXiv:2305.13245; rotary positions arXiv:2104.09864.
+    """
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        embed, queries, keys = (
+            config.embedding_dim,
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
+        self.query = Linear(embed, queries, bias=config.attention_bias)
+        self.key = Linear(embed, keys, bias=config.attention_bias)
+        self.value = Linear(embed, keys, bias=config.attention_bias)
+        self.output = Linear(queries, embed, bias=config.attention_bias)
+        self.weights_dropout = nn.Dropout(config.dropout)
+        self.scale = config.head_dim**-0.5
+
+    @checked
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq embed"],
+        turned: Float[Tensor, "seq pair"],
+        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Let each position gather from itself and the positions before it.
+
+        Args:
+            x: the normalised residual stream.
+            turned: by how much to turn the queries and keys of each position.
+            blocked: True where a query must not see a key. Without a cache `seq_k` equals `seq`.
+            cache: the keys, turned already, and values of earlier positions; this call's are appended.
+        """
+        queries: Float[Tensor, "batch heads seq head_dim"]
+        keys: Float[Tensor, "batch kv_heads seq_k head_dim"]
+        values: Float[Tensor, "batch kv_heads seq_k head_dim"]
+        queries, keys, values = self.project(x)
+        queries, keys = rotate(queries, turned), rotate(keys, turned)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        scores: Float[Tensor, "batch heads seq seq_k"] = self.score(queries, keys)
+        # The lowest finite number, not -inf: a row of padding that sees nothing then gets weights and not NaN.
+        scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
+        weights: Float[Tensor, "batch heads seq seq_k"] = self.share(scores).to(values.dtype)
+        weights = self.weights_dropout(weights)
+        mixed: Float[Tensor, "batch heads seq head_dim"] = self.attend(weights, values)
+        merged = rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
+        return self.output(merged)
+
+    @checked
+    def project(
+        self, x: Float[Tensor, "batch seq embed"]
+    ) -> tuple[
+        Float[Tensor, "batch heads seq head_dim"],
+        Float[Tensor, "batch kv_heads seq head_dim"],
+        Float[Tensor, "batch kv_heads seq head_dim"],
+    ]:
+        """Make queries, keys and values, split into heads."""
+        width = self.config.head_dim
+        queries = rearrange(self.query(x), "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=width)
+        keys = rearrange(self.key(x), "batch seq (kv_heads head_dim) -> batch kv_heads seq head_dim", head_dim=width)
+        values = rearrange(
+            self.value(x), "batch seq (kv_heads head_dim) -> batch kv_heads seq head_dim", head_dim=width
+        )
+        return queries, keys, values
+
+    @checked
+    def score(
+        self,
+        queries: Float[Tensor, "batch heads seq head_dim"],
+        keys: Float[Tensor, "batch kv_heads seq_k head_dim"],
+    ) -> Float[Tensor, "batch heads seq seq_k"]:
+        """Compare each query with the keys of its group, scaled so that softmax stays soft."""
+        grouped = rearrange(
+            queries * self.scale,
+            "batch (kv_heads group) seq head_dim -> batch kv_heads group seq head_dim",
+            kv_heads=keys.shape[1],
+        )
+        scores = einsum(
+            grouped,
+            keys,
+            "batch kv_heads group seq_q head_dim, batch kv_heads seq_k head_dim -> batch kv_heads group seq_q seq_k",
+        )
+        return rearrange(scores, "batch kv_heads group seq_q seq_k -> batch (kv_heads group) seq_q seq_k")
+
+    @checked
+    def share(self, scores: Float[Tensor, "batch heads seq seq_k"]) -> Float[Tensor, "batch heads seq seq_k"]:
+        """Share out one unit of attention by the scores; in float32 at least."""
+        return F.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
+
+    @checked
+    def attend(
+        self,
+        weights: Float[Tensor, "batch heads seq seq_k"],
+        values: Float[Tensor, "batch kv_heads seq_k head_dim"],
+    ) -> Float[Tensor, "batch heads seq head_dim"]:
+        """Take, for each query, the weighted mean of the values of its group."""
+        grouped = rearrange(
+            weights, "batch (kv_heads group) seq_q seq_k -> batch kv_heads group seq_q seq_k", kv_heads=values.shape[1]
+        )
+        mixed = einsum(
+            grouped,
+            values,
+            "batch kv_heads group seq_q seq_k, batch kv_heads seq_k head_dim -> batch kv_heads group seq_q head_dim",
+        )
+        return rearrange(mixed, "batch kv_heads group seq_q head_dim -> batch (kv_heads group) seq_q head_dim")
+
+
+class MLP(nn.Module):
+    """Widen twice, let one widening gate the other, narrow: each position by itself.
+
+    The gate decides, number by number, how much of what has been found passes on. With three matrices instead of two, a
+    width of two thirds makes it as large as GPT-2's.
+
+    Source: Shazeer 2020, "GLU Variants Improve Transformer" (SwiGLU), arXiv:2002.05202.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = Linear(config.embedding_dim, config.mlp_dim, bias=config.mlp_bias)
+        self.up = Linear(config.embedding_dim, config.mlp_dim, bias=config.mlp_bias)
+        self.down = Linear(config.mlp_dim, config.embedding_dim, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    @checked
+    def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
+        """Transform each position by itself."""
+        opened = self.activation(self.gate(x))
+        active: Float[Tensor, "batch seq mlp"] = opened * self.up(x)
+        return self.down(active)
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each behind a norm, each only ever adding to the residual stream."""
+
+    attention_class: ClassVar[type[Any]] = Attention
+    mlp_class: ClassVar[type[Any]] = MLP
+    norm_class: ClassVar[type[Any]] = RMSNorm
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_norm = self.norm_class(config.embedding_dim, config.norm_eps)
+        self.attention = self.attention_class(config, layer)
+        self.mlp_norm = self.norm_class(config.embedding_dim, config.norm_eps)
+        self.mlp = self.make_mlp(config, layer)
+
+    def make_mlp(self, config: Any, layer: int) -> nn.Module:
+        """The part after attention; the same in all layers here."""
+        return self.mlp_class(config)
+
+    @checked
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq embed"],
+        turned: Float[Tensor, "seq pair"],
+        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Add to the residual stream what attention and then the MLP make of it. Arguments as for attention."""
+        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), turned, blocked, cache)
+        return between + self.mlp(self.mlp_norm(between))
+
+
+class Llama(Generative, Checkpointed):
+    """The whole model: token ids in, for each position the logits of the token that comes next out.
+
+    The seams for later models: `embed`, `turn`, `mask`, `unembed`, `kinds` (layers that differ in what they see), and
+    `block_class`.
+
+    >>> model = Llama(LlamaConfig.llama_tiny())
+    >>> model(torch.tensor([[72, 101, 108, 108, 111]])).shape
+    torch.Size([1, 5, 256])
+    """
+
+    block_class: ClassVar[type[Any]] = Block
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.blocks = nn.ModuleList(self.block_class(config, layer) for layer in range(config.num_layers))
+        self.final_norm = self.block_class.norm_class(config.embedding_dim, config.norm_eps)
+        self.unembedding = Linear(config.embedding_dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.unembedding.weight = self.token_embedding.weight
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw fresh weights: everything small, biases at zero. Loading a checkpoint replaces them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """For each layer, its kind: layers of one kind see the same positions and turn at the same speeds."""
+        return ("full",) * self.config.num_layers
+
+    @checked
+    def forward(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Score, at each position, every token as the next one.
+
+        Args:
+            token_ids: the text; with a cache, only what follows the text that it holds.
+            cache: the memory of earlier positions, which grows by these.
+        """
+        return self.unembed(self.read(token_ids, cache))
+
+    @checked
+    def read(self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None) -> Float[Tensor, "batch seq embed"]:
+        """Run all blocks, and leave out the scores."""
+        check_token_ids(token_ids, self.config.vocab_size)
+        x: Float[Tensor, "batch seq embed"] = self.embed(token_ids)
+        turned = {kind: self.turn(token_ids, cache, kind) for kind in set(self.kinds)}
+        blocked = {kind: self.mask(token_ids, cache, kind) for kind in set(self.kinds)}
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
+        for block, kind, layer in zip(self.blocks, self.kinds, layers, strict=True):
+            x = block(x, turned[kind], blocked[kind], layer)
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return x
+
+    @checked
+    def embed(self, token_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq embed"]:
+        """Look up each token's vector."""
+        return self.token_embedding(token_ids)
+
+    @checked
+    def turn(self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, kind: str) -> Float[Tensor, "seq pair"]:
+        """By how much to turn at each new position: the same for all rows, since only distances count."""
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
+        return angles(positions, self.speeds(kind, token_ids.device))
+
+    def speeds(self, kind: str, device: torch.device) -> Tensor:
+        """How fast each pair turns, in float32 at least, whatever the weights are in."""
+        config, dtype = self.config, torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
+        plain = frequencies(config.head_dim, config.rope_theta, device, dtype)
+        if config.rope_type == "llama3":
+            low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+            return scale_like_llama3(plain, config.rope_factor, low, high, config.rope_context)
+        return plain / config.rope_factor if config.rope_type == "linear" else plain
+
+    @checked
+    def mask(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, kind: str
+    ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
+        """Which keys each query must not see: those of later positions, and padding."""
+        blocked = self.hide(*_places(token_ids, cache), kind)
+        blocked = rearrange(blocked, "seq seq_k -> 1 1 seq seq_k")
+        return blocked if cache is None else cache.block_padding(blocked)
+
+    @checked
+    def hide(self, queries: Int[Tensor, "seq 1"], keys: Int[Tensor, "1 seq_k"], kind: str) -> Bool[Tensor, "seq seq_k"]:
+        """Whether a query at one place must not see a key at another: if the key stands later."""
+        return keys > queries
+
+    @checked
+    def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
+        """Turn the residual stream into logits."""
+        logits: Float[Tensor, "batch seq vocab"] = self.unembedding(self.final_norm(x))
+        return logits
+
+
+@checked
+def _places(
+    token_ids: Int[Tensor, "batch seq"], cache: Cache | None
+) -> tuple[Int[Tensor, "seq 1"], Int[Tensor, "1 seq_k"]]:
+    """Where queries and keys stand, as a column and a row: queries are the new positions, keys all of them."""
+    start = 0 if cache is None else cache.length
+    keys = torch.arange(start + token_ids.shape[1], device=token_ids.device)
+    return rearrange(keys[start:], "seq -> seq 1"), rearrange(keys, "seq_k -> 1 seq_k")
+
+
+FIELDS = (
+    Field("vocab_size", "vocab_size", 32000),
+    Field("max_position_embeddings", "context_length", 2048),
+    Field("hidden_size", "embedding_dim", 4096),
+    Field("num_hidden_layers", "num_layers", 32),
+    Field("num_attention_heads", "num_heads", 32),
+    Field("num_key_value_heads", "num_kv_heads", lambda fields: fields.get("num_attention_heads", 32)),
+    Field(
+        "head_dim",
+        "head_dim",
+        lambda fields: fields.get("hidden_size", 4096) // fields.get("num_attention_heads", 32),
+    ),
+    Field("intermediate_size", "mlp_dim", 11008),
+    Field("attention_dropout", "dropout", 0.0),
+    Field("rms_norm_eps", "norm_eps", 1e-6),
+    Field("tie_word_embeddings", "tie_embeddings", False),
+    Field("hidden_act", "activation", "silu"),
+    Field("rope_parameters.rope_theta", "rope_theta", 10000.0),
+)
+"""What the configurations of Llama's descendants say in the same words, though not with the same defaults."""
+
+SCALED_ROPE = (
+    Field("rope_parameters.rope_type", "rope_type", "default"),
+    Field("rope_parameters.factor", "rope_factor", 1.0),
+    Field("rope_parameters.low_freq_factor", "rope_low_frequency_factor", 1.0),
+    Field("rope_parameters.high_freq_factor", "rope_high_frequency_factor", 4.0),
+    Field("rope_parameters.original_max_position_embeddings", "rope_context", 8192),
+)
+
+ALIASES = {
+    "rope_theta": "rope_parameters.rope_theta",
+    "rope_scaling": "rope_parameters",
+    "rope_parameters.type": "rope_parameters.rope_type",
+}
+"""How files from before transformers 5 say it."""
+
+WEIGHTS = (
+    Weight("embed_tokens.weight", "token_embedding.weight", "vocab embed"),
+    Weight("layers.{layer}.input_layernorm.weight", "blocks.{layer}.attention_norm.weight", "embed"),
+    Weight("layers.{layer}.self_attn.q_proj.weight", "blocks.{layer}.attention.query.weight", "(heads head_dim) embed"),
+    Weight(
+        "layers.{layer}.self_attn.k_proj.weight", "blocks.{layer}.attention.key.weight", "(kv_heads head_dim) embed"
+    ),
+    Weight(
+        "layers.{layer}.self_attn.v_proj.weight", "blocks.{layer}.attention.value.weight", "(kv_heads head_dim) embed"
+    ),
+    Weight(
+        "layers.{layer}.self_attn.o_proj.weight", "blocks.{layer}.attention.output.weight", "embed (heads head_dim)"
+    ),
+    Weight("layers.{layer}.post_attention_layernorm.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
+    Weight("norm.weight", "final_norm.weight", "embed"),
+    Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
+)
+"""Weights that all descendants have; the MLP's are apart, since some have experts in its place."""
+
+QKV_BIASES = (
+    Weight("layers.{layer}.self_attn.q_proj.bias", "blocks.{layer}.attention.query.bias", "(heads head_dim)"),
+    Weight("layers.{layer}.self_attn.k_proj.bias", "blocks.{layer}.attention.key.bias", "(kv_heads head_dim)"),
+    Weight("layers.{layer}.self_attn.v_proj.bias", "blocks.{layer}.attention.value.bias", "(kv_heads head_dim)"),
+)
+OUTPUT_BIAS = (Weight("layers.{layer}.self_attn.o_proj.bias", "blocks.{layer}.attention.output.bias", "embed"),)
+
+MLP_WEIGHTS = (
+    Weight("layers.{layer}.mlp.gate_proj.weight", "blocks.{layer}.mlp.gate.weight", "mlp embed"),
+    Weight("layers.{layer}.mlp.up_proj.weight", "blocks.{layer}.mlp.up.weight", "mlp embed"),
+    Weight("layers.{layer}.mlp.down_proj.weight", "blocks.{layer}.mlp.down.weight", "embed mlp"),
+)
+MLP_BIASES = (
+    Weight("layers.{layer}.mlp.gate_proj.bias", "blocks.{layer}.mlp.gate.bias", "mlp"),
+    Weight("layers.{layer}.mlp.up_proj.bias", "blocks.{layer}.mlp.up.bias", "mlp"),
+    Weight("layers.{layer}.mlp.down_proj.bias", "blocks.{layer}.mlp.down.bias", "embed"),
+)
+IGNORED_WEIGHTS = {"layers.{layer}.self_attn.rotary_emb.inv_freq": "the rotary frequencies, which are computed"}
+
+
+def rope_parameters(config: Any) -> dict[str, Any]:
+    """The rotary settings as the reference wants them: those of the kind that is used, and no others."""
+    used = {"default": 2, "linear": 3, "llama3": 6}[config.rope_type]
+    rows = (Field("rope_parameters.rope_theta", "rope_theta", 10000.0), *SCALED_ROPE)
+    return {row.theirs.partition(".")[2]: getattr(config, row.ours) for row in rows[:used]}
+
+
+Llama.format = Format(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    config_class=LlamaConfig,
+    fields=(
+        *FIELDS,
+        *SCALED_ROPE,
+        Field("attention_bias", "attention_bias", False),
+        Field("mlp_bias", "mlp_bias", False),
+    ),
+    aliases=ALIASES,
+    refused_fields={"is_encoder_decoder": (False, "Llama is a decoder alone")},
+    ignored_fields={**NOT_ARITHMETIC, "pretraining_tp": "how the training was split among machines"},
+    weights=(
+        *WEIGHTS,
+        *MLP_WEIGHTS,
+        *(row._replace(when="attention_bias") for row in (*QKV_BIASES, *OUTPUT_BIAS)),
+        *(row._replace(when="mlp_bias") for row in MLP_BIASES),
+    ),
+    ignored_weights=IGNORED_WEIGHTS,
+    prefix="model.",
+    written=lambda config: {"rope_parameters": rope_parameters(config)},
+)
+"""How Llama's checkpoints name and lay out what is above."""

@@ -1,0 +1,96 @@
+"""Rotary positions: say where a token stands by turning its queries and keys.
+
+Take the numbers of a head in pairs, and see each pair as a point in the plane. Turn the point by an angle that grows
+with the position, each pair at a speed of its own. A query and a key that are turned in this way have a dot product
+that depends on how far apart they stand, and on nothing else: turning both by the same angle changes nothing. So
+positions need no vectors of their own, and there is no position that has never been seen; only distances can be new.
+
+    positions   seq
+        |  frequencies: how fast each pair turns
+    angles      seq pair
+        |  rotate: queries and keys, pair by pair
+    queries     batch ... seq head_dim
+
+Source: Su et al. 2021, "RoFormer", arXiv:2104.09864.
+"""
+
+import math
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allformers.shapes import checked
+
+
+@checked
+def frequencies(
+    head_dim: int, theta: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "pair"]:
+    """How far each pair turns from one position to the next, in radians: from 1 down to nearly 1 / theta.
+
+    Fast pairs tell neighbours apart, slow ones tell far from near.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=device).to(dtype) / head_dim
+    return 1.0 / theta**exponents
+
+
+@checked
+def scale_like_llama3(
+    speeds: Float[Tensor, "pair"],
+    factor: float,
+    low_frequency_factor: float,
+    high_frequency_factor: float,
+    context: int,
+) -> Float[Tensor, "pair"]:
+    """Slow down the pairs that never came full circle in training, so that a longer text stays within known angles.
+
+    A pair that turns at least `high_frequency_factor` times in the `context` that it was trained on is left alone; one
+    that turns less than `low_frequency_factor` times is slowed down by `factor`; between them it goes over smoothly.
+    Source: Meta's code of Llama 3.1; the idea is from Peng et al. 2023, "YaRN", arXiv:2309.00071.
+    """
+    turns = context * speeds / (2 * math.pi)
+    kept = ((turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)).clamp(0, 1)
+    return kept * speeds + (1 - kept) * speeds / factor
+
+
+@checked
+def scale_like_yarn(
+    speeds: Float[Tensor, "pair"], theta: float, factor: float, fast: float, slow: float, context: int
+) -> Float[Tensor, "pair"]:
+    """The same idea with the border drawn by the number of the pair, in whole numbers.
+
+    Pairs that turn more than `fast` times in the `context` are left alone, those that turn less than `slow` times are
+    slowed down by `factor`, and between them it goes over in a straight line. Source: arXiv:2309.00071.
+    """
+    pairs = len(speeds)
+
+    def pair_that_turns(times: float) -> float:
+        return pairs * math.log(context / (times * 2 * math.pi)) / math.log(theta)
+
+    first, last = max(math.floor(pair_that_turns(fast)), 0), min(math.ceil(pair_that_turns(slow)), 2 * pairs - 1)
+    number = torch.arange(pairs, device=speeds.device).to(speeds.dtype)
+    slowed = ((number - first) / (last - first if last > first else 0.001)).clamp(0, 1)
+    return (1 - slowed) * speeds + slowed * speeds / factor
+
+
+@checked
+def angles(positions: Int[Tensor, "seq"], speeds: Float[Tensor, "pair"]) -> Float[Tensor, "seq pair"]:
+    """By how much each pair is turned at each position, in radians."""
+    return einsum(positions.to(speeds.dtype), speeds, "seq, pair -> seq pair")
+
+
+@checked
+def rotate(
+    x: Float[Tensor, "... seq head_dim"], turned: Float[Tensor, "seq pair"]
+) -> Float[Tensor, "... seq head_dim"]:
+    """Turn each pair by its angle.
+
+    A pair is number i of the first half and number i of the second, as checkpoints on the Hugging Face hub have it;
+    other code takes neighbours. Which it is makes no difference, as long as weights and code agree.
+    """
+    cosine, sine = turned.cos().to(x.dtype), turned.sin().to(x.dtype)
+    first, second = rearrange(x, "... seq (component pair) -> component ... seq pair", component=2)
+    both = [first * cosine - second * sine, second * cosine + first * sine]
+    return rearrange(both, "component ... seq pair -> ... seq (component pair)")

@@ -1,0 +1,504 @@
+"""Every model that descends from Llama, and Llama, equals the reference: logits, greedy tokens, caches, files.
+
+Each case is one setting of the reference's configuration that released checkpoints use. Every parameter is perturbed,
+and the last test shows that mistakes which really happen would be noticed.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from einops import rearrange
+from torch import Tensor, nn
+
+from allformers.inspection import on_meta, summarise, trace
+from allformers.models import READING_ORDER, load
+from conftest import close_enough, perturb, true_float64
+
+FLOAT32_BAR = 5e-6
+FLOAT64_BAR = 1e-10
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 36,
+    "intermediate_size": 53,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 14,
+    "max_position_embeddings": 160,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+"""No two axes of one size, and heads that together are wider than the stream."""
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+PER_KIND = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+DEEPSEEK = {
+    "head_dim": None,
+    "num_key_value_heads": 6,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 12,
+    "n_shared_experts": 3,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 22,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_FIELDS = {"rope_type": "yarn", "rope_factor": 40.0, "rope_context": 64, "rope_mscale": 1.0}
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("llama", "Llama", {}),
+    ("llama", "Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("llama", "Llama", {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-5}),
+    ("llama", "Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    ("llama", "Llama", {"num_key_value_heads": 6}),
+    ("llama", "Llama", {"num_key_value_heads": 1, "head_dim": 6}),
+    ("mistral", "Mistral", {"sliding_window": 7}),
+    ("mistral", "Mistral", {"sliding_window": 2}),
+    ("mistral", "Mistral", {"sliding_window": None, "tie_word_embeddings": True}),
+    ("mixtral", "Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    ("mixtral", "Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 9}),
+    ("mixtral", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 1}),
+    ("qwen2", "Qwen2", {"head_dim": None}),
+    ("qwen2", "Qwen2", {"head_dim": None, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6}}),
+    ("qwen3", "Qwen3", {}),
+    ("qwen3", "Qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("gemma", "Gemma", {}),
+    ("gemma", "Gemma", {"num_key_value_heads": 1, "hidden_act": "gelu"}),
+    ("gemma", "Gemma", {"attention_bias": True, "tie_word_embeddings": False}),
+    ("gemma2", "Gemma2", {"query_pre_attn_scalar": 18, "sliding_window": 7, "tie_word_embeddings": False}),
+    (
+        "gemma2",
+        "Gemma2",
+        {"sliding_window": 5, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0, "attention_bias": True},
+    ),
+    ("gemma2", "Gemma2", {"sliding_window": 5, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    (
+        "gemma3",
+        "Gemma3",
+        {
+            "num_hidden_layers": 8,
+            "query_pre_attn_scalar": 18,
+            "sliding_window": 7,
+            "rope_parameters": PER_KIND,
+            "tie_word_embeddings": False,
+        },
+    ),
+    (
+        "gemma3",
+        "Gemma3",
+        {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    ),
+    ("deepseek-v3", "DeepseekV3", DEEPSEEK),
+    ("deepseek-v3", "DeepseekV3", DEEPSEEK | {"attention_bias": True, "rope_parameters": YARN}),
+    (
+        "deepseek-v3",
+        "DeepseekV3",
+        DEEPSEEK
+        | {"q_lora_rank": None, "norm_topk_prob": False, "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1},
+    ),
+]
+IDS = [f"{name}-{number}" for number, (name, _, _) in enumerate(CASES)]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_reference() -> None:
+    transformers.utils.logging.disable_progress_bar()
+
+
+def make_reference(family: str, fields: dict[str, Any], std: float = 0.2) -> Any:
+    """A reference with every parameter perturbed, that never stops early."""
+    chosen = {k: v for k, v in (SIZES | fields).items() if not (k == "head_dim" and v is None)}
+    suffix = "TextConfig" if family == "Gemma3" else "Config"
+    config = getattr(transformers, family + suffix)(**chosen)
+    config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
+    return perturb(getattr(transformers, f"{family}ForCausalLM")(config).eval(), std)
+
+
+def prompt(seq: int = 40) -> Tensor:
+    return torch.randint(97, (2, seq))
+
+
+@torch.no_grad()
+def difference(ours: Any, theirs: Tensor, token_ids: Tensor) -> float:
+    """The largest difference of two models' logits, relative to the largest logit."""
+    return float((ours(token_ids).double() - theirs.double()).abs().max() / theirs.double().abs().max())
+
+
+@pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
+def test_logits_greedy_tokens_and_files(name: str, family: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    reference, token_ids = make_reference(family, fields), prompt()
+    reference.save_pretrained(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    assert type(ours).__name__.lower() == family.lower()
+    with torch.no_grad():
+        logits = reference(token_ids).logits
+    found = difference(ours, logits, token_ids)
+    assert close_enough("every setting", "logits", torch.float32, found, FLOAT32_BAR, name)
+
+    # Exactly, and not nearly: in float64, where the reference has to be kept from casting to float32.
+    with true_float64():
+        twin = type(reference)(copy.deepcopy(reference.config)).eval()
+        twin.load_state_dict(reference.state_dict())
+        exact = twin(token_ids).logits.detach()
+    assert exact.dtype == torch.float64
+    found = difference(type(ours).from_pretrained(tmp_path / "theirs", dtype=torch.float64), exact, token_ids)
+    assert close_enough("every setting", "logits", torch.float64, found, FLOAT64_BAR, name)
+
+    # 100 greedy tokens with the cache: past every window, and back to the reference's own.
+    seen = torch.ones_like(token_ids)
+    theirs = reference.generate(token_ids, attention_mask=seen, do_sample=False, max_new_tokens=100, pad_token_id=0)
+    written = ours.generate(token_ids, max_new_tokens=100, temperature=0)
+    assert written.tolist() == theirs.tolist()
+    if not ours.config.tie_embeddings:  # tied and perturbed, a model mostly repeats itself, and proves little by that
+        assert len(set(written[:, 40:].flatten().tolist())) > 5
+
+    # There and back.
+    ours.save_pretrained(tmp_path / "ours")
+    again = type(reference).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    again.config._experts_implementation = "eager"
+    with torch.no_grad():
+        assert torch.equal(again(token_ids).logits, logits)
+    assert {k: v.tolist() for k, v in again.state_dict().items()} == {
+        k: v.tolist() for k, v in reference.state_dict().items()
+    }
+    live = type(ours).from_huggingface(reference)
+    with torch.no_grad():
+        assert torch.equal(live(token_ids), ours(token_ids))
+
+
+@pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
+def test_the_cache_changes_nothing(name: str, family: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    make_reference(family, fields).save_pretrained(tmp_path)
+    model, token_ids = load(tmp_path), prompt()
+    with torch.no_grad():
+        whole, cache, start, parts = model(token_ids), model.make_cache(), 0, []
+        for length in (5, 1, 1, 20, 1, 12):
+            parts.append(model(token_ids[:, start : start + length], cache=cache))
+            start += length
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=5e-5, rtol=1e-4)
+    rows = [token_ids[0, :11].tolist(), token_ids[1].tolist(), token_ids[0, :3].tolist()]
+    together = model.generate_batch(rows, max_new_tokens=12, temperature=0)
+    for row, written in zip(rows, together, strict=True):
+        alone = model.generate(torch.tensor([row]), max_new_tokens=12, temperature=0)[0]
+        assert written.tolist() == alone.tolist()
+
+
+def test_a_window_bounds_the_cache_and_a_failed_pass_leaves_it_as_it_was(tmp_path: Path) -> None:
+    make_reference("Mistral", {"sliding_window": 7}).save_pretrained(tmp_path)
+    model, token_ids = load(tmp_path), prompt(60)
+    with torch.no_grad():
+        cache = model.make_cache()
+        model(token_ids[:, :30], cache=cache)
+        assert all(buffer.shape[-2] == 6 for layer in cache.layers for buffer in layer.buffers)
+        size = cache.nbytes
+        for place in range(30, 50):
+            model(token_ids[:, place : place + 1], cache=cache)
+        assert cache.nbytes == size
+        whole, model.blocks[-1].mlp_norm = model.blocks[-1].mlp_norm, nn.LayerNorm(5)  # fails in the last layer
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            model(token_ids[:, 50:51], cache=cache)
+        model.blocks[-1].mlp_norm = whole
+        assert cache.length == 50
+        last = model(token_ids[:, 50:51], cache=cache)[:, -1]
+        torch.testing.assert_close(last, model(token_ids[:, :51])[:, -1], atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
+def test_no_position_sees_a_later_one_and_every_parameter_gets_a_gradient(
+    name: str, family: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    make_reference(family, fields).save_pretrained(tmp_path)
+    model, token_ids = load(tmp_path), prompt(12)
+    other = token_ids.clone()
+    other[:, 8] = (other[:, 8] + 1) % 97
+    with torch.no_grad():
+        before, after = model(token_ids), model(other)
+    torch.testing.assert_close(after[:, :8], before[:, :8], atol=1e-5, rtol=1e-5)
+    assert not torch.equal(after[:, 8:], before[:, 8:])
+    model(token_ids).square().mean().backward()
+    for path, parameter in model.named_parameters():
+        if path.endswith(".balance"):  # which no gradient moves
+            continue
+        assert parameter.grad is not None, path
+        assert bool(parameter.grad.abs().sum() > 0) or "mlp" in path, path  # an expert may be chosen by no token
+
+
+def published() -> list[Any]:
+    """Every preset of the family whose docstring states how many parameters it has."""
+    found = []
+    for entry in READING_ORDER[1:]:
+        config_class = entry.load().format.config_class
+        for preset in config_class.presets():
+            if "parameters" in (getattr(config_class, preset).__doc__ or ""):
+                found.append(pytest.param(entry, preset, id=preset))
+    return found
+
+
+@pytest.mark.parametrize(("entry", "preset"), published())
+def test_a_preset_has_the_published_number_of_parameters(entry: Any, preset: str) -> None:
+    config_class = entry.load().format.config_class
+    stated = getattr(config_class, preset).__doc__.split(" parameters")[0].split(":")[-1].strip()
+    model = on_meta(entry.load(), config_class.presets()[preset]())
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == stated
+
+
+@pytest.mark.parametrize("entry", READING_ORDER[1:], ids=lambda entry: entry.name)
+def test_every_field_of_a_configuration_matters(entry: Any) -> None:
+    """Changing it changes the weights' shapes, the logits, or is an error."""
+    model_class = entry.load()
+    tiny = next(iter(model_class.format.config_class.presets().values()))()
+    scaled = "yarn" if "yarn" in tiny.rope_types else "linear"
+    changed = {
+        "activation": "relu",
+        "rope_fast": 1000.0,
+        "rope_context": 100_000,
+        "rope_type": scaled,
+        "layer_types": ("full_attention",) * tiny.num_layers,
+    }
+    only_with = {
+        "rope_factor": {"rope_type": scaled},
+        **dict.fromkeys(("rope_slow", "rope_mscale"), YARN_FIELDS),
+        "rope_fast": YARN_FIELDS | {"rope_context": 4096},
+        "rope_low_frequency_factor": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
+        "rope_high_frequency_factor": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
+        "rope_context": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
+        "rope_type": {"rope_factor": 4.0},
+    }
+    if scaled == "yarn":  # whose settings Llama 3's take the place of
+        only_with |= {"rope_context": YARN_FIELDS}
+        without = {"rope_low_frequency_factor", "rope_high_frequency_factor"}
+    else:
+        without = set()
+    token_ids = torch.randint(256, (1, 60))
+    for field in dataclasses.fields(tiny):
+        if field.name in {"context_length", "dropout"} | without:  # what it was trained for; in training only
+            continue
+        base = dataclasses.replace(tiny, **only_with.get(field.name, {}))
+        value = getattr(base, field.name)
+        new = changed.get(field.name)
+        if new is None:
+            new = not value if isinstance(value, bool) else 3 if value is None else value * 2
+            new = new / 300 if field.name in {"score_cap", "logit_cap"} and value else new
+        try:
+            other = dataclasses.replace(base, **{field.name: new})
+        except ValueError:
+            continue
+        torch.manual_seed(0)
+        one = perturb(model_class(base).eval())
+        torch.manual_seed(0)
+        two = perturb(model_class(other).eval())
+        shapes = [[tuple(p.shape) for p in model.parameters()] for model in (one, two)]
+        if shapes[0] == shapes[1]:
+            two.load_state_dict(one.state_dict())
+            with torch.no_grad():
+                assert not torch.equal(one(token_ids), two(token_ids)), field.name
+
+
+@pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
+def test_summary_and_trace_work_on_every_model(entry: Any) -> None:
+    model_class = entry.load()
+    tiny = next(iter(model_class.format.config_class.presets().values()))()
+    told = summarise(model_class, tiny)
+    assert told.parameters == sum(p.numel() for p in model_class(tiny).parameters())
+    traced = trace(model_class(tiny).eval(), torch.randint(256, (1, 20)))
+    assert traced.flops > 0
+    assert {operation.kind for operation in traced.operations} >= {"rearrange", "einsum", "linear"}
+
+
+def test_latent_attention_says_the_same_absorbed_and_expanded() -> None:
+    from allformers.models.deepseek_v3.deepseek_v3 import DeepSeekV3, DeepSeekV3Config
+
+    model = perturb(DeepSeekV3(DeepSeekV3Config.deepseek_v3_tiny()).double().eval())
+    attention, token_ids = model.blocks[0].attention, torch.randint(256, (2, 30))
+    with torch.no_grad():
+        x, turned, blocked = torch.randn(2, 30, 64).double(), model.turn(token_ids, None, "full"), None
+        blocked = model.mask(token_ids, None, "full")
+        told = (*attention.ask(x, turned), *attention.remember(x, turned), blocked)
+        torch.testing.assert_close(attention.absorbed(*told), attention.expanded(*told), atol=1e-12, rtol=1e-12)
+        cache = model.make_cache()
+        model(token_ids, cache=cache)
+    held = sum(buffer.shape[-1] for buffer in cache.layers[0].buffers)
+    assert held == 20 + 8  # the latent and the turned key, whatever the number of heads
+
+
+def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
+    from allformers.checkpoints import CheckpointError, read_config
+    from allformers.models.gemma3.gemma3 import Gemma3
+    from allformers.models.llama.llama import Llama
+
+    base = {**SIZES, "model_type": "llama", "rms_norm_eps": 1e-5}
+    new = read_config(Llama.format, {**base, "rope_parameters": LLAMA3})
+    scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    assert read_config(Llama.format, {**base, "rope_theta": 5e5, "rope_scaling": scaling}) == new
+    assert read_config(Llama.format, {**base, "rope_theta": 1e4, "rope_scaling": None}).rope_type == "default"
+    kind = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
+    assert read_config(Llama.format, {**base, "rope_theta": 5e5, "rope_scaling": kind}) == new
+    gemma = {**SIZES, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    old = read_config(Gemma3.format, {**gemma, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert (old.rope_theta, old.local_rope_theta, old.rope_type, old.rope_factor) == (1e6, 1e4, "linear", 8.0)
+    with pytest.raises(CheckpointError, match="rope_type must be one of"):
+        read_config(Llama.format, {**base, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
+    with pytest.raises(CheckpointError, match="rope_parameters should be an object"):
+        read_config(Llama.format, {**base, "rope_parameters": 3})
+
+
+def test_what_is_not_here_is_refused_by_name(tmp_path: Path) -> None:
+    from allformers.checkpoints import CheckpointError
+
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="the families here are: gpt2, llama, mistral"):
+        load(tmp_path)
+
+
+# -- That all this notices ---------------------------------------------------------------------------------------------
+
+
+def _swap_gate_and_up(model: Any) -> None:
+    for block in model.blocks:
+        block.mlp.gate, block.mlp.up = block.mlp.up, block.mlp.gate
+
+
+def _share_keys_in_turn(model: Any) -> None:
+    """Query head i with key head i mod kv_heads, in place of neighbours with one."""
+    for block in model.blocks:
+        for layer, side in ((block.attention.query, "rows"), (block.attention.output, "columns")):
+            sizes = {"kv_heads": model.config.num_kv_heads, "head_dim": model.config.head_dim}
+            pattern = "(kv_heads group head_dim) embed -> (group kv_heads head_dim) embed"
+            if side == "columns":
+                pattern = "embed (kv_heads group head_dim) -> embed (group kv_heads head_dim)"
+            layer.weight.data = rearrange(layer.weight.data, pattern, **sizes).contiguous()
+
+
+def _do_not_turn(model: Any) -> None:
+    model.speeds = lambda kind, device: torch.zeros(model.config.head_dim // 2)
+
+
+def _turn_neighbours(model: Any) -> None:
+    for block in model.blocks:
+        for layer in (block.attention.query, block.attention.key):
+            layer.weight.data = rearrange(
+                layer.weight.data,
+                "(heads component pair) embed -> (heads pair component) embed",
+                component=2,
+                pair=model.config.head_dim // 2,
+            ).contiguous()
+
+
+def _other_epsilon(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-4
+
+
+def _wider_window(model: Any) -> None:
+    model.config = dataclasses.replace(model.config, sliding_window=model.config.sliding_window + 1)
+
+
+def _one_expert(model: Any) -> None:
+    for block in model.blocks:
+        block.mlp.config = dataclasses.replace(block.mlp.config, num_chosen=1)
+
+
+def _no_query_bias(model: Any) -> None:
+    nn.init.zeros_(model.blocks[0].attention.query.bias)
+
+
+def _no_norm_of_queries(model: Any) -> None:
+    for block in model.blocks:
+        block.attention.query_norm = nn.Identity()
+
+
+def _gain_not_from_one(model: Any) -> None:
+    for module in model.modules():
+        if type(module).__name__ == "GemmaNorm":
+            module.weight.data -= 1
+
+
+def _embeddings_not_scaled(model: Any) -> None:
+    embed = model.embed
+    model.embed = lambda token_ids: embed(token_ids) / model.config.embedding_dim**0.5
+
+
+def _no_caps(model: Any) -> None:
+    config = dataclasses.replace(model.config, score_cap=None)
+    for block in model.blocks:
+        block.attention.config = config
+
+
+def _global_first(model: Any) -> None:
+    swapped = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
+    types = tuple(swapped[kind] for kind in model.config.layer_types)
+    model.config = dataclasses.replace(model.config, layer_types=types)
+
+
+def _one_speed(model: Any) -> None:
+    model.config = dataclasses.replace(model.config, local_rope_theta=model.config.rope_theta)
+
+
+BREAKS: list[tuple[str, Callable[[Any], None]]] = [
+    ("llama-0", _swap_gate_and_up),
+    ("llama-0", _share_keys_in_turn),
+    ("llama-0", _do_not_turn),
+    ("llama-0", _turn_neighbours),
+    ("llama-0", _other_epsilon),
+    ("mistral-6", _wider_window),
+    ("mixtral-9", _one_expert),
+    ("mixtral-9", _swap_gate_and_up),
+    ("qwen2-12", _no_query_bias),
+    ("qwen3-14", _no_norm_of_queries),
+    ("gemma-16", _gain_not_from_one),
+    ("gemma-16", _embeddings_not_scaled),
+    ("gemma2-20", _no_caps),
+    ("gemma2-19", _global_first),
+    ("gemma3-22", _one_speed),
+]
+
+
+@pytest.mark.parametrize(("case", "break_model"), BREAKS, ids=lambda one: getattr(one, "__name__", one))
+def test_a_broken_model_is_noticed(case: str, break_model: Callable[[Any], None], tmp_path: Path) -> None:
+    _, family, fields = CASES[IDS.index(case)]
+    reference, token_ids = make_reference(family, fields), prompt()
+    with torch.no_grad():
+        logits = reference(token_ids).logits
+    ours = type(load(_saved(reference, tmp_path))).from_pretrained(tmp_path)
+    assert difference(ours, logits, token_ids) <= FLOAT32_BAR
+    break_model(ours)
+    assert difference(ours, logits, token_ids) > 10 * FLOAT32_BAR
+
+
+def _saved(reference: Any, folder: Path) -> Path:
+    reference.save_pretrained(folder)
+    return folder
