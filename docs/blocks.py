@@ -24,7 +24,7 @@ from docs.walk import code_html, legend_html, pattern_html, units_html
 
 
 class Figure(Block):
-    """`/// figure | alternative text`, with `flow:`: a model from top to bottom, each part a link to its step.
+    """`/// figure | alternative text`, with `of:` a module and `flow:`: a model from top to bottom, parts as links.
 
     A row of the flow is a tensor (`tensor: x`, `axes: batch seq embed`), a part (`part: final_norm`, `step: an id`, and
     optionally the axes of its result), or `times: num_layers` with `branches:`, each a list of parts that reads the
@@ -33,7 +33,10 @@ class Figure(Block):
 
     NAME = "figure"
     ARGUMENT = True
-    OPTIONS = {"flow": [[], type_any]}  # noqa: RUF012  (as the base class has it)
+    OPTIONS = {  # noqa: RUF012  (as the base class has it)
+        "of": ["allformers.models.gpt2.gpt2", type_string],
+        "flow": [[], type_any],
+    }
 
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
         """Draw it."""
@@ -48,23 +51,23 @@ class Figure(Block):
                 f'<div class="model-branch">{"".join(self._row(part) for part in branch)}</div>'
                 for branch in row["branches"]
             )
-            times = f'<p class="model-times">{sizes(row["times"])} times</p>'
+            times = f'<p class="model-times">{sizes(row["times"], self.options["of"])} times</p>'
             return f'<div class="model-times-box">{times}{branches}</div>'
         kind = "tensor" if "tensor" in row else "part"
-        axes = f'<span class="model-axes">{_sized(row["axes"])}</span>' if "axes" in row else ""
+        axes = f'<span class="model-axes">{_sized(row["axes"], self.options["of"])}</span>' if "axes" in row else ""
         name = f"<span>{html.escape(row[kind])}</span>"
         if "step" not in row:
             return f'<p class="model-{kind}">{name}{axes}</p>'
         return f'<a class="model-{kind}" href="#{html.escape(row["step"])}">{name}{axes}</a>'
 
 
-def _sized(axes: str) -> str:
+def _sized(axes: str, module: str) -> str:
     """Axes, each with its size under the page's switch; a pass over the whole context for those of positions."""
     parts = []
     for word in re.split(r"([a-z_]+)", axes):
         shown = str(pattern_html(word))
         if word in AXES and word != "batch":
-            size = sizes("context" if word.startswith("seq") else word)
+            size = sizes("context_length" if word.startswith("seq") else word, module)
             shown += f"<sub>{size}</sub>"
         parts.append(shown)
     return "".join(parts)
@@ -189,7 +192,7 @@ def _statements(name: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for unit in source.find(class_name):
         method = unit.symbol.removeprefix(class_name).lstrip(".")
-        if method:
+        if unit.symbol in source.functions:
             lines = source.lines[unit.first - 1 : unit.last]
             text = textwrap.dedent("\n".join(lines))
             if unit.is_head:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import yaml
 from markupsafe import Markup
 
+from allformers import models
 from allformers.inspection import summarise
 from allformers.models import READING_ORDER
 from allformers.shapes import AXES
@@ -57,8 +59,22 @@ def flops_text(number: float) -> str:
 
 @functools.cache
 def _summary(module: str, preset: str) -> Any:
-    (entry,) = (entry for entry in READING_ORDER if entry.module == module)
-    return summarise(entry.load(), presets(module)[preset])
+    """What a preset costs, from what was prepared."""
+    path = GENERATED / "summaries.json"
+    if not path.is_file():
+        raise WalkError("the presets have not been measured for the site: run `python -m docs.prepare` first")
+    return types.SimpleNamespace(**json.loads(path.read_text(encoding="utf-8"))[module][preset])
+
+
+def summaries() -> dict[str, dict[str, dict[str, float]]]:
+    """What every preset of every model costs, each measured by a whole pass on the meta device."""
+    names = ("parameters", "flops_per_token", "weight_bytes", "cache_bytes_per_token")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for entry in READING_ORDER:
+        for preset, config in presets(entry.module).items():
+            told = summarise(entry.load(), config)
+            found.setdefault(entry.module, {})[preset] = {name: getattr(told, name) for name in names}
+    return found
 
 
 MEASURES: Mapping[str, Callable[[str, str], str]] = {
@@ -73,9 +89,15 @@ MEASURES: Mapping[str, Callable[[str, str], str]] = {
 """What can be said of each preset, beside its configuration's fields and its axes."""
 
 
+def shown(names: Iterable[str]) -> str:
+    """Which of several presets a page shows first: the smallest published one."""
+    known = list(names)
+    return SIZES_SHOWN if SIZES_SHOWN in known else known[min(1, len(known) - 1)]
+
+
 def sizes_html(numbers: Mapping[str, str]) -> Markup:
     """A figure that depends on the model's size: that of the size shown and, for the page's switch, all others."""
-    first = numbers.get(SIZES_SHOWN, next(iter(numbers.values())))
+    first = numbers[shown(numbers)]
     if len(set(numbers.values())) == 1:
         return Markup("<b>{}</b>").format(first)
     return Markup('<b data-sizes="{}">{}</b>').format(json.dumps(numbers), first)
@@ -145,7 +167,7 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
     (entry,) = (entry for entry in READING_ORDER if entry.module == module)
     options = Markup("").join(
         Markup('<option value="{}"{}>{}</option>').format(
-            name, Markup(" selected") if name == SIZES_SHOWN else "", name.replace("_", " ")
+            name, Markup(" selected") if name == shown(presets(module)) else "", name.replace("_", " ")
         )
         for name in presets(module)
     )
@@ -303,35 +325,24 @@ def damages() -> Markup:
 
 
 def family() -> Markup:
-    """The tree of models, drawn from their imports: each stands under the ancestor that it takes most from."""
-    known = {entry.module: entry for entry in READING_ORDER}
-    children: dict[str, list[str]] = {}
-    for module in known:
-        tree = ast.parse(ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
-        taken = {
-            node.module: len(node.names)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module in known
-        }
-        parent = max(taken, key=lambda name: taken[name], default="")
-        children.setdefault(parent or "", []).append(module)
+    """The tree of models, drawn from their imports."""
+    members = models.family()
 
-    def draw(module: str) -> Markup:
-        entry = known[module]
-        readme = ROOT.joinpath(*module.split(".")).with_name("README.md").read_text(encoding="utf-8")
-        title = readme.split("\n", 1)[0].removeprefix("# ")
-        below = Markup("").join(draw(child) for child in children.get(module, []))
-        return Markup(
-            '<li><a href="{}.html">{}</a>: <code>{}</code>, {} parameters in its largest preset{}</li>'
-        ).format(
+    def draw(member: models.Member) -> Markup:
+        entry = member.entry
+        below = Markup("").join(draw(child) for child in members if child.parent == entry.name)
+        others = ", ".join(known[name].entry.class_name for name in member.takes_from)
+        return Markup('<li><a href="{}.html">{}</a>: {}{}{}</li>').format(
             entry.name,
-            title,
             entry.class_name,
-            size(list(presets(module))[-1], "parameters", module),
+            member.added,
+            f" Takes parts from {others} too." if others else "",
             Markup("<ul>{}</ul>").format(below) if below else "",
         )
 
-    return Markup('<ul class="family">{}</ul>').format(Markup("").join(draw(module) for module in children[""]))
+    known = {member.entry.name: member for member in members}
+    roots = Markup("").join(draw(member) for member in members if member.parent is None)
+    return Markup('<ul class="family">{}</ul>').format(roots)
 
 
 NAMES: Mapping[str, Any] = {

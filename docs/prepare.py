@@ -14,7 +14,7 @@ import torch
 
 from allformers import figures
 from allformers.experiments import EXPERIMENTS
-from docs.facts import GENERATED, ROOT
+from docs.facts import GENERATED, ROOT, summaries
 from docs.live import write_weights
 
 
@@ -53,6 +53,7 @@ def main() -> None:
             "figure": inline_svg(figures.to_svg(experiment.figure), name),
         }
     (GENERATED / "experiments.json").write_text(json.dumps(answers, indent=1), encoding="utf-8")
+    (GENERATED / "summaries.json").write_text(json.dumps(summaries(), indent=1), encoding="utf-8")
     for path in ROOT.glob("allformers/**/*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         (GENERATED / "source").mkdir(exist_ok=True)

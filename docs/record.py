@@ -119,6 +119,11 @@ class Module:
         before = [other for other in self.tree.body if (other.end_lineno or 0) < node.lineno]
         return self._assigned(before[-1]) if before else "?"
 
+    @property
+    def functions(self) -> set[str]:
+        """The functions and methods, by symbol."""
+        return {symbol for symbol, _ in _functions(self.tree)}
+
     def axes(self) -> list[str]:
         """The axes that its patterns and annotations name."""
         strings = [n.value for n in ast.walk(self.tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
@@ -196,6 +201,40 @@ def presets(module: str) -> dict[str, Any]:
     return {name: make() for name, make in makers.items()}
 
 
+PROBE = {
+    "vocab_size": 101,
+    "context_length": 29,
+    "embedding_dim": 70,
+    "num_heads": 10,
+    "num_kv_heads": 5,
+    "head_dim": 22,
+    "mlp_dim": 47,
+    "num_experts": 19,
+    "num_chosen": 6,
+}
+"""Sizes that are all different, so that a size says which axis it is."""
+
+
+LAYERS = 8
+"""How many layers are run to record shapes. In all models here later layers make what one of the first makes too."""
+
+PROBE_OF: Mapping[str, Mapping[str, int]] = {
+    "allformers.models.deepseek_v3.deepseek_v3": {
+        "num_kv_heads": 10,
+        "query_latent_dim": 31,
+        "latent_dim": 39,
+        "plain_dim": 41,
+        "rope_dim": 26,
+        "num_experts": 38,
+        "num_shared": 2,
+        "num_nodes": 2,
+        "num_chosen_nodes": 1,
+        "expert_dim": 43,
+    }
+}
+"""Sizes that only one model has."""
+
+
 @functools.cache
 def recorded(module: str) -> dict[tuple[str, int], list[Made]]:
     """What the statements of a module make, by function and line.
@@ -217,7 +256,8 @@ def recorded(module: str) -> dict[tuple[str, int], list[Made]]:
         if key[1] == ARGUMENT:
             continue
         of_model = values.get(key) if entry else None
-        found.setdefault(key[:2], []).append(Made(key[2], axes[key], by_preset, of_model))
+        names = axes.get(key, ("",) * len(next(iter(by_preset.values()))))  # no name for what only some presets do
+        found.setdefault(key[:2], []).append(Made(key[2], names, by_preset, of_model))
     return found
 
 
@@ -232,12 +272,24 @@ def _record_model(
 
     shapes: dict[Key, dict[str, tuple[int, ...]]] = {}
     for preset, config in presets(source.name).items():
-        for key, tensor in run(config, 1, config.context_length).items():
+        few = {"num_layers": min(config.num_layers, LAYERS)}
+        few |= {"layer_types": ()} if hasattr(config, "layer_types") else {}
+        shallow = dataclasses.replace(config, **few)
+        for key, tensor in run(shallow, 1, config.context_length).items():
             shapes.setdefault(key, {})[preset] = tuple(tensor.shape)
-    sizes = {"vocab_size": 101, "context_length": 29, "embedding_dim": 55, "num_heads": 5, "mlp_dim": 47}
-    probe = dataclasses.replace(model_class.format.config_class.tiny(), **sizes)
-    probed = {key: tuple(tensor.shape) for key, tensor in run(probe, 2, 17).items()}
-    axes = _name_axes(source, probed, {**probe.axes, "batch": 2, "seq": 17, "seq_q": 17, "seq_k": 17})
+    tiny = next(iter(presets(source.name).values()))
+    fields = {field.name for field in dataclasses.fields(tiny)}
+    wanted = {**PROBE, **PROBE_OF.get(source.name, {})}
+    probe = dataclasses.replace(tiny, **{name: size for name, size in wanted.items() if name in fields})
+    named = []
+    for batch, seq in ((4, 17), (3, 27)):  # a name that fits by chance fits one of them
+        probed = {key: tuple(tensor.shape) for key, tensor in run(probe, batch, seq).items()}
+        sizes = {**probe.axes, "batch": batch, **dict.fromkeys(("seq", "seq_q", "seq_k"), seq)}
+        named.append(_name_axes(source, probed, sizes))
+    axes = {
+        key: tuple(one if one == other else "" for one, other in zip(names, named[1][key], strict=True))
+        for key, names in named[0].items()
+    }
     model = load("bundled")
     values = _record(source, lambda: model(prompt_ids())) if isinstance(model, model_class) else {}
     return shapes, axes, values
@@ -355,11 +407,12 @@ def _name_axes(
         for statement in function.body:
             for key in [k for k in shapes if k[:2] == (symbol, statement.lineno)]:
                 shape, name = shapes[key], key[2]
-                axes = annotated.get(name) or (_annotated(function.returns) if name == "result" else None)
+                axes = annotated.get(name) or _returned(function, name)
                 if axes is None and isinstance(statement, ast.Assign) and (pattern := _pattern(statement.value)):
                     axes = _right(pattern)
+                axes = None if axes and "..." in axes else axes
                 axes = axes or _taken_as(function, name) or (None if strict else arguments.get(name))
-                axes = axes or _by_size(shape, known, strict)
+                axes = axes or _by_size(shape, known)
                 if strict:
                     _verify(f"{symbol}: {name}", axes, shape, known)
                 named[key] = axes
@@ -395,7 +448,7 @@ def _taken_as(function: ast.FunctionDef, name: str) -> tuple[str, ...] | None:
     return None
 
 
-def _by_size(shape: tuple[int, ...], sizes: Mapping[str, int], strict: bool) -> tuple[str, ...]:
+def _by_size(shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Name axes by their sizes, where only one has that size; a second axis of positions is that of keys."""
     names: dict[int, list[str]] = {}
     for name, size in sizes.items():
@@ -404,8 +457,6 @@ def _by_size(shape: tuple[int, ...], sizes: Mapping[str, int], strict: bool) -> 
     found: list[str] = []
     for size in shape:
         fitting = names.get(size, [])
-        if strict and size != 1 and len(fitting) != 1:
-            raise WalkError(f"the size {size} in the shape {shape} belongs to the axes {fitting}, expected one")
         name = fitting[0] if len(fitting) == 1 and size != 1 else ""
         found.append("seq_k" if name == "seq" and "seq" in found else name)
     return tuple(found)
@@ -416,6 +467,16 @@ def _annotated(annotation: ast.expr | None) -> tuple[str, ...] | None:
         text = annotation.slice.elts[-1]
         if isinstance(text, ast.Constant) and isinstance(text.value, str):
             return tuple(axis.lstrip("#") for axis in text.value.split())
+    return None
+
+
+def _returned(function: ast.FunctionDef, name: str) -> tuple[str, ...] | None:
+    """The axes that a function's annotation gives its result, or one of several results."""
+    place = re.fullmatch(r"result\[(\d+)\]", name)
+    if name == "result":
+        return _annotated(function.returns)
+    if place and isinstance(function.returns, ast.Subscript) and isinstance(function.returns.slice, ast.Tuple):
+        return _annotated(function.returns.slice.elts[int(place[1])])
     return None
 
 

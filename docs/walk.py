@@ -33,7 +33,7 @@ from torch import Tensor
 
 from allformers.figures import HEAT
 from allformers.shapes import AXES
-from docs.facts import SIZES_SHOWN, sizes_html
+from docs.facts import shown, sizes_html
 from docs.record import PROMPT, Made, Module, Unit, WalkError, is_pattern, presets, recorded
 
 CELLS, LEVELS = 64, 32
@@ -303,7 +303,7 @@ def legend_html(module: Module) -> str:
         for axis, size in known.items():
             sizes.setdefault(axis, {})[preset] = f"{size:,}"
     options = "".join(
-        f'<option value="{name}"{" selected" if name == SIZES_SHOWN else ""}>{name.replace("_", " ")}</option>'
+        f'<option value="{name}"{" selected" if name == shown(configs) else ""}>{name.replace("_", " ")}</option>'
         for name in configs
     )
     choice = f'<label>Sizes of <select class="sizes">{options}</select></label>' if configs else ""
