@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allformers import rotary
 from allformers.inspection import on_meta
 from allformers.models import READING_ORDER, load
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
@@ -508,10 +509,18 @@ def _example_training() -> None:
     Trainer(GPT2(recipe.model), text, recipe).advance()
 
 
+def _example_rotary() -> None:
+    x, places = torch.randn(2, 4, 17, 32), torch.arange(17)
+    plain = rotary.frequencies(32, 10000.0)
+    rotary.rotate(x, rotary.angles(places, rotary.scale_like_llama3(plain, 8.0, 1.0, 4.0, 8192)))
+    rotary.scale_like_yarn(plain, 10000.0, 40.0, 32.0, 1.0, 4096)
+
+
 EXAMPLES: Mapping[str, tuple[Callable[[], object], Mapping[str, int]]] = {
     "allformers.sampling": (_example_sampling, {}),
     "allformers.generation": (_example_generation, {"batch": 2, "seq": 17, "embed": 128}),
     "allformers.cache": (_example_generation, {"batch": 2, "heads": 4, "seq": 17, "head_dim": 32}),
+    "allformers.rotary": (_example_rotary, {"batch": 2, "heads": 4, "seq": 17, "head_dim": 32, "pair": 16}),
     "allformers.training.loop": (_example_training, {"batch": 8, "seq": 83, "vocab": 256}),
 }
 """What is run to record the shapes of a module that is not a model, and the sizes of axes that it does not name."""

@@ -1,18 +1,28 @@
 """Experiments: their numbers say what their conclusions say."""
 
+import functools
 import math
 import re
 
 import pytest
+import torch
 
 from allformers import experiments
 from allformers.experiments import EXPERIMENTS, Experiment
 from allformers.figures import to_svg
+from allformers.models.gpt2.gpt2 import GPT2Config
+from conftest import perturb
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)
 def done(request: pytest.FixtureRequest) -> Experiment:
-    return EXPERIMENTS[request.param]()
+    return result(request.param)
+
+
+@functools.cache
+def result(name: str) -> Experiment:
+    """What an experiment finds, once for all tests."""
+    return EXPERIMENTS[name]()
 
 
 def test_each_has_a_question_numbers_a_conclusion_and_a_figure(done: Experiment) -> None:
@@ -42,6 +52,27 @@ def test_positions_that_were_never_trained_say_nothing() -> None:
     assert found["loss within"] < 1.3
     assert found["loss beyond"] > found["loss within"] + 1
     assert "257 tokens are too many" in found["refusal"]
+
+
+def test_rotary_positions_lose_less_at_places_that_were_never_trained() -> None:
+    found = result("rotary").numbers
+    within, beyond = found["loss within"], found["loss beyond"]
+    assert within["rotary"] < within["learned"]
+    assert 0 < beyond["rotary"] - within["rotary"] < 0.8 * (beyond["learned"] - within["learned"])
+
+
+def test_a_rotary_gpt2_says_the_same_with_a_cache_and_knows_no_absolute_positions() -> None:
+    torch.manual_seed(0)
+    model = perturb(experiments.RotaryGPT2(GPT2Config.tiny()).eval())
+    token_ids = torch.randint(256, (1, 12))
+    with torch.no_grad():
+        cache = model.make_cache()
+        parts = [model(token_ids[:, :7], cache=cache), model(token_ids[:, 7:], cache=cache)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(token_ids), atol=1e-4, rtol=1e-4)
+        attention, x = model.blocks[0].attention, torch.randn(1, 1, 64)
+        blocked = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
+        same = attention(x.expand(1, 5, 64).contiguous(), blocked)
+    torch.testing.assert_close(same[:, 0], same[:, 4], atol=1e-5, rtol=1e-5)  # equal values: any weights give the same
 
 
 def test_unshifted_targets_teach_copying() -> None:

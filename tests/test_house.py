@@ -69,7 +69,18 @@ MAY_IMPORT = {
     "recipes": {"checkpoints", "inspection", "linear", "models", "tokenizers", "training"},
     "figures": {"inspection", "tokenizers", "training"},
     "experiments": {
-        *("cache", "figures", "inspection", "models", "recipes", "sampling", "shapes", "tokenizers", "training"),
+        *(
+            "cache",
+            "figures",
+            "inspection",
+            "models",
+            "recipes",
+            "rotary",
+            "sampling",
+            "shapes",
+            "tokenizers",
+            "training",
+        ),
     },
     "bench": {"checkpoints", "linear", "models", "recipes", "training"},
     "cli": {

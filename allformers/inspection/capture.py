@@ -233,7 +233,7 @@ def _instrumented(method: Callable[..., Any]) -> _Instrumented:
     (function,) = tree.body
     assert isinstance(function, ast.FunctionDef)
     tapped = _tap(function, "" if function.name == "forward" else function.name)
-    factory = ast.parse("def factory(__tap__): pass").body[0]
+    factory = ast.parse("def factory(__tap__, __class__): pass").body[0]
     assert isinstance(factory, ast.FunctionDef)
     factory.body = [function, ast.parse(f"return {function.name}").body[0]]
     ast.increment_lineno(function, first - 1)  # so that tracebacks and traces point to the file
@@ -241,7 +241,10 @@ def _instrumented(method: Callable[..., Any]) -> _Instrumented:
     made: dict[str, Any] = {}
     code = compile(ast.fix_missing_locations(tree), inspect.getsourcefile(original) or "?", "exec")
     exec(code, original.__globals__, made)
-    return _Instrumented(made["factory"], tuple(tapped))
+    # What `super()` needs to know: the class in which the method stands.
+    free = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    owner = free["__class__"].cell_contents if "__class__" in free else None
+    return _Instrumented(lambda tap: made["factory"](tap, owner), tuple(tapped))
 
 
 def _tap(function: ast.FunctionDef, result: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -270,13 +273,14 @@ def _tap(function: ast.FunctionDef, result: str) -> list[tuple[str, tuple[str, .
 
 
 def _axes(annotation: ast.expr | None) -> tuple[str, ...] | None:
-    """The axes that `Float[Tensor, "batch seq"]` names; None for any other annotation."""
+    """The axes that `Float[Tensor, "batch seq"]` names; None for any other annotation, or if it leaves some unnamed."""
     if not (isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name)):
         return None
     parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else []
     if annotation.value.id not in _KINDS or len(parts) != 2 or not isinstance(parts[1], ast.Constant):
         return None
-    return tuple(axis.lstrip("#") for axis in str(parts[1].value).split())
+    axes = str(parts[1].value).split()
+    return None if {"...", "_"} & set(axes) else tuple(axis.lstrip("#") for axis in axes)
 
 
 def _assigned(statement: ast.stmt) -> set[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from allformers.checkpoints import checkpoint_tensors, write_config
 from allformers.inspection import capture, names, replaced_by, without_heads
+from allformers.models import READING_ORDER
 from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
 from allformers.shapes import ShapeError
 from conftest import perturb
@@ -218,3 +219,25 @@ def test_nothing_of_this_is_in_the_code_that_runs() -> None:
     assert codes[0] == codes[1]
     attention = CausalSelfAttention.forward.__wrapped__  # type: ignore[attr-defined]
     assert "__tap__" not in attention.__code__.co_names
+
+
+@pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
+def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
+    """Captured, nothing changes; attention weights add up to one and an edit reaches the logits."""
+    config = next(iter(entry.load().format.config_class.presets().values()))()
+    model, token_ids = perturb(entry.load()(config).eval()), torch.randint(256, (1, 40))
+    with torch.no_grad():
+        plain = model(token_ids)
+        with capture(model) as seen:
+            looked = model(token_ids)
+        assert torch.equal(looked, plain)
+        assert set(seen) <= set(names(model))
+        unseen = set(names(model)) - set(seen)
+        assert all("absorbed" in name for name in unseen)  # the way that is taken with a cache only
+        for layer in range(config.num_layers):
+            weights = seen[f"blocks.{layer}.attention.weights"]
+            assert weights.axes == ("batch", "heads", "seq", "seq_k")
+            torch.testing.assert_close(weights.values.sum(-1), torch.ones(1, config.num_heads, 40), atol=1e-5, rtol=0)
+        with capture(model, edits={"blocks.0.attention.mixed": without_heads(1)}):
+            assert not torch.equal(model(token_ids), plain)
+        assert torch.equal(model(token_ids), plain)

@@ -20,6 +20,7 @@ from markdown import Markdown
 from allformers.inspection import capture, on_meta
 from allformers.models import READING_ORDER, load
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.shapes import AXES
 from docs import facts, prepare, record
 from docs.record import Module, WalkError
 from reading import Element, parse
@@ -268,6 +269,14 @@ def test_plain_pytorch_says_the_same() -> None:
     torch.testing.assert_close(
         names["merged"], rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
     )
+
+
+def test_every_axis_has_a_colour_light_and_dark() -> None:
+    style = (ROOT / "docs" / "assets" / "site.css").read_text(encoding="utf-8")
+    for axis in AXES:
+        colour = "seq" if axis == "seq_q" else axis  # positions, told from `seq` by their line
+        assert len(re.findall(rf"--ax-{colour}: #", style)) == 2, axis
+        assert f'.ax[data-ax="{axis}"] {{ color: var(--ax-{colour})' in style, axis
 
 
 def test_prose_leaves_to_the_code_the_numbers_that_it_decides() -> None:
