@@ -502,3 +502,30 @@ def test_a_broken_model_is_noticed(case: str, break_model: Callable[[Any], None]
 def _saved(reference: Any, folder: Path) -> Path:
     reference.save_pretrained(folder)
     return folder
+
+
+FIRST_CASES = [number for number, case in enumerate(CASES) if case[0] not in {other[0] for other in CASES[:number]}]
+
+
+@pytest.mark.parametrize("number", FIRST_CASES, ids=[IDS[number] for number in FIRST_CASES])
+def test_in_bfloat16_we_stray_no_further_from_the_truth_than_the_reference(number: int, tmp_path: Path) -> None:
+    """The median over 400 tokens of each token's error; a bar of 1.1, as for GPT-2, and for the same reason.
+
+    Over four seeds the nine models were at 0.96 to 1.05 of the reference's error. The median, because one token that
+    rounding sends to another expert outweighs all that rounding does elsewhere, in either.
+    """
+    _, family, fields = CASES[number]
+    reference, token_ids = make_reference(family, fields, std=0.1), torch.randint(97, (8, 50))
+    reference.save_pretrained(tmp_path)
+    with true_float64():
+        twin = type(reference)(copy.deepcopy(reference.config)).eval()
+        twin.load_state_dict({key: value.bfloat16().double() for key, value in reference.state_dict().items()})
+        truth = twin(token_ids).logits.detach()
+    theirs = type(reference).from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    theirs.config._experts_implementation = "eager"
+    ours = type(load(tmp_path)).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with torch.no_grad():
+        our_logits, their_logits = ours(token_ids), theirs(token_ids).logits
+    assert our_logits.dtype == their_logits.dtype == torch.bfloat16
+    errors = [(logits.double() - truth).square().mean(-1).sqrt() for logits in (our_logits, their_logits)]
+    assert 0 < float(errors[0].median()) <= 1.1 * float(errors[1].median())
