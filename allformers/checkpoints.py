@@ -119,6 +119,7 @@ class Format:
         ignored_weights: names that hold no weights, each with the reason.
         prefix: what some checkpoints put before the names of everything except the head.
         written: further fields to write for a configuration, where the reference's default would not fit it.
+        endings: other endings that older files have for the names of some weights.
         from_disk: whether a live model names or lays out its weights otherwise than its files do, so that it has to be
             copied by way of these.
     """
@@ -134,6 +135,7 @@ class Format:
     ignored_weights: Mapping[str, str]
     prefix: str = ""
     written: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    endings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     from_disk: bool = False
 
 
@@ -223,6 +225,10 @@ class Checkpointed(nn.Module):
         stored = {name: _in_memory(tensor) for name, tensor in state.items()}
         device = next(iter(state.values())).device if state else None
         return _build(cls, config, stored, None, device, where=where)
+
+    def example(self, batch: int, seq: int, device: torch.device | str) -> Tensor:
+        """Something that the model can read, to see what it makes of it: token ids, all zero."""
+        return torch.zeros(batch, seq, dtype=torch.long, device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` and transformers load with the same logits.
@@ -456,14 +462,26 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _today(name: str, endings: Mapping[str, str]) -> str:
+    """A weight's name with the ending that newer files have."""
+    for old, new in endings.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
 def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
     """Each row of the table with the stored names that it stands for, once all names and all rows are accounted for."""
     form: Format = cls.format
-    names = {name.removeprefix(form.prefix): name for name in stored}
+    names = {_today(name.removeprefix(form.prefix), form.endings): name for name in stored}
     rows = _rows(form, config)
     table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
-    faults = [f"twice, with and without {form.prefix}: {name}" for name in stored if form.prefix + name in stored]
+    faults = [
+        f"twice, with and without {form.prefix}: {name}"
+        for name in stored
+        if form.prefix and form.prefix + name in stored
+    ]
     for theirs, row in table.items():
         if theirs not in names:
             if row.tied_to is None or not config.tie_embeddings:

@@ -179,12 +179,21 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
         "cache for a token": sizes("cache bytes", module),
         "cache of a whole context": sizes("whole cache", module),
     }
+    if not hasattr(entry.load(), "make_cache"):  # what does not write has none
+        costs = {what: cost for what, cost in costs.items() if "cache" not in what}
     cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*item) for item in costs.items())
     return Markup(
         '<div class="strip"><p>{year}, after {parent}. Paper: <cite>{paper}</cite>.</p>'
         '<label>Sizes of <select class="sizes">{options}</select></label><dl>{cells}</dl>'
         '<p>Proven equal: {badge}. <a href="parity.html">How that is measured</a></p></div>'
-    ).format(year=year, parent=parent, paper=paper, options=options, cells=cells, badge=parity_badge(entry.name))
+    ).format(
+        year=year,
+        parent=parent,
+        paper=paper,
+        options=options,
+        cells=cells,
+        badge=parity_badge(entry.name, hasattr(entry.load(), "generate")),
+    )
 
 
 # -- What was recorded -------------------------------------------------------------------------------------------------
@@ -221,14 +230,14 @@ def record(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def parity_badge(name: str = "gpt2") -> Markup:
+def parity_badge(name: str = "gpt2", writes: bool = True) -> Markup:
     """One sentence: how far the logits are from the reference's at most, over how many comparisons."""
     found = record(f"{name}-parity.json")
     rows = [row for row in found["rows"] if row["dtype"] == "float32" and row["of"] == "logits"]
     worst, count = max(row["largest"] for row in rows), sum(row["comparisons"] for row in rows)
-    return Markup(
-        "{} comparisons of logits with transformers {}, all within {:.1e} of the largest; every greedy token the same"
-    ).format(count, found["transformers"], worst)
+    return Markup("{} comparisons of logits with transformers {}, all within {:.1e} of the largest{}").format(
+        count, found["transformers"], worst, "; every greedy token the same" if writes else ""
+    )
 
 
 def parity_table(name: str = "gpt2") -> Markup:

@@ -231,7 +231,8 @@ PROBE_OF: Mapping[str, Mapping[str, int]] = {
         "num_nodes": 2,
         "num_chosen_nodes": 1,
         "expert_dim": 43,
-    }
+    },
+    "allformers.models.vit.vit": {"image_size": 65, "patch_size": 13, "num_channels": 6, "num_labels": 31},
 }
 """Sizes that only one model has."""
 
@@ -269,7 +270,7 @@ def _record_model(
 
     def run(config: Any, batch: int, seq: int) -> dict[Key, Tensor]:
         model = on_meta(model_class, config)
-        return _record(source, lambda: model(torch.zeros(batch, seq, dtype=torch.long, device="meta")))
+        return _record(source, lambda: model(model.example(batch, seq, "meta")))
 
     shapes: dict[Key, dict[str, tuple[int, ...]]] = {}
     for preset, config in presets(source.name).items():
@@ -285,6 +286,8 @@ def _record_model(
     named = []
     for batch, seq in ((4, 17), (3, 27)):  # a name that fits by chance fits one of them
         probed = {key: tuple(tensor.shape) for key, tensor in run(probe, batch, seq).items()}
+        read = on_meta(model_class, probe).example(batch, seq, "meta")
+        seq = read.shape[1] if read.ndim == 2 else probe.context_length  # an image has as many as it has patches
         sizes = {**probe.axes, "batch": batch, **dict.fromkeys(("seq", "seq_q", "seq_k"), seq)}
         named.append(_name_axes(source, probed, sizes))
     axes = {

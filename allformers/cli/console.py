@@ -76,6 +76,17 @@ def find_device(name: str) -> Any:
     return device
 
 
+def require_decoder(model: Any, name: str) -> None:
+    """Refuse a model that cannot predict what comes next.
+
+    Raises:
+        ValueError: it reads in both directions, or images.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    if not hasattr(kind, "generate"):
+        raise ValueError(f"{name} is a {kind.__name__}, which does not predict what comes next: choose a decoder")
+
+
 def in_bytes(number: float) -> str:
     """A size in a unit that suits it."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from allformers.cli.console import Dtype, announce, find_config, find_device, messages
+from allformers.cli.console import Dtype, announce, find_config, find_device, messages, require_decoder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,7 @@ def _load(model: str, device: str = "cpu") -> tuple[Any, "Tokenizer"]:
 
     announce(model)
     loaded = allformers.load(model, device=find_device(device))
+    require_decoder(loaded, model)
     return loaded, load_tokenizer(model, loaded.config.vocab_size)
 
 
@@ -201,7 +202,9 @@ def trace(
                 f"batch must be at least 1 and seq from 1 to {config.context_length}, not {batch} and {seq}"
             )
         empty = inspection.on_meta(model_class, config, getattr(torch, dtype))
-        traced = inspection.trace(empty, torch.zeros(batch, seq, dtype=torch.long, device="meta"), name)
+        given = empty.example(batch, seq, "meta")
+        given = given.to(getattr(torch, dtype)) if given.is_floating_point() else given
+        traced = inspection.trace(empty, given, name)
     if form is Form.table:
         if output is None:
             _print_trace(traced, everything, Console(width=None if sys.stdout.isatty() else 180))

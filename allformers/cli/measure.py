@@ -19,6 +19,7 @@ from allformers.cli.console import (
     in_bytes,
     messages,
     read_text,
+    require_decoder,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def evaluate(
     loaded = allformers.load(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
+    require_decoder(loaded, model)
     token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
     context = loaded.config.context_length
     window = context if window is None else window
@@ -183,7 +185,9 @@ def bench(
     presets = find_presets()
     if preset.replace("_", "-") not in presets:
         raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets)}")
-    config = presets[preset.replace("_", "-")][1]()
+    model_class, make = presets[preset.replace("_", "-")]
+    require_decoder(model_class, preset)
+    config = make()
     setting = benchmark.Setting(str(find_device(device)), precision, compile)
     measured = []
     try:
@@ -219,6 +223,6 @@ def family() -> None:
     places: dict[str | None, Tree] = {None: Tree("transformers", hide_root=True)}
     for member in members():
         others = f" [dim](parts of {', '.join(member.takes_from)} too)[/dim]" if member.takes_from else ""
-        line = f"[bold]{member.entry.name}[/bold]: {member.added}{others}"
+        line = f"[bold]{member.entry.name}[/bold]: {member.added} {member.lines} lines of code{others}"
         places[member.entry.name] = places[member.parent].add(line)
     Console(width=None if sys.stdout.isatty() else 120).print(places[None])

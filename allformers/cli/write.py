@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allformers.cli.console import Dtype, announce, find_device, messages
+from allformers.cli.console import Dtype, announce, find_device, messages, require_decoder
 
 if TYPE_CHECKING:
     from allformers.tokenizers import Tokenizer
@@ -57,6 +57,7 @@ def generate(
     loaded = allformers.load(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
+    require_decoder(loaded, model)
     chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
     token_ids = chosen.encode(text)
     if not token_ids:

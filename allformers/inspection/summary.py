@@ -65,11 +65,12 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         dtype: of the weights and the cache.
     """
     model = on_meta(model_class, config, dtype)
-    token_ids = torch.zeros(1, config.context_length, dtype=torch.long, device="meta")
-    cache = model.make_cache()
+    given = model.example(1, config.context_length, "meta")
+    given = given.to(dtype) if given.is_floating_point() else given
+    cache = model.make_cache() if hasattr(model, "make_cache") else None
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
-        model(token_ids, cache=cache)
+        model(given) if cache is None else model(given, cache=cache)
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     axes = weight_axes(model_class.format, config)
     root = type(model).__name__
@@ -80,12 +81,13 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         own = dict(module.named_parameters(recurse=False))
         below = sum(flops.get(f"{root}.{name}.{child}", 0) for child, _ in module.named_children())
         cost = max(0, flops.get(f"{root}.{name}", 0) - below) / config.context_length  # a ModuleList never runs itself
-        if not name or not (own or cost):
+        if not own and (not name or not cost):
             continue
-        weights = {leaf: (axes[f"{name}.{leaf}"], tuple(parameter.shape)) for leaf, parameter in own.items()}
+        prefix, cost = (f"{name}.", cost) if name else ("", 0.0)  # the model's own cost is that of its parts
+        weights = {leaf: (axes[f"{prefix}{leaf}"], tuple(parameter.shape)) for leaf, parameter in own.items()}
         parameters = sum(parameter.numel() for parameter in own.values() if parameter not in owned)
         owned.update(own.values())
-        anywhere = ".".join("*" if step.isdigit() else step for step in name.split("."))
+        anywhere = ".".join("*" if step.isdigit() else step for step in name.split(".")) or "(model)"
         part = ModuleCost(anywhere, 1, weights, parameters, cost)
         key = (anywhere, tuple(weights.items()), parameters, cost)
         merged[key] = part._replace(copies=merged[key].copies + 1) if key in merged else part
@@ -94,5 +96,5 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         parameters=sum(parameter.numel() for parameter in owned),
         flops_per_token=flops["Global"] / config.context_length,
         weight_bytes=sum(parameter.nbytes for parameter in owned),
-        cache_bytes_per_token=cache.nbytes / config.context_length,
+        cache_bytes_per_token=0.0 if cache is None else cache.nbytes / config.context_length,
     )

@@ -39,6 +39,8 @@ READING_ORDER: tuple[Entry, ...] = (
     Entry("gemma", "allformers.models.gemma.gemma", "Gemma", "gemma"),
     Entry("gemma2", "allformers.models.gemma2.gemma2", "Gemma2", "gemma2"),
     Entry("gemma3", "allformers.models.gemma3.gemma3", "Gemma3", "gemma3_text"),
+    Entry("bert", "allformers.models.bert.bert", "Bert", "bert"),
+    Entry("vit", "allformers.models.vit.vit", "ViT", "vit"),
     Entry("deepseek-v3", "allformers.models.deepseek_v3.deepseek_v3", "DeepSeekV3", "deepseek_v3"),
 )
 """Each model may import earlier ones, never later ones."""
@@ -52,12 +54,14 @@ class Member(NamedTuple):
         parent: the name of the model that its class extends, or, if it extends none, of the latest that it takes from.
         takes_from: the names of the other models that it imports parts from.
         added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
+        lines: lines of code in its file: no empty ones, no comments, no docstrings.
     """
 
     entry: Entry
     parent: str | None
     takes_from: tuple[str, ...]
     added: str
+    lines: int
 
 
 def family() -> list[Member]:
@@ -79,8 +83,22 @@ def family() -> list[Member]:
         parent = next(iter(extended), taken[-1] if taken else None)
         text = re.sub(r"\s+", " ", (ast.get_docstring(tree) or "").partition("\n\n")[0])
         others = tuple(name for name in taken if name != parent)
-        members.append(Member(entry, parent, others, text.partition(": ")[2] or text))
+        members.append(Member(entry, parent, others, text.partition(": ")[2] or text, _code_lines(path, tree)))
     return members
+
+
+def _code_lines(path: Path, tree: ast.Module) -> int:
+    """How many lines of a file hold code."""
+    told = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    return sum(
+        bool(line.strip()) and not line.lstrip().startswith("#") and number not in told for number, line in lines
+    )
 
 
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:

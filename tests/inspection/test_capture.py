@@ -225,7 +225,10 @@ def test_nothing_of_this_is_in_the_code_that_runs() -> None:
 def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
     """Captured, nothing changes; attention weights add up to one and an edit reaches the logits."""
     config = next(iter(entry.load().format.config_class.presets().values()))()
-    model, token_ids = perturb(entry.load()(config).eval()), torch.randint(256, (1, 40))
+    model = perturb(entry.load()(config).eval())
+    token_ids = model.example(1, 40, "cpu")
+    token_ids = torch.randn_like(token_ids) if token_ids.is_floating_point() else torch.randint(256, (1, 40))
+    seq = token_ids.shape[1] if token_ids.ndim == 2 else config.context_length
     with torch.no_grad():
         plain = model(token_ids)
         with capture(model) as seen:
@@ -233,11 +236,11 @@ def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
         assert torch.equal(looked, plain)
         assert set(seen) <= set(names(model))
         unseen = set(names(model)) - set(seen)
-        assert all("absorbed" in name for name in unseen)  # the way that is taken with a cache only
+        assert all(name == "mask" or "absorbed" in name for name in unseen)  # for padding, and with a cache only
         for layer in range(config.num_layers):
             weights = seen[f"blocks.{layer}.attention.weights"]
             assert weights.axes == ("batch", "heads", "seq", "seq_k")
-            torch.testing.assert_close(weights.values.sum(-1), torch.ones(1, config.num_heads, 40), atol=1e-5, rtol=0)
+            torch.testing.assert_close(weights.values.sum(-1), torch.ones(1, config.num_heads, seq), atol=1e-5, rtol=0)
         with capture(model, edits={"blocks.0.attention.mixed": without_heads(1)}):
             assert not torch.equal(model(token_ids), plain)
         assert torch.equal(model(token_ids), plain)

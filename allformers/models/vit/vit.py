@@ -1,0 +1,315 @@
+"""ViT: an image is a sequence of patches, and one rearrangement says so.
+
+    images      batch channels image_height image_width
+        |  patches: one rearrange, one linear layer
+        x       batch seq embed           a vector for each patch, behind one that stands for the whole image
+        |  num_layers x Block:  x = x + attention(norm(x)),  x = x + mlp(norm(x))
+        x       batch seq embed
+        |  norm, then the first position is compared with every label
+    logits      batch labels
+
+Attention is BERT's, without any mask; the norms stand before the sub-layers, as in GPT-2. Nothing in the model knows
+that patches lie in a plane: each has a learned position, and the rest is learned from images.
+
+Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv:2010.11929.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
+from allformers.linear import Linear
+from allformers.models.bert.bert import SelfAttention, linear, norm
+from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP
+from allformers.shapes import checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The sizes and switches that define a ViT. Immutable; checked when made.
+
+    Attributes:
+        image_size: height and width of the images, in pixels; a multiple of `patch_size`.
+        patch_size: height and width of a patch.
+        num_channels: numbers a pixel: red, green and blue.
+        num_labels: what an image may show.
+        embedding_dim: width of the residual stream; a multiple of `num_heads`.
+        num_layers: blocks.
+        num_heads: attention heads in each block.
+        mlp_dim: hidden width of the MLP.
+        dropout: probability of dropping a value, in training only.
+        norm_eps: what layer norm adds to the variance.
+        activation: the MLP's non-linearity, a key of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: a value is out of range; the message says which, and what would do.
+    """
+
+    image_size: int
+    patch_size: int
+    num_labels: int
+    embedding_dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    num_channels: int = 3
+    dropout: float = 0.0
+    norm_eps: float = 1e-12
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        sizes = ("image_size", "patch_size", "num_labels", "embedding_dim", "num_layers", "num_heads", "mlp_dim")
+        for name in (*sizes, "num_channels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for whole, part in (("embedding_dim", "num_heads"), ("image_size", "patch_size")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} {getattr(self, whole)} must be a multiple of {part} {getattr(self, part)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be above 0, not {self.norm_eps!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
+        """The size of every axis that the configuration fixes."""
+        side = self.image_size // self.patch_size
+        return {
+            "image_height": self.image_size,
+            "image_width": self.image_size,
+            "channels": self.num_channels,
+            "rows": side,
+            "columns": side,
+            "patch_height": self.patch_size,
+            "patch_width": self.patch_size,
+            "context": self.context_length,
+            "labels": self.num_labels,
+            "embed": self.embedding_dim,
+            "heads": self.num_heads,
+            "head_dim": self.embedding_dim // self.num_heads,
+            "mlp": self.mlp_dim,
+        }
+
+    @property
+    def context_length(self) -> int:
+        """Positions: the patches, and one for the whole image."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @classmethod
+    def presets(cls) -> dict[str, Callable[[], Self]]:
+        """Published sizes and a small one, by name."""
+        makers = (cls.vit_tests, cls.vit_tiny, cls.vit_small, cls.vit_base, cls.vit_large)
+        return {make.__name__: make for make in makers}
+
+    @classmethod
+    def vit_tests(cls) -> Self:
+        """A model for tests and first steps: images of 32 by 32 pixels in 16 patches."""
+        return cls(image_size=32, patch_size=8, num_labels=10, embedding_dim=64, num_layers=2, num_heads=4, mlp_dim=256)
+
+    @classmethod
+    def vit_tiny(cls) -> Self:
+        """`WinKawaks/vit-tiny-patch16-224`: 5,717,416 parameters."""
+        return cls._patch16(12, 3, 192, 768)
+
+    @classmethod
+    def vit_small(cls) -> Self:
+        """`WinKawaks/vit-small-patch16-224`: 22,050,664 parameters."""
+        return cls._patch16(12, 6, 384, 1536)
+
+    @classmethod
+    def vit_base(cls) -> Self:
+        """`google/vit-base-patch16-224`: 86,567,656 parameters."""
+        return cls._patch16(12, 12, 768, 3072)
+
+    @classmethod
+    def vit_large(cls) -> Self:
+        """`google/vit-large-patch16-224`: 304,326,632 parameters."""
+        return cls._patch16(24, 16, 1024, 4096)
+
+    @classmethod
+    def _patch16(cls, layers: int, heads: int, embed: int, mlp: int) -> Self:
+        """For images of 224 by 224 pixels in patches of 16 by 16, with ImageNet's 1000 labels."""
+        return cls(
+            image_size=224,
+            patch_size=16,
+            num_labels=1000,
+            num_layers=layers,
+            num_heads=heads,
+            embedding_dim=embed,
+            mlp_dim=mlp,
+        )
+
+
+class Block(nn.Module):
+    """One layer: BERT's attention and GPT-2's MLP, each behind a norm, each only ever adding to the stream."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
+        self.attention = SelfAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    @checked
+    def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
+        """Add to the stream what attention and then the MLP make of it."""
+        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x))
+        return between + self.mlp(self.mlp_norm(between))
+
+
+class ViT(Checkpointed):
+    """The whole model: images in, a score for each label out.
+
+    >>> model = ViT(ViTConfig.vit_tests()).eval()
+    >>> model(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        numbers = config.num_channels * config.patch_size**2
+        self.patch_embedding = Linear(numbers, config.embedding_dim)
+        self.whole_image = nn.Parameter(torch.zeros(config.embedding_dim))
+        self.position_embedding = nn.Embedding(config.context_length, config.embedding_dim)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
+        self.classifier = Linear(config.embedding_dim, config.num_labels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw fresh weights: everything small, biases at zero. Loading a checkpoint replaces them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def example(self, batch: int, seq: int, device: torch.device | str) -> Tensor:
+        """Something that the model can read: images, whatever `seq` is."""
+        config = self.config
+        return torch.zeros(batch, config.num_channels, config.image_size, config.image_size, device=device)
+
+    @checked
+    def forward(
+        self, images: Float[Tensor, "batch channels image_height image_width"]
+    ) -> Float[Tensor, "batch labels"]:
+        """Score every label for every image."""
+        return self.classify(self.read(images))
+
+    @checked
+    def read(
+        self, images: Float[Tensor, "batch channels image_height image_width"]
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Run all blocks: what the image shows, patch by patch, behind what it shows as a whole."""
+        x: Float[Tensor, "batch seq embed"] = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    @checked
+    def embed(
+        self, images: Float[Tensor, "batch channels image_height image_width"]
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Cut images into patches, and make a vector of each."""
+        size = self.config.patch_size
+        patches = rearrange(
+            images,
+            "batch channels (rows patch_height) (columns patch_width)"
+            " -> batch (rows columns) (channels patch_height patch_width)",
+            patch_height=size,
+            patch_width=size,
+        )
+        seen = self.patch_embedding(patches)
+        whole = repeat(self.whole_image, "embed -> batch 1 embed", batch=len(images))
+        return self.embedding_dropout(torch.cat([whole, seen], dim=1) + self.position_embedding.weight)
+
+    @checked
+    def classify(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch labels"]:
+        """Ask the position that stands for the whole image."""
+        logits: Float[Tensor, "batch labels"] = self.classifier(self.final_norm(x)[:, 0])
+        return logits
+
+
+LAYER = "vit.encoder.layer.{layer}"
+OURS = "blocks.{layer}"
+
+
+def _labels(fields: Mapping[str, Any]) -> int:
+    """How many labels there are: as many as have names, two if none has."""
+    return len(fields.get("id2label") or {0: "", 1: ""})
+
+
+ViT.format = Format(
+    model_type="vit",
+    architecture="ViTForImageClassification",
+    config_class=ViTConfig,
+    fields=(
+        Field("image_size", "image_size", 224),
+        Field("patch_size", "patch_size", 16),
+        Field("num_channels", "num_channels", 3),
+        Field("num_labels", "num_labels", _labels),
+        Field("hidden_size", "embedding_dim", 768),
+        Field("num_hidden_layers", "num_layers", 12),
+        Field("num_attention_heads", "num_heads", 12),
+        Field("intermediate_size", "mlp_dim", 3072),
+        Field("hidden_dropout_prob", "dropout", 0.0),
+        Field("attention_probs_dropout_prob", "dropout", 0.0),
+        Field("layer_norm_eps", "norm_eps", 1e-12),
+        Field("hidden_act", "activation", "gelu"),
+    ),
+    aliases={},
+    refused_fields={
+        "qkv_bias": (True, "released checkpoints have these biases"),
+        "is_encoder_decoder": (False, "ViT is an encoder alone"),
+    },
+    ignored_fields={
+        **NOT_ARITHMETIC,
+        "encoder_stride": "for filling in missing patches",
+        "pooler_output_size": "for another head",
+        "pooler_act": "for another head",
+        "tie_word_embeddings": "there are no words",
+    },
+    weights=(
+        Weight("vit.embeddings.cls_token", "whole_image", "1 1 embed -> embed"),
+        Weight("vit.embeddings.position_embeddings", "position_embedding.weight", "1 context embed -> context embed"),
+        Weight(
+            "vit.embeddings.patch_embeddings.projection.weight",
+            "patch_embedding.weight",
+            "embed channels patch_height patch_width -> embed (channels patch_height patch_width)",
+        ),
+        Weight("vit.embeddings.patch_embeddings.projection.bias", "patch_embedding.bias", "embed"),
+        *norm(f"{LAYER}.layernorm_before", f"{OURS}.attention_norm"),
+        *linear(f"{LAYER}.attention.attention.query", f"{OURS}.attention.query", "(heads head_dim) embed"),
+        *linear(f"{LAYER}.attention.attention.key", f"{OURS}.attention.key", "(heads head_dim) embed"),
+        *linear(f"{LAYER}.attention.attention.value", f"{OURS}.attention.value", "(heads head_dim) embed"),
+        *linear(f"{LAYER}.attention.output.dense", f"{OURS}.attention.output", "embed (heads head_dim)"),
+        *norm(f"{LAYER}.layernorm_after", f"{OURS}.mlp_norm"),
+        *linear(f"{LAYER}.intermediate.dense", f"{OURS}.mlp.up", "mlp embed"),
+        *linear(f"{LAYER}.output.dense", f"{OURS}.mlp.down", "embed mlp"),
+        *norm("vit.layernorm", "final_norm"),
+        *linear("classifier", "classifier", "labels embed"),
+    ),
+    ignored_weights={
+        "vit.pooler.dense.weight": "for another head",
+        "vit.pooler.dense.bias": "for another head",
+    },
+    from_disk=True,
+    written=lambda config: {
+        "id2label": {str(label): f"LABEL_{label}" for label in range(config.num_labels)},
+        "label2id": {f"LABEL_{label}": label for label in range(config.num_labels)},
+    },
+)
+"""How ViT's checkpoints name and lay out what is above."""
