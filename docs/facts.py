@@ -36,6 +36,28 @@ SIZES_SHOWN = "gpt2_small"
 """The preset whose sizes a page shows before its reader chooses another."""
 
 
+def stamp() -> str:
+    """What decides about everything that is prepared: the package, and the programs that prepare."""
+    found = hashlib.sha256(torch.__version__.encode())
+    for pattern in ("allformers/**/*.py", "allformers/bundled/*", "docs/prepare.py", "docs/live.py"):
+        for path in sorted(ROOT.glob(pattern)):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+@functools.cache
+def prepared(name: str) -> Any:
+    """What was prepared, from the package as it is now.
+
+    Raises:
+        WalkError: nothing was prepared, or from another state of the package.
+    """
+    written = GENERATED / "stamp.txt"
+    if not written.is_file() or written.read_text(encoding="utf-8") != stamp():
+        raise WalkError("what the pages show has not been prepared from this source: run `python -m docs.prepare`")
+    return json.loads((GENERATED / name).read_text(encoding="utf-8"))
+
+
 # -- What depends on the size of a model -------------------------------------------------------------------------------
 
 
@@ -59,11 +81,8 @@ def flops_text(number: float) -> str:
 
 @functools.cache
 def _summary(module: str, preset: str) -> Any:
-    """What a preset costs, from what was prepared."""
-    path = GENERATED / "summaries.json"
-    if not path.is_file():
-        raise WalkError("the presets have not been measured for the site: run `python -m docs.prepare` first")
-    return types.SimpleNamespace(**json.loads(path.read_text(encoding="utf-8"))[module][preset])
+    """What a preset costs."""
+    return types.SimpleNamespace(**prepared("summaries.json")[module][preset])
 
 
 def summaries() -> dict[str, dict[str, dict[str, float]]]:
@@ -253,6 +272,21 @@ def parity_table(name: str = "gpt2") -> Markup:
     return table(("what", "of", "in", "comparisons", "largest difference", "bar"), rows, title)
 
 
+def family_parity() -> Markup:
+    """For every model, how many settings were compared, and the largest difference in each precision."""
+    rows = []
+    for entry in READING_ORDER:
+        found = [row for row in record(f"{entry.name}-parity.json")["rows"] if row["of"] == "logits"]
+        count = sum(row["comparisons"] for row in found if row["dtype"] == "float32")
+        worst = [
+            f"{max(row['largest'] for row in found if row['dtype'] == dtype):.1e}" for dtype in ("float32", "float64")
+        ]
+        link = Markup('<a href="{}.html">{}</a>').format(entry.name, entry.class_name)
+        rows.append((link, f"{count:,}", *worst))
+    header = ("model", "comparisons in float32", "largest difference in float32", "in float64")
+    return table(header, rows, "Logits of every model beside those of the reference")
+
+
 def benchmark_table() -> Markup:
     """The benchmark's rows, as the command recorded them."""
     found = record("benchmark.json")
@@ -280,19 +314,12 @@ def recorded_command(name: str) -> Markup:
 # -- Why ---------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _experiments() -> Any:
-    path = GENERATED / "experiments.json"
-    if not path.is_file():
-        raise WalkError("the experiments have not been run for the site: run `python -m docs.prepare` first")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def why(name: str) -> Markup:
     """A question, its answer in a sentence and a figure, and the command that gives both."""
-    if name not in _experiments():
-        raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(_experiments())}")
-    found = _experiments()[name]
+    known = prepared("experiments.json")
+    if name not in known:
+        raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(known)}")
+    found = known[name]
     return Markup(
         '<details class="why" id="why-{name}"><summary>{question}</summary><p>{conclusion}</p>'
         '<div class="scrolls" tabindex="0" role="group" aria-label="Figure: {question}">{figure}</div>'
@@ -304,7 +331,7 @@ def questions() -> Markup:
     """A list of all questions, each a link to its answer."""
     items = Markup("").join(
         Markup('<li><a href="gpt2.html#why-{}">{}</a></li>').format(name, found["question"])
-        for name, found in _experiments().items()
+        for name, found in prepared("experiments.json").items()
     )
     return Markup("<ul>{}</ul>").format(items)
 
@@ -361,6 +388,7 @@ NAMES: Mapping[str, Any] = {
         benchmark_table,
         damages,
         family,
+        family_parity,
         parity_badge,
         parity_table,
         preset_table,

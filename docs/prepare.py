@@ -5,26 +5,14 @@
 Everything goes to `docs/generated`. What is there is kept as long as the package's source and PyTorch are the same.
 """
 
-import hashlib
 import json
 import re
 import shutil
 
-import torch
-
 from allformers import figures
 from allformers.experiments import EXPERIMENTS
-from docs.facts import GENERATED, ROOT, summaries
+from docs.facts import GENERATED, ROOT, stamp, summaries
 from docs.live import write_weights
-
-
-def stamp() -> str:
-    """What decides about everything that is made here."""
-    found = hashlib.sha256(torch.__version__.encode())
-    for pattern in ("allformers/**/*.py", "allformers/bundled/*", "docs/*.py"):
-        for path in sorted(ROOT.glob(pattern)):
-            found.update(path.read_bytes())
-    return found.hexdigest()
 
 
 def inline_svg(drawn: str, prefix: str) -> str:
