@@ -286,7 +286,7 @@ class RotaryGPT2(GPT2):
         return self.embedding_dropout(self.token_embedding(token_ids))
 
 
-def rotary(steps: int = 500, trained: int = 32) -> Experiment:
+def rotary(steps: int = 300, trained: int = 32) -> Experiment:
     """What do rotary positions know of places that were never trained, beside learned ones?"""
     text = torch.tensor(ByteTokenizer().encode(python_documentation()))
     recipe = Recipe(
