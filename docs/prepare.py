@@ -6,8 +6,12 @@ Everything goes to `docs/generated`. What is there is kept as long as the packag
 """
 
 import json
+import multiprocessing
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
 
 from allformers import figures
 from allformers.experiments import EXPERIMENTS
@@ -24,14 +28,9 @@ def inline_svg(drawn: str, prefix: str) -> str:
     return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", drawn))
 
 
-def main() -> None:
-    """Make everything, unless it is there already."""
-    written = GENERATED / "stamp.txt"
-    now = stamp()
-    if written.is_file() and written.read_text(encoding="utf-8") == now:
-        return
-    shutil.rmtree(GENERATED, ignore_errors=True)
-    GENERATED.mkdir(parents=True)
+def run_experiments() -> dict[str, dict[str, str]]:
+    """Every experiment's question, answer and figure."""
+    torch.set_num_threads(1)  # the other core is busy, and models this small only lose by sharing it
     answers = {}
     for name, run in EXPERIMENTS.items():
         experiment = run()
@@ -40,8 +39,21 @@ def main() -> None:
             "conclusion": experiment.conclusion,
             "figure": inline_svg(figures.to_svg(experiment.figure), name),
         }
-    (GENERATED / "experiments.json").write_text(json.dumps(answers, indent=1), encoding="utf-8")
-    (GENERATED / "summaries.json").write_text(json.dumps(summaries(), indent=1), encoding="utf-8")
+    return answers
+
+
+def main() -> None:
+    """Make everything, unless it is there already."""
+    written = GENERATED / "stamp.txt"
+    now = stamp()
+    if written.is_file() and written.read_text(encoding="utf-8") == now:
+        return
+    shutil.rmtree(GENERATED, ignore_errors=True)
+    GENERATED.mkdir(parents=True)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as both:
+        answers, costs = both.submit(run_experiments), both.submit(summaries)
+        (GENERATED / "experiments.json").write_text(json.dumps(answers.result(), indent=1), encoding="utf-8")
+        (GENERATED / "summaries.json").write_text(json.dumps(costs.result(), indent=1), encoding="utf-8")
     for path in ROOT.glob("allformers/**/*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         (GENERATED / "source").mkdir(exist_ok=True)
