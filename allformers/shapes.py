@@ -9,7 +9,8 @@ number of axes and the size of each: one name is one size throughout a call, and
 configuration fixes (`embed`, `heads`, `vocab` ...) hold from the start. Whatever does not fit is reported in one
 `ShapeError`, which names the argument, the axis, what was expected and what came.
 
-Checks are on by default. `with unchecked():` turns them off for a while; the environment variable
+Checks are on by default, and cheap: whether a call fits depends on nothing but types, dtypes and sizes, so a call just
+like one that fitted is not examined again. `with unchecked():` turns them off for a while; the environment variable
 `ALLFORMERS_CHECKS=off`, set before the import, removes them altogether. Under `torch.compile` and `torch.export` they
 step aside by themselves.
 """
@@ -20,7 +21,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -87,6 +88,7 @@ _Result = TypeVar("_Result")
 
 _REMOVED = os.environ.get("ALLFORMERS_CHECKS", "on").strip().lower() in {"off", "0", "false", "no"}
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as for every type checker
+_REMEMBERED = 4096  # calls of one function; a text that grows makes a new one at each step
 _enabled: ContextVar[bool] = ContextVar("allformers_checks", default=True)
 
 
@@ -116,21 +118,36 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
     if _REMOVED:
         return function
     strict = beartype(conf=_CONF)(function)
+    fitted: set[Hashable] = set()
 
     @functools.wraps(function)
     def wrapper(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         if torch.compiler.is_compiling() or not _enabled.get():
             return function(*args, **kwargs)
         known = _known_sizes(args)
+        call = _call(known, args, kwargs)
+        examined: Callable[..., _Result] = strict
+        if call in fitted:
+            result = function(*args, **kwargs)
+            if (call, _outline(result)) in fitted:
+                return result
+            examined = _returning(result, function)  # the arguments are as before, but the result is not
         with jaxtyped("context"):
             if known:
                 isinstance(*_probe(tuple(known.items())))  # binds the sizes: one name is one size in a context
             try:
-                return strict(*args, **kwargs)
+                result = examined(*args, **kwargs)
             except BeartypeCallHintViolation as violation:
                 message = _explain(function, args, kwargs, known, violation)
                 if message is None:  # raised further down, by code that is not ours
                     raise
+            else:
+                outcome = _outline(result)
+                if call is not None and outcome is not None:
+                    if len(fitted) >= _REMEMBERED:
+                        fitted.clear()
+                    fitted.update({call, (call, outcome)})
+                return result
         raise ShapeError(message)
 
     return wrapper
@@ -161,6 +178,34 @@ def _known_sizes(args: tuple[object, ...]) -> Mapping[str, int]:
     if not args or not isinstance(args[0], nn.Module):
         return {}
     return getattr(vars(args[0]).get("config"), "axes", {})
+
+
+def _call(known: Mapping[str, int], args: tuple[object, ...], kwargs: dict[str, object]) -> Hashable:
+    """All of a call that decides whether it fits, or None if that cannot be told briefly."""
+    outlines = [_outline(value) for value in (*args, *kwargs.values())]
+    return None if None in outlines else (tuple(known.items()), len(args), tuple(kwargs), *outlines)
+
+
+def _outline(value: object) -> Hashable:
+    """All of a value that decides whether it fits an annotation, or None if its type does not tell, as for a list."""
+    if isinstance(value, Tensor):
+        return type(value), value.dtype, value.shape
+    if isinstance(value, str | nn.Module) or not isinstance(value, Iterable):
+        return type(value)
+    if isinstance(value, tuple):
+        outlines = tuple(_outline(part) for part in value)
+        return None if None in outlines else (type(value), outlines)
+    return None
+
+
+def _returning(result: _Result, function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """A checked function with the annotations of another, that does nothing but return what that one returned."""
+
+    @functools.wraps(function)
+    def returning(*args: object, **kwargs: object) -> _Result:
+        return result
+
+    return beartype(conf=_CONF)(returning)
 
 
 class _Sizes:
