@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _WORTHWHILE = 2**20
 """Multiplications from which on a direct call pays: it takes longer to set up than `F.linear` does."""
 
@@ -27,11 +27,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
-        if not _onednn_serves(x, self.weight, self.bias):
-            return F.linear(x, self.weight, self.bias)
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return _OneDNNLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return _onednn(x, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        if x.numel() * self.out_features < _WORTHWHILE or not _onednn_serves(x, weight, bias):
+            return F.linear(x, weight, bias)
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return _OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return onednn(x, weight, bias)
 
 
 def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -40,12 +41,11 @@ def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     Compilers, autocast, function transforms and dispatch modes (FLOP counters, fake tensors) want the usual operator.
     """
     return bool(
-        _ONEDNN
+        HAS_ONEDNN
         and not torch.compiler.is_compiling()
         and x.dtype is weight.dtype is torch.float32
         and x.device.type == weight.device.type == "cpu"
         and (bias is None or bias.dtype is torch.float32)
-        and x.numel() * weight.shape[0] >= _WORTHWHILE
         and x.shape[-1] == weight.shape[-1]
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
@@ -54,7 +54,8 @@ def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The layer by oneDNN's kernel; `weight` may be packed for it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -64,7 +65,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -85,4 +86,4 @@ def _contract(rows: Tensor, columns: Tensor) -> Tensor:
     """`rows columnsᵀ`, differentiable in its turn."""
     if torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad):
         return _OneDNNLinear.apply(rows, columns, None)  # type: ignore[no-untyped-call]
-    return _onednn(rows, columns)
+    return onednn(rows, columns)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from allformers import linear
 from allformers.linear import Linear
 
-needs_onednn = pytest.mark.skipif(not linear._ONEDNN, reason="this build of PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="this build of PyTorch has no oneDNN")
 
 SMALL, LARGE = (3, 7, 5), (64, 150, 140)
 """Rows, inputs and outputs on the two sides of the size from which on oneDNN is called."""
@@ -21,13 +21,13 @@ SMALL, LARGE = (3, 7, 5), (64, 150, 140)
 def direct_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """What oneDNN is called with directly."""
     calls: list[Tensor] = []
-    original = linear._onednn
+    original = linear.onednn
 
     def spy(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         calls.append(x)
         return original(x, weight, bias)
 
-    monkeypatch.setattr(linear, "_onednn", spy)
+    monkeypatch.setattr(linear, "onednn", spy)
     return calls
 
 
