@@ -18,7 +18,7 @@ from allformers.cache import Cache
 from allformers.sampling import sample, validate
 from allformers.shapes import check_token_ids, checked, unchecked
 
-Prompts = Sequence[Sequence[int] | Int[Tensor, "seq"]]
+Prompts = Sequence[Sequence[int] | Int[Tensor, "_"]]
 """Prompts of different lengths: one list (or one-dimensional tensor) of token ids each."""
 
 
@@ -55,6 +55,7 @@ class Generative(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] = (),
+        prefill: int | None = None,
     ) -> Int[Tensor, "batch total"]:
         """Continue a batch of prompts of one length; the prompt, followed by the new tokens.
 
@@ -68,6 +69,8 @@ class Generative(nn.Module):
                 generator.
             stop_tokens: a row ends with the first of these that it writes; it then repeats that token until all rows
                 have ended.
+            prefill: how many tokens of a prompt to read at once. The longer the piece, the more memory the scores of
+                attention take, and the faster it goes; None reads all at once. The text does not depend on it.
 
         Raises:
             ShapeError: the prompts are not a tensor of integers with two axes.
@@ -81,6 +84,7 @@ class Generative(nn.Module):
             top_p=top_p,
             seed=seed,
             stop_tokens=stop_tokens,
+            prefill=prefill,
         )
         columns = [rearrange(token, "batch -> batch 1") for token in tokens]
         return torch.cat([token_ids.to(self._device), *columns], dim=1)
@@ -96,6 +100,7 @@ class Generative(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] = (),
+        prefill: int | None = None,
     ) -> list[Int[Tensor, "_"]]:
         """Continue prompts of different lengths in one batch; each gets what it would get alone.
 
@@ -111,6 +116,7 @@ class Generative(nn.Module):
             top_p=top_p,
             seed=seed,
             stop_tokens=stop_tokens,
+            prefill=prefill,
         )
         written: list[list[int]] = [[] for _ in prompts]
         for column in tokens:
@@ -133,12 +139,15 @@ class Generative(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] = (),
+        prefill: int | None = None,
     ) -> Iterator[Int[Tensor, "batch"]]:
         """Write token by token: an iterator over the next token of every row, as soon as it is known.
 
         Arguments and errors as for `generate`; prompts of different lengths as for `generate_batch`.
         """
         validate(temperature, top_k, top_p)
+        if prefill is not None and prefill < 1:
+            raise ValueError(f"prefill must be at least 1, not {prefill}")
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
         stop = torch.tensor(tuple(stop_tokens), dtype=torch.long, device=self._device)
@@ -153,7 +162,7 @@ class Generative(nn.Module):
             return sample(logits, temperature, top_k, top_p, generators)
 
         prompt, padding = prompt.to(self._device), None if padding is None else padding.to(self._device)
-        return self._write(prompt, padding, max_new_tokens, pick, stop)
+        return self._write(prompt, padding, max_new_tokens, pick, stop, prefill)
 
     @checked
     def _write(
@@ -163,6 +172,7 @@ class Generative(nn.Module):
         max_new_tokens: int,
         pick: Callable[[Tensor], Tensor],
         stop: Int[Tensor, "stops"],
+        prefill: int | None,
     ) -> Iterator[Int[Tensor, "batch"]]:
         """Prefill, step, loop."""
         context = self.config.context_length
@@ -173,7 +183,7 @@ class Generative(nn.Module):
         for count in range(max_new_tokens):
             # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
             with torch.inference_mode(), evaluating(self), unchecked() if count else contextlib.nullcontext():
-                token = pick(self._next_logits(unread, cache))
+                token = pick(self._next_logits(unread, cache, prefill))
                 if last is not None and stop.numel():
                     token = torch.where(torch.isin(last, stop), last, token)
                 last = token
@@ -189,9 +199,14 @@ class Generative(nn.Module):
                 return
 
     @checked
-    def _next_logits(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:
-        """Read tokens and score what may follow the last of them; the others need no logits."""
-        x = self.read(token_ids, cache)
+    def _next_logits(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache, prefill: int | None = None
+    ) -> Float[Tensor, "batch vocab"]:
+        """Read tokens, so many at once, and score what may follow the last of them; the others need no logits."""
+        seq = token_ids.shape[1]
+        piece = prefill or seq
+        for start in range(0, seq, piece):
+            x = self.read(token_ids[:, start : start + piece], cache)
         return rearrange(self.unembed(x[:, -1:]), "batch 1 vocab -> batch vocab")
 
     @property

@@ -21,7 +21,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -118,7 +118,7 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
     if _REMOVED:
         return function
     strict = beartype(conf=_CONF)(function)
-    fitted: set[Hashable] = set()
+    fitted: set[object] = set()
 
     @functools.wraps(function)
     def wrapper(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
@@ -180,13 +180,13 @@ def _known_sizes(args: tuple[object, ...]) -> Mapping[str, int]:
     return getattr(vars(args[0]).get("config"), "axes", {})
 
 
-def _call(known: Mapping[str, int], args: tuple[object, ...], kwargs: dict[str, object]) -> Hashable:
+def _call(known: Mapping[str, int], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     """All of a call that decides whether it fits, or None if that cannot be told briefly."""
     outlines = [_outline(value) for value in (*args, *kwargs.values())]
     return None if None in outlines else (tuple(known.items()), len(args), tuple(kwargs), *outlines)
 
 
-def _outline(value: object) -> Hashable:
+def _outline(value: object) -> object:
     """All of a value that decides whether it fits an annotation, or None if its type does not tell, as for a list."""
     if isinstance(value, Tensor):
         return type(value), value.dtype, value.shape

@@ -78,6 +78,26 @@ def test_generate_writes_with_any_checkpoint_in_a_folder(run: Run, checkpoint: P
     assert result.output == ByteTokenizer().decode(written[0].tolist()) + "\n"
 
 
+@pytest.mark.parametrize("weights", ["packed", "int8", "int4"])
+def test_weights_can_be_laid_out_for_speed(run: Run, weights: str) -> None:
+    plain = run("generate", "The for statement", "-n", 20, "--temperature", 0)
+    other = run("generate", "The for statement", "-n", 20, "--temperature", 0, "--weights", weights, "--prefill", 5)
+    assert other.status == 0
+    assert len(other.output) > 30
+    assert (other.output == plain.output) or weights == "int4"
+
+
+def test_what_rounding_costs_can_be_measured(run: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The for statement is used to iterate over the elements of a sequence. " * 6)
+    found = {}
+    for weights in ("plain", "packed", "int8", "int4"):
+        assert run("evaluate", "bundled", text, "--weights", weights, "--json", tmp_path / "found.json").status == 0
+        found[weights] = json.loads((tmp_path / "found.json").read_text())["loss"]
+    assert found["packed"] == pytest.approx(found["plain"], abs=1e-5)
+    assert 1e-5 < abs(found["int8"] - found["plain"]) < abs(found["int4"] - found["plain"]) < 0.2
+
+
 def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> None:
     options = ["--temperature", 1.5, "--top-k", 7, "--top-p", 0.8, "--dtype", "bfloat16", "--device", "cpu"]
     assert run("generate", "x", "--model", checkpoint, "-n", 5, "--tokenizer", "bytes", *options).status == 0

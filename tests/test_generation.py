@@ -97,6 +97,16 @@ def test_the_prompt_is_read_once_then_one_token_a_step_then_the_window(model: GP
     assert passes == [8, 1, 1, 1, 1, 12, 12, 12]
 
 
+@pytest.mark.parametrize("piece", [1, 3, 5, 8, 99])
+def test_a_prompt_read_in_pieces_gives_the_same_text(model: GPT2, passes: list[int], piece: int) -> None:
+    prompts = [torch.randint(50, (length,)) for length in (8, 3, 6)]
+    whole = model.generate_batch(prompts, max_new_tokens=9, temperature=0)
+    read_at_once, passes[:] = max(passes), []
+    pieces = model.generate_batch(prompts, max_new_tokens=9, temperature=0, prefill=piece)
+    assert [row.tolist() for row in pieces] == [row.tolist() for row in whole]
+    assert max(passes) == min(piece, read_at_once)
+
+
 def test_a_stream_gives_each_token_as_soon_as_it_is_known(model: GPT2, passes: list[int]) -> None:
     prompt = torch.randint(50, (2, 3))
     stream = model.stream(prompt, max_new_tokens=6, temperature=0)
@@ -169,6 +179,7 @@ def test_generation_drops_nothing_and_leaves_training_as_it_was(model: GPT2) -> 
         (torch.zeros(0, 3, dtype=torch.long), {}, ValueError, "nothing to continue"),
         (torch.tensor([[1, 50]]), {}, ValueError, "token id 50 is not in the vocabulary: ids run from 0 to 49"),
         (torch.tensor([[1]]), {"max_new_tokens": -1}, ValueError, "max_new_tokens must be at least 0, not -1"),
+        (torch.tensor([[1]]), {"prefill": 0}, ValueError, "prefill must be at least 1, not 0"),
         (torch.tensor([[1]]), {"max_new_tokens": 2.5}, ShapeError, "argument `max_new_tokens`"),
         (torch.tensor([[1]]), {"temperature": -1}, ValueError, "temperature"),
         (torch.tensor([[1]]), {"top_k": 0}, ValueError, "top_k"),

@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 NAMED_ONLY = [
     *sorted((PACKAGE / "models").rglob("*.py")),
-    *(PACKAGE / f"{n}.py" for n in ("sampling", "generation", "cache", "rotary")),
+    *(PACKAGE / f"{n}.py" for n in ("sampling", "generation", "cache", "rotary", "speed")),
 ]
 """Where every operation that rearranges, joins, splits or contracts axes has to be a named one."""
 
@@ -36,6 +36,9 @@ LOCAL_AXES = {
     "...": "any number of axes",
     "inputs": "of a linear layer, whose widths are whatever its user makes them",
     "outputs": "of a linear layer",
+    "groups": "of its weights, each with one scale",
+    "nibble": "the two halves of a byte",
+    "half": "half a group: one weight in each byte's lower half, or upper half",
     "window": "the last positions of a text that fit the context",
     "total": "a prompt and its continuation together",
     "stops": "stop tokens",
@@ -57,6 +60,7 @@ MAY_IMPORT = {
     "shapes": set(),
     "files": set(),
     "linear": set(),
+    "speed": {"linear", "shapes"},
     "cache": {"shapes"},
     "rotary": {"shapes"},
     "sampling": {"shapes"},
@@ -82,7 +86,7 @@ MAY_IMPORT = {
             "training",
         ),
     },
-    "bench": {"checkpoints", "linear", "models", "recipes", "training"},
+    "bench": {"checkpoints", "linear", "models", "recipes", "speed", "training"},
     "cli": {
         *(
             "__init__",
@@ -93,6 +97,7 @@ MAY_IMPORT = {
             "inspection",
             "models",
             "recipes",
+            "speed",
             "tokenizers",
             "training",
         ),

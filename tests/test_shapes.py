@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from allformers import shapes
 from allformers.shapes import ShapeError, check_token_ids, checked, unchecked
 
 
@@ -108,6 +110,51 @@ def test_sizes_that_a_configuration_fixes_hold_from_the_start() -> None:
 def test_the_result_is_checked_too() -> None:
     with pytest.raises(ShapeError, match=r"Part.forward: the result has 8 on axis `heads`, expected 2"):
         Part()(torch.zeros(5, 8))
+
+
+def test_a_call_like_one_that_fitted_is_not_examined_again_and_any_other_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, examined = Part(), []
+    original = shapes._probe
+    monkeypatch.setattr(shapes, "_probe", lambda sizes: examined.append(sizes) or original(sizes))
+    for rows in (1, 1, 1, 4, 1):
+        part(torch.zeros(rows, 8))
+    assert len(examined) == 2
+    for wrong in (torch.zeros(2, 7), torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, 1), [[0.0] * 8] * 2):
+        with pytest.raises(ShapeError):
+            part(wrong)
+    other = Part()
+    other.config = types.SimpleNamespace(axes={"embed": 9, "heads": 2})
+    with pytest.raises(ShapeError, match="expected 9"):
+        other(torch.zeros(2, 8))
+    with pytest.raises(ShapeError):
+        mix(X, X)
+    assert mix(X, scale=2.0).shape == X.shape
+    with pytest.raises(ShapeError, match="`scale`"):
+        mix(X, scale="2")
+    with pytest.raises(ShapeError, match="`mask`"):
+        mix(X, mask=2.0)
+
+
+def test_a_result_that_changes_while_the_arguments_do_not_is_examined() -> None:
+    results = [torch.zeros(3), torch.zeros(3), torch.zeros(4), torch.zeros(3, dtype=torch.long), [0.0]]
+
+    @checked
+    def give(x: Float[Tensor, "seq"]) -> Float[Tensor, "seq"]:
+        return results.pop(0)
+
+    assert give(torch.ones(3)).shape == give(torch.ones(3)).shape
+    for expected in ("has 4 on axis `seq`", "has dtype int64", r"the result is \[0.0\]"):
+        with pytest.raises(ShapeError, match=expected):
+            give(torch.ones(3))
+    assert results == []  # none was asked for twice
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "_REMEMBERED", 6)
+    for seq in range(1, 30):
+        mix(torch.zeros(1, seq, 8))
+    remembered = next(cell.cell_contents for cell in mix.__closure__ if isinstance(cell.cell_contents, set))
+    assert 0 < len(remembered) <= 8
 
 
 def test_a_call_inside_a_call_has_names_of_its_own() -> None:

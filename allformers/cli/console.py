@@ -19,6 +19,37 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Layout(StrEnum):
+    """How the weights of linear layers lie in memory."""
+
+    plain = "plain"
+    packed = "packed"
+    int8 = "int8"
+    int4 = "int4"
+
+
+LAYOUT_HELP = (
+    "How the weights lie in memory: plain; packed for speed, after some seconds and in twice the memory; or rounded to "
+    "int8 or int4, which takes less memory and some of the quality."
+)
+
+
+def lay_out(model: Any, weights: Layout) -> None:
+    """Prepare a model for inference, if its weights are to lie otherwise than plain.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if weights is Layout.plain:
+        return
+    from allformers.speed import prepare
+
+    try:
+        prepare(model, weights)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
 def announce(model: str) -> None:
     """Say so before what may take a while: asking the hub."""
     from allformers.checkpoints import is_hub_name

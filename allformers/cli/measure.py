@@ -11,12 +11,15 @@ import typer
 from rich.console import Console
 
 from allformers.cli.console import (
+    LAYOUT_HELP,
     Dtype,
+    Layout,
     announce,
     find_config,
     find_device,
     find_presets,
     in_bytes,
+    lay_out,
     messages,
     read_text,
     require_decoder,
@@ -96,6 +99,7 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one.")] = "auto",
+    weights: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = Layout.plain,
     output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
 ) -> None:
     """Measure how well a model predicts a text: perplexity and bits per byte.
@@ -115,6 +119,7 @@ def evaluate(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
+    lay_out(loaded, weights)
     token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
     context = loaded.config.context_length
     window = context if window is None else window

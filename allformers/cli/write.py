@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allformers.cli.console import Dtype, announce, find_device, messages, require_decoder
+from allformers.cli.console import (
+    LAYOUT_HELP,
+    Dtype,
+    Layout,
+    announce,
+    find_device,
+    lay_out,
+    messages,
+    require_decoder,
+)
 
 if TYPE_CHECKING:
     from allformers.tokenizers import Tokenizer
@@ -42,6 +51,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
+    weights: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = Layout.plain,
+    prefill: Annotated[
+        int | None, typer.Option(help="Read a long prompt in pieces of so many tokens, which takes less memory.")
+    ] = None,
 ) -> None:
     """Continue a text, and show it as it is written.
 
@@ -58,6 +71,7 @@ def generate(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
+    lay_out(loaded, weights)
     chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
     token_ids = chosen.encode(text)
     if not token_ids:
@@ -73,6 +87,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop_tokens=stop_tokens,
+        prefill=prefill,
     )
     _write(text, chosen, (int(token) for token in tokens), stop_tokens)
 

@@ -1,0 +1,270 @@
+"""Make a model fast for inference: how its weights lie in memory changes, what it computes does not.
+
+A linear layer on one row, as in decoding one text, multiplies each weight once and is done with it, so it takes as long
+as it takes to read the weights. On many rows, as in reading a prompt, each weight is used again and again, and the
+multiplications count. PyTorch has one kernel for both. `prepare` gives each case its own:
+
+- one row: the contraction as it is defined, a product and a sum, compiled into one loop that reads the weights in the
+  order in which they lie;
+- several rows: oneDNN's kernel, on weights that were packed once into the blocks in which it reads them, and not at
+  every call;
+- int8 and int4: a half to an eighth of the bytes, for a little of the quality. torchao rounds the weights; they are
+  turned back into floating point while they are multiplied.
+
+Nothing here is about a particular model, and no model knows of it. The site's page on performance says what each of
+these gave.
+"""
+
+import functools
+import inspect
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from jaxtyping import Float, Int8, UInt8
+from torch import Tensor, nn
+
+from allformers.linear import HAS_ONEDNN, Linear, onednn
+from allformers.shapes import checked
+
+LAYOUTS = ("packed", "int8", "int4")
+"""What `prepare` can do to the weights."""
+
+GROUP = 32
+"""Weights that share a scale in int4; in int8 those of a whole output do."""
+
+_COMPILED_FROM = 2**17
+"""Weights from which on the compiled loop pays: to call it takes some 30 µs."""
+
+_ROUNDED_ROWS = 8
+"""Rows up to which rounded weights are turned back inside the loop; for more it is better done once, beforehand."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def prepare(model: Model, weights: str = "packed") -> Model:
+    """Make a model faster at inference, in place, and return it.
+
+    Args:
+        model: any model of the family.
+        weights: "packed" keeps the weights and adds a packed copy of those of each linear layer, which takes twice the
+            memory; it is for processors, and changes nothing elsewhere. "int8" and "int4" replace them. Embeddings,
+            norms and experts stay as they are in any case.
+
+    A model with packed weights computes what it computed before, to rounding, and can still be trained, saved, moved
+    and cast: a layer whose weights have changed goes the ordinary way. A rounded one can only be used.
+
+    Raises:
+        ValueError: there is no such layout, int4 does not fit a layer, or the model was rounded before.
+        ImportError: torchao is needed to round, and is not installed.
+    """
+    if weights not in LAYOUTS:
+        raise ValueError(f"weights must be one of {', '.join(LAYOUTS)}, not {weights!r}")
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    if not found:
+        raise ValueError("this model has no linear layers to prepare: was it rounded before?")
+    make = PackedLinear if weights == "packed" else functools.partial(RoundedLinear, kind=weights)
+    made = [(parent, name, make(layer).train(layer.training)) for parent, name, layer in found]
+    for parent, name, layer in made:  # all or none
+        setattr(parent, name, layer)
+    return model
+
+
+@checked
+def multiply_row(
+    x: Float[Tensor, "... inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, "outputs"]
+) -> Float[Tensor, "... outputs"]:
+    """A linear layer, written as what it is; compiled, it is one loop over the weights. In float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    products = rearrange(x.to(wide), "... inputs -> ... 1 inputs") * weight.to(wide)
+    return (reduce(products, "... outputs inputs -> ... outputs", "sum") + bias).to(x.dtype)
+
+
+@checked
+def multiply_int8(
+    x: Float[Tensor, "... inputs"],
+    weight: Int8[Tensor, "outputs inputs"],
+    scale: Float[Tensor, "outputs"],
+    bias: Float[Tensor, "outputs"],
+) -> Float[Tensor, "... outputs"]:
+    """The same from whole numbers: each output has a scale."""
+    products = rearrange(x.to(scale.dtype), "... inputs -> ... 1 inputs") * weight.to(scale.dtype)
+    return (reduce(products, "... outputs inputs -> ... outputs", "sum") * scale + bias).to(x.dtype)
+
+
+@checked
+def multiply_int4(
+    x: Float[Tensor, "... inputs"],
+    numbers: UInt8[Tensor, "outputs half groups"],
+    scale: Float[Tensor, "outputs groups"],
+    bias: Float[Tensor, "outputs"],
+) -> Float[Tensor, "... outputs"]:
+    """The same from two whole numbers a byte: each group of `GROUP` inputs has a scale at each output."""
+    first, second = rearrange(
+        x.to(scale.dtype), "... (groups nibble half) -> nibble ... 1 half groups", nibble=2, half=GROUP // 2
+    )
+    low, high = ((half.to(scale.dtype) - 8) for half in (numbers & 15, numbers >> 4))
+    products = (first * low + second * high) * rearrange(scale, "outputs groups -> outputs 1 groups")
+    return (reduce(products, "... outputs half groups -> ... outputs", "sum") + bias).to(x.dtype)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(inspect.unwrap(function), dynamic=True)  # unwrapped: the checks' wrapper is all functions' own
+
+
+@functools.cache
+def _can_compile() -> bool:
+    """Whether a loop can be compiled here; it takes a C++ compiler."""
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own modules, about one another
+            _compiled(multiply_row)(torch.ones(1, 1, 32), torch.ones(48, 32), torch.ones(48))
+    except RuntimeError as error:
+        warnings.warn(
+            f"nothing can be compiled here, so single rows go the ordinary way: {str(error).splitlines()[0]}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+class PackedLinear(Linear):
+    """A linear layer with the same parameters, a packed copy of its weights, and a loop of its own for one row.
+
+    `Linear` serves gradients, compilers, and weights that have changed since.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        weight = self.weight.detach()
+        on_cpu, packable = weight.device.type == "cpu", weight.dtype in {torch.float32, torch.bfloat16}
+        self.compiled = on_cpu and weight.numel() >= _COMPILED_FROM and _can_compile()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight) if HAS_ONEDNN and on_cpu and packable else None
+        # The same memory, but not as parameters: the compiler would make a loop for each size that a parameter has.
+        self.matrix = weight
+        self.shift = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+        self.prepared_from = self._state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: the layer itself. What is packed cannot be copied."""
+        return {**vars(self), "packed": None, "matrix": None, "prepared_from": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Lay the weights of a copy out anew."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lay_out()
+
+    def _state(self) -> tuple[object, ...]:
+        """What changes when a parameter does: where it lies, and how often it has been written to."""
+        return tuple((one.data_ptr(), None if one.is_inference() else one._version) for one in self.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
+        if (
+            torch.compiler.is_compiling()
+            or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            or torch.is_autocast_enabled(x.device.type)
+            or x.dtype is not self.shift.dtype
+            or self._state() != self.prepared_from
+        ):
+            return super().forward(x)
+        if x.numel() == self.in_features:
+            return _compiled(multiply_row)(x, self.matrix, self.shift) if self.compiled else super().forward(x)
+        return super().forward(x) if self.packed is None else onednn(x, self.packed, self.bias)
+
+
+class RoundedLinear(nn.Module):
+    """A linear layer whose weights are whole numbers of eight or four bits, times a scale.
+
+    Raises:
+        ValueError: `kind` is "int4", and the layer's inputs do not divide into groups of `GROUP`.
+        ImportError: torchao is not installed.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: nn.Linear, kind: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
+        weight = layer.weight.detach()
+        numbers, scale = _round(weight, kind)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        if kind == "int4":
+            first, second = rearrange(
+                (numbers + 8).to(torch.uint8),
+                "outputs (groups nibble half) -> nibble outputs half groups",
+                nibble=2,
+                half=GROUP // 2,
+            )
+            numbers = first | (second << 4)
+        else:
+            scale = rearrange(scale, "outputs 1 -> outputs")
+        bias = weight.new_zeros(self.out_features) if layer.bias is None else layer.bias.detach()
+        self.register_buffer("numbers", numbers)
+        self.register_buffer("scale", scale.to(wide))
+        self.register_buffer("bias", bias.to(wide))
+        self.compiled = numbers.numel() >= _COMPILED_FROM and _can_compile()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
+        if x.numel() > _ROUNDED_ROWS * self.in_features:
+            return F.linear(x, self.dequantised().to(x.dtype), self.bias.to(x.dtype))
+        multiply: Any = multiply_int8 if self.kind == "int8" else multiply_int4
+        if self.compiled and not torch.compiler.is_compiling():
+            multiply = _compiled(multiply)
+        return multiply(x, self.numbers, self.scale, self.bias)
+
+    def dequantised(self) -> Tensor:
+        """The weights as floating-point numbers again: `outputs inputs`."""
+        if self.kind == "int8":
+            return self.numbers.to(self.scale.dtype) * rearrange(self.scale, "outputs -> outputs 1")
+        halves = [(half.to(self.scale.dtype) - 8) for half in (self.numbers & 15, self.numbers >> 4)]
+        scaled = [half * rearrange(self.scale, "outputs groups -> outputs 1 groups") for half in halves]
+        return rearrange(scaled, "nibble outputs half groups -> outputs (groups nibble half)")
+
+
+@checked
+def _round(
+    weight: Float[Tensor, "outputs inputs"], kind: str
+) -> tuple[Int8[Tensor, "outputs inputs"], Float[Tensor, "outputs groups"]]:
+    """Whole numbers and their scales, symmetric about zero, as torchao chooses them."""
+    if kind == "int4" and weight.shape[1] % GROUP:
+        raise ValueError(
+            f"int4 takes inputs in groups of {GROUP}; a layer of this model has {weight.shape[1]}: use int8"
+        )
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it says which of its kernels do not load here; none is used
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchao import quantization
+    except ImportError as error:
+        raise ImportError('int8 and int4 need torchao: pip install "allformers[quantise]"') from error
+    config: Any = (
+        quantization.Int8WeightOnlyConfig(granularity=quantization.PerRow())
+        if kind == "int8"
+        else quantization.IntxWeightOnlyConfig(
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]
+            granularity=quantization.PerGroup(GROUP),
+        )
+    )
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+    quantization.quantize_(layer, config)
+    rounded: Any = layer.weight
+    return rounded.qdata, rounded.scale

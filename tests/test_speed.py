@@ -1,0 +1,201 @@
+"""A model prepared for inference computes what it computed before, and says so where it cannot."""
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from allformers import speed
+from allformers.linear import HAS_ONEDNN, Linear
+from allformers.models import READING_ORDER
+from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.speed import GROUP, PackedLinear, RoundedLinear, prepare
+from conftest import perturb
+
+SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().values())) for entry in READING_ORDER}
+
+
+@pytest.fixture(autouse=True)
+def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the loop for layers as small as those of the tests."""
+    monkeypatch.setattr(speed, "_COMPILED_FROM", 0)
+
+
+def make(name: str = "gpt2", std: float = 0.1) -> Any:
+    entry = next(entry for entry in READING_ORDER if entry.name == name)
+    return perturb(entry.load()(SMALLEST[name]()).eval(), std)
+
+
+def read(model: Any, batch: int = 2, seq: int = 12) -> Tensor:
+    """Something for a model to read: images, or tokens."""
+    example = model.example(batch, seq, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    if example.is_floating_point():
+        return torch.randn(example.shape, generator=generator)
+    return torch.randint(model.config.vocab_size, example.shape, generator=generator)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().max() / other.double().abs().max())
+
+
+def linears(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_model_of_the_family_says_what_it_said(name: str) -> None:
+    plain = make(name)
+    prepared = prepare(copy.deepcopy(plain))
+    assert linears(prepared)
+    assert all(isinstance(layer, PackedLinear) for layer in linears(prepared))
+    given = read(plain)
+    with torch.inference_mode():
+        assert difference(prepared(given), plain(given)) < 1e-5
+        if hasattr(plain, "generate"):
+            ours = prepared.generate(given[:1], max_new_tokens=30, temperature=0)
+            assert torch.equal(ours, plain.generate(given[:1], max_new_tokens=30, temperature=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(1,), (1, 1), (3,), (2, 40)])
+def test_a_layer_is_the_same_layer(leading: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+    plain = Linear(70, 50, bias=bias, dtype=dtype)
+    x = torch.randn(*leading, 70, dtype=dtype)
+    with torch.inference_mode():
+        ours, theirs = PackedLinear(plain)(x), plain(x)
+    assert ours.dtype == dtype
+    assert ours.shape == theirs.shape
+    assert difference(ours, theirs) < {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 0.01}[dtype]
+
+
+def test_one_row_and_several_each_go_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, ways = PackedLinear(Linear(32, 64)), []
+    original = speed.onednn
+    monkeypatch.setattr(speed, "onednn", lambda *args: ways.append("packed") or original(*args))
+    monkeypatch.setattr(
+        speed, "_compiled", lambda function: lambda *args: ways.append(function.__name__) or function(*args)
+    )
+    with torch.inference_mode():
+        layer(torch.randn(1, 1, 32))
+        layer(torch.randn(1, 2, 32))
+    assert ways == ["multiply_row", "packed"] if HAS_ONEDNN else ["multiply_row"]
+
+
+def test_where_nothing_can_be_compiled_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_can_compile", lambda: False)
+    plain = make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain, 1, 1)
+    with torch.inference_mode():
+        assert difference(prepared(given), plain(given)) < 1e-5
+
+
+def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler\nand much more")
+
+    speed._can_compile.cache_clear()
+    monkeypatch.setattr(speed, "_compiled", lambda _: fail)
+    with pytest.warns(UserWarning, match="ordinary way: no compiler$"):
+        assert not speed._can_compile()
+    assert not speed._can_compile()
+    speed._can_compile.cache_clear()
+
+
+def test_a_prepared_model_still_learns_and_never_uses_old_weights() -> None:
+    plain = make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    for model in (plain, prepared):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        logits = model(given)
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), given[:, 1:].flatten()).backward()
+        optimizer.step()
+    ours, theirs = dict(prepared.named_parameters()), dict(plain.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(difference(ours[name].grad, theirs[name].grad) < 1e-5 for name in theirs)
+    with torch.inference_mode():
+        for some in (given, given[:1, :1]):
+            assert difference(prepared(some), plain(some)) < 1e-5
+    prepare(prepared)  # anew
+    with torch.inference_mode():
+        assert difference(prepared(given), plain(given)) < 1e-5
+
+
+def test_a_prepared_model_is_saved_loaded_into_cast_and_copied(tmp_path: Path) -> None:
+    plain, other = make(), make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    prepared.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(GPT2.from_pretrained(tmp_path)(given), plain(given))
+        assert difference(copy.deepcopy(prepared)(given), plain(given)) < 1e-5
+    prepared.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        assert difference(prepared(given), other(given)) < 1e-5
+        assert torch.equal(prepared.to(torch.bfloat16)(given), other.to(torch.bfloat16)(given))
+
+
+def test_it_steps_aside_under_autocast_and_for_compilers() -> None:
+    plain = make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prepared(given), plain(given))
+    with torch.inference_mode():
+        exported = torch.export.export(prepared, (given,)).module()
+        assert difference(exported(given), plain(given)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_a_rounded_layer_multiplies_the_weights_that_it_says_it_has(rows: int, bias: bool, kind: str) -> None:
+    plain = Linear(2 * GROUP, 48, bias=bias)
+    rounded, x = RoundedLinear(plain, kind), torch.randn(2, rows, 2 * GROUP)[:1]
+    with torch.inference_mode():
+        assert difference(rounded(x), F.linear(x, rounded.dequantised(), plain.bias)) < 1e-6
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])
+def test_rounding_is_to_the_nearest_step(kind: str, steps: int) -> None:
+    plain = Linear(4 * GROUP, 48)
+    off = (RoundedLinear(plain, kind).dequantised() - plain.weight).detach().abs()
+    group = 4 * GROUP if kind == "int8" else GROUP
+    largest = plain.weight.detach().abs().unflatten(1, (-1, group)).amax(-1, keepdim=True)
+    assert (off.unflatten(1, (-1, group)) <= 0.51 * largest / steps).all()
+    assert off.max() > 0.3 * largest.max() / steps
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int8", 0.27), ("int4", 0.16)])
+def test_a_rounded_model_takes_less_memory_and_keeps_its_embeddings(kind: str, share: float) -> None:
+    plain = make()
+    layers = sum(layer.weight.nbytes for layer in linears(plain))
+    rounded = prepare(copy.deepcopy(plain), kind)
+    made = [module for module in rounded.modules() if isinstance(module, RoundedLinear)]
+    assert sum(module.numbers.nbytes + module.scale.nbytes for module in made) < share * layers
+    assert torch.equal(rounded.token_embedding.weight, plain.token_embedding.weight)
+    given = read(plain)
+    with torch.inference_mode():
+        off = difference(rounded(given), plain(given))
+    assert 1e-5 < off < 0.5
+    with pytest.raises(ValueError, match="no linear layers"):
+        prepare(rounded)
+
+
+def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPT2Config(
+        vocab_size=64, context_length=8, embedding_dim=2 * GROUP, num_layers=1, num_heads=2, mlp_dim=GROUP + 8
+    )
+    model = GPT2(config)
+    with pytest.raises(ValueError, match="packed, int8, int4, not 'int2'"):
+        prepare(model, "int2")
+    with pytest.raises(ValueError, match="groups of 32; a layer of this model has 40"):
+        prepare(model, "int4")
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
+        prepare(model, "int8")
+    assert not any(isinstance(module, RoundedLinear | PackedLinear) for module in model.modules())
