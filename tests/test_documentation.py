@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from allformers.cli import app
+from allformers.models import family
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("allformers/models/*/README.md"))]
@@ -35,6 +36,15 @@ def test_code_shown_in_the_readme_is_code_of_the_package() -> None:
     unindented = re.sub(r"^ +", "", package, flags=re.MULTILINE)
     for block in shown:
         assert re.sub(r"^ +", "", block, flags=re.MULTILINE) in unindented
+
+
+def test_the_readme_says_what_each_model_added_and_how_long_it_is() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The family\n")[2].partition("\n## ")[0]
+    _, _, *rows = (line for line in section.splitlines() if line.startswith("|"))
+    assert rows == [
+        f"| {member.entry.class_name} | {member.added[0].upper()}{member.added[1:]} | {member.lines} |"
+        for member in family()
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
