@@ -9,7 +9,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -272,7 +272,7 @@ def head_entropy(seen: Seen) -> "Figure":
     return figure
 
 
-def stream_norms(seen: Seen) -> "Figure":
+def stream_norms(seen: Seen, first: str = "first token") -> "Figure":
     """How long the residual stream's vectors are as each block receives them, and as the last one leaves them."""
     stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
     norms = [x[0].float().norm(dim=-1).cpu() for x in stream]
@@ -280,9 +280,7 @@ def stream_norms(seen: Seen) -> "Figure":
         figure = _figure(7, 3.6)
         axes = figure.add_subplot()
         places = range(len(norms))
-        axes.plot(
-            places, [float(norm[0]) for norm in norms], color=COLOURS[1], marker="o", markersize=4, label="first token"
-        )
+        axes.plot(places, [float(norm[0]) for norm in norms], color=COLOURS[1], marker="o", markersize=4, label=first)
         if len(norms[0]) > 1:
             rest = [norm[1:] for norm in norms]
             axes.plot(
@@ -298,32 +296,41 @@ def stream_norms(seen: Seen) -> "Figure":
                 places, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="others, from least to most"
             )
         axes.set_xticks(places, [*map(str, places[:-1]), "end"])
-        axes.set_yscale("log")
-        _round_numbers(axes)
+        if max(float(norm.max()) for norm in norms) > 4 * min(float(norm.min()) for norm in norms):
+            axes.set_yscale("log")
+            _round_numbers(axes)
         _open(axes, "block that receives it", "length of the vector")
         axes.legend()
     return figure
 
 
-def next_tokens(logits: "Tensor", labels: Sequence[str], tokenizer: "Tokenizer", top: int = 6) -> "Figure":
-    """What the model expects after each position: the likeliest tokens, each with its probability.
+def next_tokens(
+    logits: "Tensor", labels: Sequence[str], tokenizer: "Tokenizer", top: int = 6, of: str = "after"
+) -> "Figure":
+    """What the model expects after each position, or at it: the likeliest tokens, each with its probability.
 
     Args:
         logits: axes `seq vocab`.
         labels: of the tokens at those positions.
         tokenizer: to name the tokens that may come.
         top: how many of them.
+        of: how the positions relate to the tokens.
     """
+    return _likeliest(logits, labels, lambda token: _cell(tokenizer, token), top, of)
+
+
+def _likeliest(logits: "Tensor", rows: Sequence[str], name: Callable[[int], str], top: int, of: str) -> "Figure":
+    """The likeliest answers of each row, with their probabilities."""
     found = logits.float().cpu().softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
-    texts = [[_cell(tokenizer, int(token)) for token in row] for row in found.indices]
     texts = [
-        [f"{text}  {p:.0%}" for text, p in zip(*row, strict=True)] for row in zip(texts, found.values, strict=True)
+        [f"{name(int(answer))}  {p:.0%}" for answer, p in zip(*row, strict=True)]
+        for row in zip(found.indices, found.values, strict=True)
     ]
     columns = ["likeliest", *(f"{place}." for place in range(2, len(texts[0]) + 1))]
-    return _table(found.values.tolist(), texts, labels, columns, "after")
+    return _table(found.values.tolist(), texts, rows, columns, of)
 
 
-def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokenizer") -> "Figure":
+def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokenizer", of: str = "after") -> "Figure":
     """What the model would answer if it stopped after each block: the stream there, unembedded.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
@@ -336,7 +343,68 @@ def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokeni
     probabilities = [[float(layer.values[place]) for layer in best] for place in range(len(labels))]
     texts = [[_cell(tokenizer, int(layer.indices[place])) for layer in best] for place in range(len(labels))]
     columns = ["embed", *(f"block {layer}" for layer in range(len(stream) - 1))]
-    return _table(probabilities, texts, labels, columns, "after")
+    return _table(probabilities, texts, labels, columns, of)
+
+
+# -- Looking at images -----------------------------------------------------------------------------------------------
+
+
+def patches(image: "Tensor", patch_size: int) -> "Figure":
+    """An image, axes `channels image_height image_width`, cut into patches."""
+    from einops import rearrange
+
+    low, high = image.min(), image.max()
+    shown = rearrange(
+        (image - low) / (high - low).clamp(min=1e-6),
+        "channels image_height image_width -> image_height image_width channels",
+    )
+    with _drawing():
+        figure = _figure(4, 4)
+        axes = figure.add_subplot()
+        axes.imshow(shown.cpu().numpy(), cmap="gray", interpolation="nearest")
+        places = [place - 0.5 for place in range(0, image.shape[-1] + 1, patch_size)]
+        axes.set_xticks(places, [""] * len(places))
+        axes.set_yticks(places, [""] * len(places))
+        axes.grid(color=INK, linewidth=0.6)
+        axes.tick_params(length=0)
+    return figure
+
+
+def attention_to_patches(seen: Seen, rows: int) -> "Figure":
+    """Where the position that stands for the whole image looks, in every head of every layer, patch by patch."""
+    from einops import rearrange
+    from matplotlib.colors import PowerNorm
+
+    layers = [
+        rearrange(weights[0, :, 0, 1:].float().cpu(), "heads (rows columns) -> heads rows columns", rows=rows)
+        for weights in seen.by_layer("attention.weights")
+    ]
+    heads, highest = len(layers[0]), max(float(layer.max()) for layer in layers)
+    with _drawing():
+        figure = _figure(heads * 1.2 + 0.6, len(layers) * 1.2 + 0.5)
+        grid = figure.subplots(len(layers), heads, squeeze=False)
+        for layer, plots in enumerate(grid):
+            for head, axes in enumerate(plots):
+                norm = PowerNorm(0.5, vmin=0, vmax=highest)
+                axes.imshow(layers[layer][head].numpy(), cmap=HEAT, norm=norm, interpolation="nearest")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if layer == 0:
+                    axes.set_title(f"head {head}")
+                if head == 0:
+                    axes.set_ylabel(f"layer {layer}")
+    return figure
+
+
+def label_lens(seen: Seen, model: Any, names: Sequence[str], top: int = 6) -> "Figure":
+    """What the model would say an image shows if it stopped after each block; the last row is its answer."""
+    import torch
+
+    stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
+    with torch.inference_mode():
+        logits = torch.cat([model.classify(x[:1]) for x in stream])
+    rows = ["embed", *(f"block {layer}" for layer in range(len(stream) - 1))]
+    return _likeliest(logits, rows, lambda answer: _short(names[answer]), top, "after")
 
 
 # -- Anything by name ------------------------------------------------------------------------------------------------
@@ -457,9 +525,11 @@ def _head(seen: Seen, layer: int, head: int) -> "Tensor":
 
 
 def _map(axes: "Axes", weights: "Tensor") -> Any:
-    """Attention weights as shades; what no position may look at stays blank."""
+    """Attention weights as shades; what no position may look at, since it comes later, stays blank."""
     shown = weights.clone()
-    shown[shown.new_ones(shown.shape).triu(1 + shown.shape[1] - shown.shape[0]).bool()] = math.nan
+    later = shown.new_ones(shown.shape).triu(1 + shown.shape[1] - shown.shape[0]).bool()
+    if not shown[later].any():
+        shown[later] = math.nan
     from matplotlib.colors import PowerNorm
 
     # The root of a weight, so that among 200 positions small ones can be told apart.
@@ -474,7 +544,11 @@ def _label_below(axes: "Axes", places: Sequence[int], labels: Sequence[str], siz
 
 def _cell(tokenizer: "Tokenizer", token_id: int) -> str:
     """A token's label for a cell; vocabularies may be padded with ids that are no token."""
-    text = label(tokenizer, token_id) if token_id < tokenizer.vocab_size else "(none)"
+    return _short(label(tokenizer, token_id) if token_id < tokenizer.vocab_size else "(none)")
+
+
+def _short(text: str) -> str:
+    """A text that fits into a cell."""
     return text if len(text) <= 12 else text[:11] + "…"
 
 

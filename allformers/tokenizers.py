@@ -21,10 +21,12 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: ids run from 0 to one less than this.
         end_of_text: the id that ends a document, or None if there is none.
+        missing: the id that stands where a token is missing and has to be filled in, or None.
     """
 
     vocab_size: int
     end_of_text: int | None = None
+    missing: int | None = None
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -217,8 +219,12 @@ class JsonTokenizer(Tokenizer):
         self.byte_level = "ByteLevel" in json.dumps(read_json(self.path).get("decoder"))
         added = self.described.get_added_tokens_decoder()
         self.special = {token_id: token.content for token_id, token in added.items() if token.special}
-        ends = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-        self.end_of_text = next((one for text in ends if (one := self.described.token_to_id(text)) is not None), None)
+        self.end_of_text = self._first("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+        self.missing = self._first("[MASK]", "<mask>")
+
+    def _first(self, *texts: str) -> int | None:
+        """The id of the first of these tokens that there is."""
+        return next((one for text in texts if (one := self.described.token_to_id(text)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, with what the checkpoint wants before and after it, such as a beginning of text."""

@@ -1,5 +1,6 @@
 """The command as a person types it: what it prints, where, and how it refuses what makes no sense."""
 
+import dataclasses
 import io
 import json
 import math
@@ -307,6 +308,82 @@ def test_inspect_prints_what_comes_next_or_draws_everything(run: Run, tmp_path: 
     content = (tmp_path / "page.html").read_text()
     assert content.count("<section") == content.count("<svg") == 7
     assert "layer 1, head 2" in content
+
+
+WORDS = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "bank", "of", "river", "is", "wide"]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A BERT with a tokenizer that knows a few words, and a ViT with names for its labels."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    from allformers.models.bert.bert import Bert, BertConfig
+    from allformers.models.vit.vit import ViT, ViTConfig
+
+    torch.manual_seed(0)
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("bert", "vit")}
+    words = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", 1), ("[SEP]", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.add_special_tokens(WORDS[:4])
+    perturb(Bert(dataclasses.replace(BertConfig.bert_tests(), vocab_size=10))).save_pretrained(folders["bert"])
+    tokenizer.save(str(folders["bert"] / "tokenizer.json"))
+    perturb(ViT(ViTConfig.vit_tests())).save_pretrained(folders["vit"])
+    described = json.loads((folders["vit"] / "config.json").read_text())
+    described["id2label"]["3"] = "tabby, tabby cat"
+    (folders["vit"] / "config.json").write_text(json.dumps(described))
+    return folders
+
+
+def test_inspect_shows_what_a_bert_would_fill_in(run: Run, encoders: dict[str, Path], tmp_path: Path) -> None:
+    from allformers.models.bert.bert import Bert
+
+    one = run("inspect", "the bank of the [MASK] is wide", "--model", encoders["bert"], "--top", 2)
+    rows = [line for line in one.output.splitlines() if "%" in line]
+    assert len(rows) == 1
+    assert rows[0].count("%") == 2
+    token_ids = torch.tensor([[1, 4, 5, 6, 4, 3, 8, 9, 2]])
+    with torch.no_grad():
+        best = int(Bert.from_pretrained(encoders["bert"])(token_ids)[0, 5].argmax())
+    assert rows[0].split()[1] == WORDS[best]
+    each = run("inspect", "the river is wide", "--model", encoders["bert"]).output.splitlines()
+    assert [line.split()[0] for line in each if "%" in line] == ["the", "river", "is", "wide"]
+    drawn = run("inspect", "the river is wide", "--model", encoders["bert"], "--out", tmp_path / "page.html")
+    assert drawn.status == 0
+    assert (tmp_path / "page.html").read_text().count("<svg") == 6
+
+
+def test_inspect_shows_what_a_vit_sees(run: Run, encoders: dict[str, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    made = run("inspect", "--model", encoders["vit"], "--top", 10)
+    assert made.output.count("%") == 10
+    assert "tabby" in made.output
+    assert "tabby cat" not in made.output
+    Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "red.png")
+    red = run("inspect", tmp_path / "red.png", "--model", encoders["vit"], "--top", 10)
+    assert "red.png" in red.output
+    assert red.output.count("%") == 10
+    drawn = run("inspect", "--model", encoders["vit"], "--out", tmp_path / "page.html")
+    assert drawn.status == 0
+    assert (tmp_path / "page.html").read_text().count("<svg") == 6
+
+
+def test_commands_say_what_an_encoder_cannot_do(run: Run, encoders: dict[str, Path], tmp_path: Path) -> None:
+    for arguments in (["generate", "x"], ["compare", "the", "bank"]):
+        refused = run(*arguments, "--model", encoders["bert"])
+        assert refused.status == 2
+        assert "is a Bert, which does not predict what comes next: choose a decoder" in refused.errors
+    assert "choose a decoder" in run("evaluate", encoders["vit"], __file__).errors
+    assert "reads images and no text" in run("trace", encoders["vit"], "--prompt", "x").errors
+    assert "blocks" in run("trace", encoders["bert"], "--prompt", "the bank").output
+    assert "cannot be read" in run("inspect", "no.png", "--model", encoders["vit"]).errors
+    assert "not a picture" in run("inspect", __file__, "--model", encoders["vit"]).errors
+    assert "the prompt is empty" in run("inspect", "--model", encoders["bert"]).errors
 
 
 def test_trace_lists_every_operation_in_three_forms(run: Run, tmp_path: Path) -> None:
