@@ -9,6 +9,7 @@ import dataclasses
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -77,8 +78,26 @@ def contenders(config: Any, seed: int = 0, device: str = "cpu") -> dict[str, Any
     models: dict[str, Any] = {OURS: ours}
     for name in PEERS:
         models[name] = contender(name, config)
-        models[name].load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
+        _give_weights(ours, models[name])
     return {name: model.to(device) for name, model in models.items()}
+
+
+def _give_weights(ours: Any, peer: Any) -> None:
+    """Make a peer the same model as ours, by way of a file where it names its weights otherwise than its files do."""
+    if not ours.format.from_disk:
+        peer.load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
+        return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save_pretrained(folder)
+        peer.load_state_dict(type(peer).from_pretrained(folder).state_dict())
+
+
+def rows_for(config: Any) -> dict[str, Callable[[dict[str, Any], Any, Setting], "Jobs"]]:
+    """What can be measured of a model: one that does not write is read with, and there is nothing to decode."""
+    return ROWS if hasattr(model_of(config), "generate") else ENCODER_ROWS
 
 
 def model_of(config: Any) -> Any:
@@ -93,7 +112,8 @@ def contender(name: str, config: Any) -> Any:
         ImportError: it is one of transformers', which is not installed.
     """
     model_class = model_of(config)
-    config = dataclasses.replace(config, context_length=max(config.context_length, 1024), dropout=0.0)
+    room = {"context_length": max(config.context_length, 1024)} if hasattr(model_class, "generate") else {}
+    config = dataclasses.replace(config, dropout=0.0, **room)
     if name == OURS:
         return model_class(config).eval()
     try:
@@ -108,11 +128,11 @@ def contender(name: str, config: Any) -> Any:
     return peer.eval()
 
 
-def largest_difference(models: dict[str, Any], token_ids: Tensor) -> float:
+def largest_difference(models: dict[str, Any], given: Tensor) -> float:
     """The largest difference between any peer's logits and ours, relative to the largest logit."""
     with torch.inference_mode():
-        ours = models[OURS](token_ids)
-        peers = [models[name](token_ids).logits for name in PEERS]
+        ours = models[OURS](given)
+        peers = [models[name](given).logits for name in PEERS]
         return max(((peer - ours).abs().max() / ours.abs().max()).item() for peer in peers)
 
 
@@ -128,9 +148,10 @@ def run(
         ImportError: transformers is not installed.
         ValueError: no row is called so, or there are no rounds.
     """
-    chosen = {name: make for name, make in ROWS.items() if not rows or any(part in name for part in rows)}
+    there = rows_for(config)
+    chosen = {name: make for name, make in there.items() if not rows or any(part in name for part in rows)}
     if not chosen:
-        raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(ROWS)}")
+        raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(there)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     needed = any("linear" not in name and "memory" not in name for name in chosen)
@@ -171,6 +192,24 @@ def _prefill(models: dict[str, Any], config: Any, setting: Setting, batch: int, 
         with torch.inference_mode():
             start = _now(setting)
             model(token_ids)
+            return _now(setting) - start
+
+    return {name: lambda model=model: job(model) for name, model in models.items()}  # type: ignore[misc]
+
+
+def _read(models: dict[str, Any], config: Any, setting: Setting, batch: int) -> Jobs:
+    """A forward pass of an encoder over all that it can read at once: a whole context, or images."""
+    given = models[OURS].example(batch, config.context_length, setting.device)
+    noise = torch.Generator().manual_seed(0)
+    if given.is_floating_point():
+        given = torch.randn(given.shape, generator=noise).to(setting.device)
+    else:
+        given = torch.randint(config.vocab_size, given.shape, generator=noise).to(setting.device)
+
+    def job(model: Any) -> float:
+        with torch.inference_mode():
+            start = _now(setting)
+            model(given)
             return _now(setting) - start
 
     return {name: lambda model=model: job(model) for name, model in models.items()}  # type: ignore[misc]
@@ -307,3 +346,9 @@ ROWS: dict[str, Callable[[dict[str, Any], Any, Setting], Jobs]] = {
     "linear 1 x 768 to 50257": lambda *_: _linear(1, 768, 50257),
 }
 """What is measured, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs."""
+
+ENCODER_ROWS: dict[str, Callable[[dict[str, Any], Any, Setting], Jobs]] = {
+    "read 1": partial(_read, batch=1),
+    "read 8": partial(_read, batch=8),
+}
+"""What is measured of a model that does not write: that many whole contexts, or images, at once."""

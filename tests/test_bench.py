@@ -26,6 +26,23 @@ def test_every_row_measures_every_contender_in_every_round(monkeypatch: pytest.M
         assert all(len(times) == 1 and times[0] > 0 for times in row.measured.values())
 
 
+def test_encoders_and_experts_are_the_same_models_too() -> None:
+    from allformers.models.bert.bert import BertConfig
+    from allformers.models.mixtral.mixtral import MixtralConfig
+    from allformers.models.vit.vit import ViTConfig
+
+    for config in (BertConfig.bert_tests(), ViTConfig.vit_tests(), MixtralConfig.mixtral_tiny()):
+        models = bench.contenders(config)
+        given = models[bench.OURS].example(2, 9, "cpu")
+        assert bench.largest_difference(models, given) < 5e-6
+    for config in (BertConfig.bert_tests(), ViTConfig.vit_tests()):
+        measured = list(bench.run(config, rounds=1))
+        assert [row.name for row in measured] == ["read 1", "read 8"]
+        assert all(set(row.measured) == {bench.OURS, *bench.PEERS} for row in measured)
+        with pytest.raises(ValueError, match="no row is called decode; there are: read 1, read 8"):
+            next(bench.run(config, ["decode"]))
+
+
 def test_training_can_be_measured_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(bench.ROWS, "train 4x256, memory")
     (row,) = bench.run(TINY, ["train 4x256"], rounds=1, setting=bench.Setting(precision="bfloat16"))

@@ -159,7 +159,9 @@ def evaluate(
 def bench(
     rows: Annotated[
         list[str] | None,
-        typer.Argument(help="Rows to measure, by part of their names: prefill, decode, train, linear."),
+        typer.Argument(
+            help="Rows to measure, by part of their names: prefill, decode, train, linear; read, of an encoder."
+        ),
     ] = None,
     preset: Annotated[str, typer.Option(help="A preset of any model of the family.")] = "gpt2-small",
     rounds: Annotated[int, typer.Option(help="How often each contender is measured.")] = 5,
@@ -191,7 +193,8 @@ def bench(
     if preset.replace("_", "-") not in presets:
         raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets)}")
     model_class, make = presets[preset.replace("_", "-")]
-    require_decoder(model_class, preset)
+    if not hasattr(model_class, "generate"):
+        messages.print(f"[dim]a {model_class.__name__} does not write: there are no rows decode and train for it[/dim]")
     config = make()
     setting = benchmark.Setting(str(find_device(device)), precision, compile)
     measured = []
