@@ -89,7 +89,7 @@ def _give_weights(ours: Any, peer: Any) -> None:
         return
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         peer.load_state_dict(type(peer).from_pretrained(folder).state_dict())

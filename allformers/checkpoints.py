@@ -95,12 +95,47 @@ class Field(NamedTuple):
     Attributes:
         theirs: the field in `config.json`; a dot stands for nesting.
         ours: the field of the model's configuration. Rows that share it must agree in a checkpoint.
-        default: what the field means if it is missing or null: a value, or a function of the whole `config.json`.
+        default: what the field means if it is missing or null: a value, or a function of what is known by then: all of
+            `config.json` under its names, and the rows above under ours.
+        when: for a field that only some kinds of configuration write: the field of ours that says so, then its values.
     """
 
     theirs: str
     ours: str
     default: Any | Callable[[Mapping[str, Any]], Any]
+    when: tuple[str, ...] = ()
+
+    def is_written(self, config: Any) -> bool:
+        """Whether a configuration writes it."""
+        return not self.when or getattr(config, self.when[0]) in self.when[1:]
+
+
+def linear(theirs: str, ours: str, axes: str, bias: str = "", when: str | None = None) -> tuple[Weight, ...]:
+    """The rows of a linear layer: its matrix and, along the matrix's first axis, its bias.
+
+    Args:
+        theirs: the layer in the checkpoint.
+        ours: the layer in the model.
+        axes: of the matrix, as in `Weight`.
+        bias: the field of the configuration that says whether there is a bias; if empty there always is one.
+        when: the field that says whether there is such a layer.
+    """
+    matrix = Weight(f"{theirs}.weight", f"{ours}.weight", axes, when=when)
+    outputs = re.match(r"\(.*?\)|\w+", matrix.our_axes)
+    assert outputs is not None
+    return matrix, Weight(f"{theirs}.bias", f"{ours}.bias", outputs[0], when=bias or None)
+
+
+def norm(theirs: str, ours: str, axes: str = "embed") -> tuple[Weight, Weight]:
+    """The rows of a layer norm: its gain and its shift."""
+    return Weight(f"{theirs}.weight", f"{ours}.weight", axes), Weight(f"{theirs}.bias", f"{ours}.bias", axes)
+
+
+def each_layer(theirs: str, ours: str, *rows: Weight, layers: str = "") -> tuple[Weight, ...]:
+    """Rows for every layer, or for those that a field of the configuration lists, with what all names begin with."""
+    return tuple(
+        row._replace(theirs=f"{theirs}.{row.theirs}", ours=f"{ours}.{row.ours}", layers=layers) for row in rows
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +172,55 @@ class Format:
     written: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     endings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     from_disk: bool = False
+
+    def extended(
+        self,
+        model_type: str,
+        architecture: str,
+        config_class: type,
+        *,
+        without: tuple[str, ...] = (),
+        renamed: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        fields: tuple[Field, ...] = (),
+        refused_fields: Mapping[str, tuple[Any, str]] | None = None,
+        ignored_fields: Mapping[str, str] | None = None,
+        weights: tuple[Weight, ...] = (),
+        **others: Any,
+    ) -> "Format":
+        """The format of a descendant: this one, and what it says besides.
+
+        Args:
+            model_type: as for any format, like all that is not named here.
+            architecture: likewise.
+            config_class: likewise.
+            without: the rows that it does not have: beginnings of their names.
+            renamed: other beginnings of fields' names.
+            defaults: other defaults, by their names.
+            fields: further rows.
+            refused_fields: further fields.
+            ignored_fields: further fields.
+            weights: further rows.
+            others: what takes the place of what is here.
+        """
+
+        def now(theirs: str) -> str:
+            return functools.reduce(lambda name, pair: name.replace(*pair, 1), (renamed or {}).items(), theirs)
+
+        kept = [row._replace(theirs=now(row.theirs)) for row in self.fields if not row.theirs.startswith(without)]
+        changed = [row._replace(default=(defaults or {}).get(row.theirs, row.default)) for row in kept]
+        refused = {now(name): row for name, row in self.refused_fields.items() if not name.startswith(without)}
+        return dataclasses.replace(
+            self,
+            model_type=model_type,
+            architecture=architecture,
+            config_class=config_class,
+            fields=(*changed, *fields),
+            refused_fields={**refused, **(refused_fields or {})},
+            ignored_fields={**self.ignored_fields, **(ignored_fields or {})},
+            weights=(*(row for row in self.weights if not row.theirs.startswith(without)), *weights),
+            **others,
+        )
 
 
 NOT_ARITHMETIC: Mapping[str, str] = {
@@ -318,7 +402,7 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
     for field in form.fields:
         value = given.get(field.theirs)
         if value is None:
-            value = field.default(given) if callable(field.default) else field.default
+            value = field.default({**given, **ours}) if callable(field.default) else field.default
         if field.ours in ours and ours[field.ours] != value:
             faults.append(
                 f"{sources[field.ours]} is {ours[field.ours]!r} but {field.theirs} is {value!r}; here both are "
@@ -360,11 +444,14 @@ def write_config(form: Format, config: Any) -> dict[str, Any]:
     """The contents of a `config.json` for a model's configuration."""
     fields: dict[str, Any] = {}
     for field in form.fields:
+        if not field.is_written(config):
+            continue
         *outer, name = field.theirs.split(".")
         place = fields
         for key in outer:
             place = place.setdefault(key, {})
-        place[name] = getattr(config, field.ours)
+        value = getattr(config, field.ours)
+        place[name] = list(value) if isinstance(value, tuple) else value
     return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.written(config)}
 
 

@@ -75,6 +75,11 @@ def scale_like_yarn(
     return (1 - slowed) * speeds + slowed * speeds / factor
 
 
+def sharpen_like_yarn(factor: float, strength: float = 1.0) -> float:
+    """What to multiply scores by where rotations are slowed down, which blurs them. Source: arXiv:2309.00071, 3.4."""
+    return (0.1 * strength * math.log(max(factor, 1.0)) + 1.0) ** 2
+
+
 @checked
 def angles(positions: Int[Tensor, "seq"], speeds: Float[Tensor, "pair"]) -> Float[Tensor, "seq pair"]:
     """By how much each pair is turned at each position, in radians."""

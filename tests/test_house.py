@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "sampling": {"shapes"},
     "generation": {"cache", "sampling", "shapes"},
     "checkpoints": {"files", "shapes"},
+    "configuration": set(),
     "models": {"checkpoints"},
     "tokenizers": {"checkpoints"},
     "training": {"checkpoints", "files", "generation", "shapes", "tokenizers"},
@@ -106,7 +107,7 @@ MAY_IMPORT = {
     },
 }
 """What each module may import of the package."""
-MODELS_MAY_IMPORT = {"cache", "checkpoints", "generation", "linear", "rotary", "shapes"}
+MODELS_MAY_IMPORT = {"cache", "checkpoints", "configuration", "generation", "linear", "rotary", "shapes"}
 
 
 @cache
@@ -156,7 +157,7 @@ def axis_names(module: Path) -> Iterator[tuple[int, str]]:
                 written = node.args[1:2]
             elif node.func.id == "einsum":
                 written = node.args[-1:]
-            elif node.func.id == "Weight":
+            elif node.func.id in {"Weight", "linear", "norm"}:
                 written = node.args[2:3]
         elif (
             isinstance(node, ast.Subscript)

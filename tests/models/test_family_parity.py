@@ -77,6 +77,9 @@ YARN = {
     "original_max_position_embeddings": 64,
 }
 YARN_FIELDS = {"rope_type": "yarn", "rope_factor": 40.0, "rope_context": 64, "rope_mscale": 1.0}
+PLAIN_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
+"""As published for Qwen2.5 and Qwen3, but for the context, which is short enough for all tests to go past it."""
+
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "Llama", {}),
     ("llama", "Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
@@ -128,6 +131,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         DEEPSEEK
         | {"q_lora_rank": None, "norm_topk_prob": False, "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1},
     ),
+    ("llama", "Llama", {"rope_parameters": PLAIN_YARN | {"beta_fast": 4.0, "beta_slow": 0.5}}),
+    ("mistral", "Mistral", {"rope_parameters": PLAIN_YARN, "sliding_window": None}),
+    ("qwen2", "Qwen2", {"rope_parameters": PLAIN_YARN, "head_dim": None}),
+    ("qwen3", "Qwen3", {"rope_parameters": PLAIN_YARN}),
 ]
 IDS = [f"{name}-{number}" for number, (name, _, _) in enumerate(CASES)]
 
@@ -302,23 +309,20 @@ def test_no_position_sees_a_later_one_and_every_parameter_gets_a_gradient(
         assert bool(parameter.grad.abs().sum() > 0) or "mlp" in path, path  # an expert may be chosen by no token
 
 
-def published() -> list[Any]:
-    """Every preset of the family whose docstring states how many parameters it has."""
-    found = []
-    for entry in READING_ORDER[1:]:
-        config_class = entry.load().format.config_class
-        for preset in config_class.presets():
-            if "parameters" in (getattr(config_class, preset).__doc__ or ""):
-                found.append(pytest.param(entry, preset, id=preset))
-    return found
+PRESETS = [
+    pytest.param(entry, name, id=name)
+    for entry in READING_ORDER
+    for name in entry.load().format.config_class.published()
+]
 
 
-@pytest.mark.parametrize(("entry", "preset"), published())
-def test_a_preset_has_the_published_number_of_parameters(entry: Any, preset: str) -> None:
+@pytest.mark.parametrize(("entry", "name"), PRESETS)
+def test_a_preset_has_the_published_number_of_parameters(entry: Any, name: str) -> None:
     config_class = entry.load().format.config_class
-    stated = getattr(config_class, preset).__doc__.split(" parameters")[0].split(":")[-1].strip()
-    model = on_meta(entry.load(), config_class.presets()[preset]())
-    assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == stated
+    row = config_class.published()[name]
+    model = on_meta(entry.load(), getattr(config_class, name)())
+    assert sum(parameter.numel() for parameter in model.parameters()) == row.parameters
+    assert row.source
 
 
 @pytest.mark.parametrize("entry", READING_ORDER[1:], ids=lambda entry: entry.name)
@@ -326,7 +330,8 @@ def test_every_field_of_a_configuration_matters(entry: Any) -> None:
     """Changing it changes the weights' shapes, the logits, or is an error."""
     model_class = entry.load()
     tiny = next(iter(model_class.format.config_class.presets().values()))()
-    scaled = "yarn" if "yarn" in getattr(tiny, "rope_types", ()) else "linear"
+    scaled = "yarn" if entry.name == "deepseek-v3" else "linear"
+    yarn = YARN_FIELDS if entry.name == "deepseek-v3" else {k: v for k, v in YARN_FIELDS.items() if k != "rope_mscale"}
     changed = {
         "activation": "relu",
         "norm_eps": 0.1,
@@ -336,19 +341,18 @@ def test_every_field_of_a_configuration_matters(entry: Any) -> None:
         "layer_types": ("full_attention",) * tiny.num_layers,
     }
     only_with = {
-        "rope_factor": {"rope_type": scaled},
-        **dict.fromkeys(("rope_slow", "rope_mscale"), YARN_FIELDS),
-        "rope_fast": YARN_FIELDS | {"rope_context": 4096},
+        "rope_factor": yarn,
+        **dict.fromkeys(("rope_slow", "rope_mscale"), yarn),
+        "rope_fast": yarn | {"rope_context": 4096},
         "rope_low_frequency_factor": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
         "rope_high_frequency_factor": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
         "rope_context": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
-        "rope_type": {"rope_factor": 4.0},
+        "rope_type": yarn | {"rope_type": "default"},
     }
-    if scaled == "yarn":  # whose settings Llama 3's take the place of
-        only_with |= {"rope_context": YARN_FIELDS}
+    without = set()
+    if scaled == "yarn":  # the only kind there is beside the default
+        only_with |= {"rope_context": yarn}
         without = {"rope_low_frequency_factor", "rope_high_frequency_factor"}
-    else:
-        without = set()
     given = model_class(tiny).example(1, 60, "cpu")
     given = torch.randn_like(given) if given.is_floating_point() else torch.randint(256, given.shape)
     for field in dataclasses.fields(tiny):
@@ -488,11 +492,17 @@ def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
     assert read_config(Llama.format, {**base, "rope_theta": 1e4, "rope_scaling": None}).rope_type == "default"
     kind = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
     assert read_config(Llama.format, {**base, "rope_theta": 5e5, "rope_scaling": kind}) == new
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}  # Qwen2.5's own words
+    long = read_config(Llama.format, {**base, "rope_scaling": yarn})
+    assert (long.rope_type, long.rope_factor, long.rope_context, long.rope_fast) == ("yarn", 4.0, 32768, 32.0)
+    for name in ("attention_factor", "mscale"):
+        with pytest.raises(CheckpointError, match=f"rope_parameters.{name} is 0.5; only None is supported"):
+            read_config(Llama.format, {**base, "rope_scaling": {**yarn, name: 0.5}})
     gemma = {**SIZES, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4}
     old = read_config(Gemma3.format, {**gemma, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert (old.rope_theta, old.local_rope_theta, old.rope_type, old.rope_factor) == (1e6, 1e4, "linear", 8.0)
     with pytest.raises(CheckpointError, match="rope_type must be one of"):
-        read_config(Llama.format, {**base, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
+        read_config(Llama.format, {**base, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
     with pytest.raises(CheckpointError, match="rope_parameters should be an object"):
         read_config(Llama.format, {**base, "rope_parameters": 3})
 
@@ -595,6 +605,11 @@ def _idle_balance(model: Any) -> None:
         nn.init.zeros_(block.mlp.balance)
 
 
+def _not_sharpened(model: Any) -> None:
+    for block in model.blocks:
+        block.attention.scale = model.config.head_dim**-0.5
+
+
 BREAKS: list[tuple[str, Callable[[Any], None]]] = [
     ("llama-0", _swap_gate_and_up),
     ("llama-0", _share_keys_in_turn),
@@ -612,6 +627,7 @@ BREAKS: list[tuple[str, Callable[[Any], None]]] = [
     ("gemma2-19", _global_first),
     ("gemma3-22", _one_speed),
     ("deepseek-v3-24", _idle_balance),
+    ("qwen3-30", _not_sharpened),
 ]
 
 

@@ -16,10 +16,10 @@ Source: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transforme
 arXiv:1810.04805.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +27,18 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
+from allformers.configuration import Configuration, Count, Positive, Probability, one_of
 from allformers.linear import Linear
-from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP
+from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP, size
 from allformers.shapes import check_token_ids, checked
+
+WORDS: Mapping[str, Any] = {"vocab_size": 30522, "context_length": 512}
+BYTES: Mapping[str, Any] = {"vocab_size": 256, "context_length": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig:
+class BertConfig(Configuration):
     """The sizes and switches that define a BERT. Immutable; checked when made.
 
     Attributes:
@@ -54,35 +58,21 @@ class BertConfig:
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    vocab_size: int
-    context_length: int
-    embedding_dim: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
-    num_segments: int = 2
-    dropout: float = 0.1
-    norm_eps: float = 1e-12
+    vocab_size: Count
+    context_length: Count
+    embedding_dim: Count
+    num_layers: Count
+    num_heads: Count
+    mlp_dim: Count
+    num_segments: Count = 2
+    dropout: Probability = 0.1
+    norm_eps: Positive = 1e-12
     tie_embeddings: bool = True
-    activation: str = "gelu"
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "gelu"
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "context_length", "embedding_dim", "num_layers", "num_heads", "mlp_dim", "num_segments")
-        for name in sizes:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if self.embedding_dim % self.num_heads:
-            raise ValueError(
-                f"embedding_dim {self.embedding_dim} does not divide into {self.num_heads} heads of equal width: "
-                "make it a multiple of num_heads"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be above 0, not {self.norm_eps!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        super().__post_init__()
+        self.divides("embedding_dim", "num_heads")
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
@@ -98,30 +88,10 @@ class BertConfig:
             "mlp": self.mlp_dim,
         }
 
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name."""
-        return {make.__name__: make for make in (cls.bert_tests, cls.bert_tiny, cls.bert_base, cls.bert_large)}
-
-    @classmethod
-    def bert_tests(cls) -> Self:
-        """A model for tests and first steps: bytes as tokens."""
-        return cls(vocab_size=256, context_length=128, embedding_dim=64, num_layers=2, num_heads=4, mlp_dim=256)
-
-    @classmethod
-    def bert_tiny(cls) -> Self:
-        """`google/bert_uncased_L-2_H-128_A-2`: 4,416,698 parameters."""
-        return cls(vocab_size=30522, context_length=512, embedding_dim=128, num_layers=2, num_heads=2, mlp_dim=512)
-
-    @classmethod
-    def bert_base(cls) -> Self:
-        """`bert-base-uncased`: 109,514,298 parameters."""
-        return cls(vocab_size=30522, context_length=512, embedding_dim=768, num_layers=12, num_heads=12, mlp_dim=3072)
-
-    @classmethod
-    def bert_large(cls) -> Self:
-        """`bert-large-uncased`: 335,174,458 parameters."""
-        return cls(vocab_size=30522, context_length=512, embedding_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096)
+    bert_tests = size("for first steps", 129_344, embed=64, layers=2, heads=4, **BYTES)
+    bert_tiny = size("google/bert_uncased_L-2_H-128_A-2", 4_416_698, embed=128, layers=2, heads=2, **WORDS)
+    bert_base = size("bert-base-uncased", 109_514_298, embed=768, layers=12, heads=12, **WORDS)
+    bert_large = size("bert-large-uncased", 335_174_458, embed=1024, layers=24, heads=16, **WORDS)
 
 
 class SelfAttention(nn.Module):
@@ -297,20 +267,6 @@ class Bert(Checkpointed):
         return logits
 
 
-def linear(theirs: str, ours: str, axes: str) -> tuple[Weight, Weight]:
-    """The two rows of a linear layer: its matrix, and its bias along the first axis."""
-    outputs = axes[: axes.rindex(" ")] if axes.endswith(" embed") else "embed"
-    return Weight(f"{theirs}.weight", f"{ours}.weight", axes), Weight(f"{theirs}.bias", f"{ours}.bias", outputs)
-
-
-def norm(theirs: str, ours: str) -> tuple[Weight, Weight]:
-    """The two rows of a layer norm."""
-    return Weight(f"{theirs}.weight", f"{ours}.weight", "embed"), Weight(f"{theirs}.bias", f"{ours}.bias", "embed")
-
-
-LAYER = "bert.encoder.layer.{layer}"
-OURS = "blocks.{layer}"
-
 Bert.format = Format(
     model_type="bert",
     architecture="BertForMaskedLM",
@@ -351,18 +307,20 @@ Bert.format = Format(
         Weight("bert.embeddings.position_embeddings.weight", "position_embedding.weight", "context embed"),
         Weight("bert.embeddings.token_type_embeddings.weight", "segment_embedding.weight", "segments embed"),
         *norm("bert.embeddings.LayerNorm", "embedding_norm"),
-        *linear(f"{LAYER}.attention.self.query", f"{OURS}.attention.query", "(heads head_dim) embed"),
-        *linear(f"{LAYER}.attention.self.key", f"{OURS}.attention.key", "(heads head_dim) embed"),
-        *linear(f"{LAYER}.attention.self.value", f"{OURS}.attention.value", "(heads head_dim) embed"),
-        *linear(f"{LAYER}.attention.output.dense", f"{OURS}.attention.output", "embed (heads head_dim)"),
-        *norm(f"{LAYER}.attention.output.LayerNorm", f"{OURS}.attention_norm"),
-        *linear(f"{LAYER}.intermediate.dense", f"{OURS}.mlp.up", "mlp embed"),
-        *linear(f"{LAYER}.output.dense", f"{OURS}.mlp.down", "embed mlp"),
-        *norm(f"{LAYER}.output.LayerNorm", f"{OURS}.mlp_norm"),
-        Weight("cls.predictions.transform.dense.weight", "head.weight", "rewritten embed"),
-        Weight("cls.predictions.transform.dense.bias", "head.bias", "rewritten"),
-        Weight("cls.predictions.transform.LayerNorm.weight", "head_norm.weight", "rewritten"),
-        Weight("cls.predictions.transform.LayerNorm.bias", "head_norm.bias", "rewritten"),
+        *each_layer(
+            "bert.encoder.layer.{layer}",
+            "blocks.{layer}",
+            *linear("attention.self.query", "attention.query", "(heads head_dim) embed"),
+            *linear("attention.self.key", "attention.key", "(heads head_dim) embed"),
+            *linear("attention.self.value", "attention.value", "(heads head_dim) embed"),
+            *linear("attention.output.dense", "attention.output", "embed (heads head_dim)"),
+            *norm("attention.output.LayerNorm", "attention_norm"),
+            *linear("intermediate.dense", "mlp.up", "mlp embed"),
+            *linear("output.dense", "mlp.down", "embed mlp"),
+            *norm("output.LayerNorm", "mlp_norm"),
+        ),
+        *linear("cls.predictions.transform.dense", "head", "rewritten embed"),
+        *norm("cls.predictions.transform.LayerNorm", "head_norm", "rewritten"),
         Weight("cls.predictions.bias", "unembedding.bias", "vocab"),
         Weight("cls.predictions.decoder.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
     ),

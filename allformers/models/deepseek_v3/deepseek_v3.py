@@ -11,11 +11,10 @@ from Wang et al. 2024, arXiv:2408.15664.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +23,49 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from allformers.cache import LayerCache
-from allformers.checkpoints import NOT_ARITHMETIC, Field, Weight
+from allformers.checkpoints import Field, Weight, each_layer, linear
+from allformers.configuration import Count, EvenCount, Whole
 from allformers.linear import Linear
-from allformers.models.llama.llama import FIELDS, MLP, MLP_WEIGHTS, WEIGHTS, Block, Llama, LlamaConfig, RMSNorm
+from allformers.models.llama.llama import MLP, MLP_WEIGHTS, TINY, Block, Llama, LlamaConfig, RMSNorm, size
 from allformers.models.mixtral.mixtral import MixtureOfExperts
-from allformers.rotary import frequencies, rotate, scale_like_yarn
+from allformers.rotary import rotate, sharpen_like_yarn
 from allformers.shapes import checked
 
 LATENT_EPS = 1e-6
 """What the norms of both latents add, whatever `norm_eps` says: the reference has it so."""
+
+SMALL: Mapping[str, Any] = {
+    "query_latent_dim": 24,
+    "latent_dim": 20,
+    "plain_dim": 16,
+    "rope_dim": 8,
+    "expert_dim": 40,
+    "num_experts": 8,
+    "num_chosen": 2,
+    "num_shared": 1,
+    "num_nodes": 2,
+    "num_chosen_nodes": 1,
+}
+V3: Mapping[str, Any] = {
+    "query_latent_dim": 1536,
+    "latent_dim": 512,
+    "plain_dim": 128,
+    "rope_dim": 64,
+    "expert_dim": 2048,
+    "num_experts": 256,
+    "num_chosen": 8,
+    "num_shared": 1,
+    "num_nodes": 8,
+    "num_chosen_nodes": 4,
+    "rope_type": "yarn",
+    "rope_factor": 40.0,
+    "rope_context": 4096,
+    "rope_mscale": 1.0,
+    "vocab_size": 129280,
+    "context_length": 163840,
+    "norm_eps": 1e-6,
+    "num_dense_layers": 3,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,55 +86,47 @@ class DeepSeekV3Config(LlamaConfig):
         expert_dim: hidden width of an expert.
         normalise_shares: whether the weights of the chosen are made to add up to one.
         routed_scale: what these weights are multiplied by then.
-        rope_fast: for the type "yarn", see `rotary.scale_like_yarn`.
-        rope_slow: likewise.
-        rope_mscale: how strongly scores are sharpened to make up for slower rotations.
+        rope_mscale: how strongly scores are sharpened, to make up for slower rotations.
 
     Raises:
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    query_latent_dim: int | None
-    latent_dim: int
-    plain_dim: int
-    rope_dim: int
-    num_dense_layers: int
-    num_experts: int
-    num_chosen: int
-    num_shared: int
-    num_nodes: int
-    num_chosen_nodes: int
-    expert_dim: int
+    query_latent_dim: Count | None
+    latent_dim: Count
+    plain_dim: Count
+    rope_dim: EvenCount
+    num_dense_layers: Whole
+    num_experts: Count
+    num_chosen: Count
+    num_shared: Count
+    num_nodes: Count
+    num_chosen_nodes: Count
+    expert_dim: Count
     normalise_shares: bool = True
     routed_scale: float = 2.5
-    rope_fast: float = 32.0
-    rope_slow: float = 1.0
+    mlp_bias: Literal[False] = False
+    rope_type: Literal["default", "yarn"] = "default"
     rope_mscale: float = 0.0
-
-    rope_types: ClassVar[tuple[str, ...]] = ("default", "yarn")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "plain_dim", "rope_dim", "num_experts", "num_chosen", "num_shared", "num_nodes"):
-            self._check_count(name)
-        for name in ("num_chosen_nodes", "expert_dim"):
-            self._check_count(name)
         if self.num_kv_heads != self.num_heads:
             raise ValueError("num_kv_heads must equal num_heads: every head makes its own keys from the latent")
-        if self.rope_dim % 2:
-            raise ValueError(f"rope_dim must be even, since rotary positions turn pairs, not {self.rope_dim}")
-        if self.num_experts % self.num_nodes or self.num_experts // self.num_nodes < 2:
-            raise ValueError(
-                f"num_experts {self.num_experts} must divide into num_nodes {self.num_nodes} groups of two or more"
-            )
-        allowed = self.num_chosen_nodes * (self.num_experts // self.num_nodes)
-        if self.num_chosen_nodes > self.num_nodes or self.num_chosen > allowed:
+        if self.rope_type == "yarn" and not self.rope_mscale > 0:
+            raise ValueError(f"rope_mscale must be above 0 where rope_type is yarn, not {self.rope_mscale!r}")
+        self.divides("num_experts", "num_nodes")
+        members = self.num_experts // self.num_nodes
+        if members < 2 or self.num_chosen_nodes > self.num_nodes or self.num_chosen > self.num_chosen_nodes * members:
             raise ValueError(
                 f"num_chosen {self.num_chosen} experts cannot be chosen from num_chosen_nodes {self.num_chosen_nodes} "
-                f"of {self.num_nodes} groups"
+                f"of num_nodes {self.num_nodes} groups of {members}, each of two or more"
             )
-        if self.mlp_bias:
-            raise ValueError("DeepSeek-V3's MLPs have no biases: leave mlp_bias False")
+
+    @property
+    def sharpening(self) -> float:
+        """What scores are multiplied by, more or less by choice."""
+        return sharpen_like_yarn(self.rope_factor, self.rope_mscale) if self.rope_type == "yarn" else 1.0
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
@@ -149,31 +174,11 @@ class DeepSeekV3Config(LlamaConfig):
         """Layers with experts."""
         return range(len(self.dense_layers), self.num_layers)
 
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """The published size and a small one, by name."""
-        return {make.__name__: make for make in (cls.deepseek_v3_tiny, cls.deepseek_v3)}
-
-    @classmethod
-    def deepseek_v3_tiny(cls) -> Self:
-        """A model for tests and first steps: one dense block, and one with eight experts in two groups."""
-        sizes = {"query_latent_dim": 24, "latent_dim": 20, "plain_dim": 16, "rope_dim": 8, "num_dense_layers": 1}
-        experts = {"num_experts": 8, "num_chosen": 2, "num_shared": 1, "num_nodes": 2, "num_chosen_nodes": 1}
-        return cls._make(
-            2, 4, 4, 16, 64, 160, vocab_size=256, context_length=128, norm_eps=1e-6, expert_dim=40, **sizes, **experts
-        )
-
-    @classmethod
-    def deepseek_v3(cls) -> Self:
-        """`deepseek-ai/DeepSeek-V3`, without its part that predicts two tokens: 671,026,419,200 parameters.
-
-        14,848 of them are the experts' balance, which the reference does not count as parameters.
-        """
-        sizes = {"query_latent_dim": 1536, "latent_dim": 512, "plain_dim": 128, "rope_dim": 64, "num_dense_layers": 3}
-        experts = {"num_experts": 256, "num_chosen": 8, "num_shared": 1, "num_nodes": 8, "num_chosen_nodes": 4}
-        yarn = {"rope_type": "yarn", "rope_factor": 40.0, "rope_context": 4096, "rope_mscale": 1.0}
-        others = {"vocab_size": 129280, "context_length": 163840, "norm_eps": 1e-6, "expert_dim": 2048}
-        return cls._make(61, 128, 128, 128, 7168, 18432, **others, **sizes, **experts, **yarn)
+    deepseek_v3_tiny = size(
+        "for first steps", 158_112, 2, 4, 4, 16, 64, 160, **TINY, **SMALL, norm_eps=1e-6, num_dense_layers=1
+    )
+    # Without the part that predicts two tokens. The reference does not count 14,848 of them, the experts' balance.
+    deepseek_v3 = size("deepseek-ai/DeepSeek-V3", 671_026_419_200, 61, 128, 128, 128, 7168, 18432, **V3)
 
 
 class LatentAttention(nn.Module):
@@ -202,9 +207,7 @@ class LatentAttention(nn.Module):
         self.up = Linear(config.latent_dim, heads * (config.plain_dim + config.head_dim), bias=False)
         self.output = Linear(heads * config.head_dim, embed, bias=bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = (config.plain_dim + config.rope_dim) ** -0.5
-        if config.rope_type == "yarn":  # slower rotations blur the scores, and this sharpens them again
-            self.scale *= (0.1 * config.rope_mscale * math.log(max(config.rope_factor, 1.0)) + 1.0) ** 2
+        self.scale = (config.plain_dim + config.rope_dim) ** -0.5 * config.sharpening
 
     @checked
     def forward(
@@ -387,51 +390,24 @@ class DeepSeekV3(Llama):
 
     block_class: ClassVar[type[Any]] = DeepSeekV3Block
 
-    def speeds(self, kind: str, device: torch.device) -> Tensor:
-        """How fast each pair turns, in float32 at least."""
-        config, dtype = self.config, torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        plain = frequencies(config.rope_dim, config.rope_theta, device, dtype)
-        if config.rope_type == "default":
-            return plain
-        return scale_like_yarn(
-            plain, config.rope_theta, config.rope_factor, config.rope_fast, config.rope_slow, config.rope_context
-        )
 
+ROPE_CONTEXT = "rope_parameters.original_max_position_embeddings"
 
-DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 129280,
-    "max_position_embeddings": 4096,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": lambda fields: fields.get("num_attention_heads", 128),
-}
-
-
-def _rope_parameters(config: Any) -> dict[str, Any]:
-    """The rotary settings as the reference wants them."""
-    plain = {"rope_theta": config.rope_theta, "rope_type": config.rope_type}
-    if config.rope_type == "default":
-        return plain
-    return plain | {
-        "factor": config.rope_factor,
-        "beta_fast": config.rope_fast,
-        "beta_slow": config.rope_slow,
-        "mscale": config.rope_mscale,
-        "mscale_all_dim": config.rope_mscale,
-        "original_max_position_embeddings": config.rope_context,
-    }
-
-
-DeepSeekV3.format = dataclasses.replace(
-    Llama.format,
-    model_type="deepseek_v3",
-    architecture="DeepseekV3ForCausalLM",
-    config_class=DeepSeekV3Config,
+DeepSeekV3.format = Llama.format.extended(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    DeepSeekV3Config,
+    without=("head_dim", "mlp_bias", "layers.{layer}.self_attn", "layers.{layer}.mlp", "rope_parameters.mscale"),
+    defaults={
+        "vocab_size": 129280,
+        "max_position_embeddings": 4096,
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        ROPE_CONTEXT: 4096,
+    },
     fields=(
-        *(Field(f.theirs, f.ours, DEFAULTS.get(f.theirs, f.default)) for f in FIELDS if f.theirs != "head_dim"),
-        Field("attention_bias", "attention_bias", False),
         Field("q_lora_rank", "query_latent_dim", None),
         Field("kv_lora_rank", "latent_dim", 512),
         Field("qk_nope_head_dim", "plain_dim", 128),
@@ -446,24 +422,16 @@ DeepSeekV3.format = dataclasses.replace(
         Field("moe_intermediate_size", "expert_dim", 2048),
         Field("norm_topk_prob", "normalise_shares", True),
         Field("routed_scaling_factor", "routed_scale", 2.5),
-        Field("rope_parameters.rope_type", "rope_type", "default"),
-        Field("rope_parameters.factor", "rope_factor", 1.0),
-        Field("rope_parameters.beta_fast", "rope_fast", 32.0),
-        Field("rope_parameters.beta_slow", "rope_slow", 1.0),
-        Field("rope_parameters.mscale", "rope_mscale", 0.0),
-        Field("rope_parameters.mscale_all_dim", "rope_mscale", 0.0),
-        Field("rope_parameters.original_max_position_embeddings", "rope_context", 4096),
+        Field("rope_parameters.mscale", "rope_mscale", 0.0, ("rope_type", "yarn")),
+        Field("rope_parameters.mscale_all_dim", "rope_mscale", 0.0, ("rope_type", "yarn")),
     ),
     refused_fields={
-        "is_encoder_decoder": (False, "DeepSeek-V3 is a decoder alone"),
         "rope_interleave": (True, "released checkpoints turn pairs of neighbours"),
         "scoring_func": ("sigmoid", "released checkpoints judge experts one by one"),
         "topk_method": ("noaux_tc", "released checkpoints choose with a bias for balance"),
         "moe_layer_freq": (1, "released checkpoints have experts in every block after the first ones"),
     },
     ignored_fields={
-        **NOT_ARITHMETIC,
-        "pretraining_tp": "how the training was split among machines",
         "head_dim": "another name of qk_rope_head_dim in the reference",
         "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
         "num_nextn_predict_layers": "the part that predicts two tokens, which the reference leaves out too",
@@ -473,113 +441,34 @@ DeepSeekV3.format = dataclasses.replace(
         "aux_loss_alpha": "a loss of training, added by its loop",
     },
     weights=(
-        *(row for row in WEIGHTS if "self_attn" not in row.theirs),
-        Weight(
-            "layers.{layer}.self_attn.q_proj.weight",
-            "blocks.{layer}.attention.query.weight",
-            "(heads query_dim) embed",
-            when="queries_from_the_stream",
+        *each_layer(
+            "layers.{layer}.self_attn",
+            "blocks.{layer}.attention",
+            Weight("q_proj.weight", "query.weight", "(heads query_dim) embed", when="queries_from_the_stream"),
+            Weight("q_a_proj.weight", "query_down.weight", "query_latent embed", when="has_query_latent"),
+            Weight("q_a_proj.bias", "query_down.bias", "query_latent", when="biased_query_latent"),
+            Weight("q_a_layernorm.weight", "query_norm.weight", "query_latent", when="has_query_latent"),
+            Weight("q_b_proj.weight", "query_up.weight", "(heads query_dim) query_latent", when="has_query_latent"),
+            *linear("kv_a_proj_with_mqa", "down", "kept embed", bias="attention_bias"),
+            Weight("kv_a_layernorm.weight", "latent_norm.weight", "latent"),
+            Weight("kv_b_proj.weight", "up.weight", "(heads key_value_dim) latent"),
+            *linear("o_proj", "output", "embed (heads head_dim)", bias="attention_bias"),
         ),
-        Weight(
-            "layers.{layer}.self_attn.q_a_proj.weight",
-            "blocks.{layer}.attention.query_down.weight",
-            "query_latent embed",
-            when="has_query_latent",
-        ),
-        Weight(
-            "layers.{layer}.self_attn.q_a_proj.bias",
-            "blocks.{layer}.attention.query_down.bias",
-            "query_latent",
-            when="biased_query_latent",
-        ),
-        Weight(
-            "layers.{layer}.self_attn.q_a_layernorm.weight",
-            "blocks.{layer}.attention.query_norm.weight",
-            "query_latent",
-            when="has_query_latent",
-        ),
-        Weight(
-            "layers.{layer}.self_attn.q_b_proj.weight",
-            "blocks.{layer}.attention.query_up.weight",
-            "(heads query_dim) query_latent",
-            when="has_query_latent",
-        ),
-        Weight(
-            "layers.{layer}.self_attn.kv_a_proj_with_mqa.weight", "blocks.{layer}.attention.down.weight", "kept embed"
-        ),
-        Weight(
-            "layers.{layer}.self_attn.kv_a_proj_with_mqa.bias",
-            "blocks.{layer}.attention.down.bias",
-            "kept",
-            when="attention_bias",
-        ),
-        Weight(
-            "layers.{layer}.self_attn.kv_a_layernorm.weight", "blocks.{layer}.attention.latent_norm.weight", "latent"
-        ),
-        Weight(
-            "layers.{layer}.self_attn.kv_b_proj.weight",
-            "blocks.{layer}.attention.up.weight",
-            "(heads key_value_dim) latent",
-        ),
-        Weight(
-            "layers.{layer}.self_attn.o_proj.weight", "blocks.{layer}.attention.output.weight", "embed (heads head_dim)"
-        ),
-        Weight(
-            "layers.{layer}.self_attn.o_proj.bias",
-            "blocks.{layer}.attention.output.bias",
-            "embed",
-            when="attention_bias",
-        ),
-        *(row._replace(layers="dense_layers") for row in MLP_WEIGHTS),
-        Weight(
-            "layers.{layer}.mlp.gate.weight",
-            "blocks.{layer}.mlp.router.weight",
-            "experts embed",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.gate.e_score_correction_bias",
-            "blocks.{layer}.mlp.balance",
-            "experts",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
-            "blocks.{layer}.mlp.gate",
-            "experts expert_mlp embed",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.experts.{expert}.up_proj.weight",
-            "blocks.{layer}.mlp.up",
-            "experts expert_mlp embed",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.experts.{expert}.down_proj.weight",
-            "blocks.{layer}.mlp.down",
-            "experts embed expert_mlp",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.shared_experts.gate_proj.weight",
-            "blocks.{layer}.mlp.shared.gate.weight",
-            "shared_mlp embed",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.shared_experts.up_proj.weight",
-            "blocks.{layer}.mlp.shared.up.weight",
-            "shared_mlp embed",
-            layers="sparse_layers",
-        ),
-        Weight(
-            "layers.{layer}.mlp.shared_experts.down_proj.weight",
-            "blocks.{layer}.mlp.shared.down.weight",
-            "embed shared_mlp",
+        *each_layer("layers.{layer}", "blocks.{layer}", *MLP_WEIGHTS, layers="dense_layers"),
+        *each_layer(
+            "layers.{layer}.mlp",
+            "blocks.{layer}.mlp",
+            Weight("gate.weight", "router.weight", "experts embed"),
+            Weight("gate.e_score_correction_bias", "balance", "experts"),
+            Weight("experts.{expert}.gate_proj.weight", "gate", "experts expert_mlp embed"),
+            Weight("experts.{expert}.up_proj.weight", "up", "experts expert_mlp embed"),
+            Weight("experts.{expert}.down_proj.weight", "down", "experts embed expert_mlp"),
+            Weight("shared_experts.gate_proj.weight", "shared.gate.weight", "shared_mlp embed"),
+            Weight("shared_experts.up_proj.weight", "shared.up.weight", "shared_mlp embed"),
+            Weight("shared_experts.down_proj.weight", "shared.down.weight", "embed shared_mlp"),
             layers="sparse_layers",
         ),
     ),
     from_disk=True,
-    written=lambda config: {"rope_parameters": _rope_parameters(config)},
 )
+"""How DeepSeek-V3's checkpoints name and lay out what is above."""

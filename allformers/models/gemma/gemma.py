@@ -3,10 +3,9 @@
 Source: Gemma Team 2024, "Gemma: Open Models Based on Gemini Research and Technology", arXiv:2403.08295.
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from einops import reduce
@@ -14,18 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.checkpoints import Field
-from allformers.models.llama.llama import (
-    FIELDS,
-    MLP_WEIGHTS,
-    OUTPUT_BIAS,
-    QKV_BIASES,
-    SCALED_ROPE,
-    WEIGHTS,
-    Block,
-    Llama,
-    LlamaConfig,
-)
+from allformers.configuration import Positive, one_of
+from allformers.models.gpt2.gpt2 import ACTIVATIONS
+from allformers.models.llama.llama import TINY, Block, Llama, LlamaConfig, size
 from allformers.shapes import checked
+
+PUBLISHED: Mapping[str, Any] = {"vocab_size": 256000, "context_length": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,34 +29,14 @@ class GemmaConfig(LlamaConfig):
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     tie_embeddings: bool = True
-    activation: str = "gelu_pytorch_tanh"
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "gelu_pytorch_tanh"
+    mlp_bias: Literal[False] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mlp_bias:
-            raise ValueError("Gemma's MLP has no biases: leave mlp_bias False")
-
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name."""
-        return {make.__name__: make for make in (cls.gemma_tiny, cls.gemma_2b, cls.gemma_7b)}
-
-    @classmethod
-    def gemma_tiny(cls) -> Self:
-        """A model for tests and first steps, whose query heads all share one key head."""
-        return cls._make(2, 4, 1, 24, 64, 160, vocab_size=256, context_length=128)
-
-    @classmethod
-    def gemma_2b(cls) -> Self:
-        """`google/gemma-2b`: 2,506,172,416 parameters."""
-        return cls._make(18, 8, 1, 256, 2048, 16384, vocab_size=256000, context_length=8192)
-
-    @classmethod
-    def gemma_7b(cls) -> Self:
-        """`google/gemma-7b`: 8,537,680,896 parameters."""
-        return cls._make(28, 16, 16, 256, 3072, 24576, vocab_size=256000, context_length=8192)
+    gemma_tiny = size("for first steps", 108_864, 2, 4, 1, 24, 64, 160, **TINY)
+    gemma_2b = size("google/gemma-2b", 2_506_172_416, 18, 8, 1, 256, 2048, 16384, **PUBLISHED)
+    gemma_7b = size("google/gemma-7b", 8_537_680_896, 28, 16, 16, 256, 3072, 24576, **PUBLISHED)
 
 
 class GemmaNorm(nn.Module):
@@ -109,43 +82,31 @@ class Gemma(Llama):
         return x * torch.tensor(self.config.embedding_dim**0.5, dtype=x.dtype)
 
 
-def _activation(fields: Any) -> str:
+def _activation(known: Mapping[str, Any]) -> str:
     """Early files say "gelu" and mean its approximation."""
-    named = fields.get("hidden_act")
+    named = known.get("hidden_act")
     return "gelu_pytorch_tanh" if named in (None, "gelu") else str(named)
 
 
-DEFAULTS = {
-    "vocab_size": 256000,
-    "max_position_embeddings": 8192,
-    "hidden_size": 3072,
-    "intermediate_size": 24576,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "head_dim": 256,
-    "tie_word_embeddings": True,
-}
-BIDIRECTIONAL_REFUSED = (None, "a decoder looks back only")
-
-Gemma.format = dataclasses.replace(
-    Llama.format,
-    model_type="gemma",
-    architecture="GemmaForCausalLM",
-    config_class=GemmaConfig,
-    fields=(
-        *(Field(f.theirs, f.ours, DEFAULTS.get(f.theirs, f.default)) for f in FIELDS if f.theirs != "hidden_act"),
-        Field("hidden_activation", "activation", _activation),
-        *SCALED_ROPE,
-        Field("attention_bias", "attention_bias", False),
-    ),
-    refused_fields={**Llama.format.refused_fields, "use_bidirectional_attention": BIDIRECTIONAL_REFUSED},
-    ignored_fields={**Llama.format.ignored_fields, "hidden_act": "read where hidden_activation is missing"},
-    weights=(
-        *WEIGHTS,
-        *MLP_WEIGHTS,
-        *(row._replace(when="attention_bias") for row in (*QKV_BIASES, *OUTPUT_BIAS)),
-    ),
-    written=lambda config: {**Llama.format.written(config), "hidden_act": config.activation},
+Gemma.format = Llama.format.extended(
+    "gemma",
+    "GemmaForCausalLM",
+    GemmaConfig,
+    without=("hidden_act", "mlp_bias"),
+    defaults={
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+    },
+    fields=(Field("hidden_activation", "activation", _activation),),
+    refused_fields={"use_bidirectional_attention": (None, "a decoder looks back only")},
+    ignored_fields={"hidden_act": "read where hidden_activation is missing"},
+    written=lambda config: {"hidden_act": config.activation},
 )
 """How Gemma's checkpoints name and lay out what is above."""

@@ -3,23 +3,24 @@
 Source: Gemma Team 2024, "Gemma 2: Improving Open Language Models at a Practical Size", arXiv:2408.00118.
 """
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allformers.cache import LayerCache
-from allformers.checkpoints import Field, Weight
-from allformers.models.gemma.gemma import Gemma, GemmaBlock, GemmaConfig
-from allformers.models.llama.llama import Attention
+from allformers.checkpoints import Field, Weight, each_layer
+from allformers.configuration import Count, Positive
+from allformers.models.gemma.gemma import PUBLISHED, Gemma, GemmaBlock, GemmaConfig
+from allformers.models.llama.llama import TINY, Attention, size
 from allformers.models.mistral.mistral import Mistral
 from allformers.shapes import checked
 
-KINDS = ("sliding_attention", "full_attention")
+Kind = Literal["sliding_attention", "full_attention"]
+LOCAL: Kind = "sliding_attention"
+GLOBAL: Kind = "full_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,55 +39,27 @@ class Gemma2Config(GemmaConfig):
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    sliding_window: int = 4096
-    layer_types: tuple[str, ...] = ()
-    query_scale_dim: int = 256
-    score_cap: float | None = 50.0
-    logit_cap: float | None = 30.0
+    sliding_window: Count = 4096
+    layer_types: tuple[Kind, ...] = ()
+    query_scale_dim: Count = 256
+    score_cap: Positive | None = 50.0
+    logit_cap: Positive | None = 30.0
+
+    pattern: ClassVar[tuple[Kind, ...]] = (LOCAL, GLOBAL)
 
     def __post_init__(self) -> None:
+        repeated = self.pattern * self.num_layers
+        object.__setattr__(self, "layer_types", tuple(self.layer_types) or repeated[: self.num_layers])
         super().__post_init__()
-        self._check_count("sliding_window")
-        self._check_count("query_scale_dim")
-        for name in ("score_cap", "logit_cap"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0 or None, not {getattr(self, name)!r}")
-        types = tuple(self.layer_types) or tuple(self._default_kind(layer) for layer in range(self.num_layers))
-        object.__setattr__(self, "layer_types", types)
-        if len(types) != self.num_layers or not set(types) <= set(KINDS):
-            raise ValueError(
-                f"layer_types must say {' or '.join(KINDS)} for each of the {self.num_layers} layers, not {types!r}"
-            )
+        if len(self.layer_types) != self.num_layers:
+            raise ValueError(f"layer_types says {len(self.layer_types)} kinds for num_layers {self.num_layers}")
 
-    @staticmethod
-    def _default_kind(layer: int) -> str:
-        return KINDS[layer % 2]
-
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name."""
-        return {make.__name__: make for make in (cls.gemma2_tiny, cls.gemma2_2b, cls.gemma2_9b, cls.gemma2_27b)}
-
-    @classmethod
-    def gemma2_tiny(cls) -> Self:
-        """A model for tests and first steps: one local layer, with a window of 32, and one global."""
-        return cls._make(2, 4, 2, 24, 64, 160, vocab_size=256, context_length=128, sliding_window=32)
-
-    @classmethod
-    def gemma2_2b(cls) -> Self:
-        """`google/gemma-2-2b`: 2,614,341,888 parameters."""
-        return cls._make(26, 8, 4, 256, 2304, 9216, vocab_size=256000, context_length=8192)
-
-    @classmethod
-    def gemma2_9b(cls) -> Self:
-        """`google/gemma-2-9b`: 9,241,705,984 parameters."""
-        return cls._make(42, 16, 8, 256, 3584, 14336, vocab_size=256000, context_length=8192)
-
-    @classmethod
-    def gemma2_27b(cls) -> Self:
-        """`google/gemma-2-27b`: 27,227,128,320 parameters."""
-        sizes = {"vocab_size": 256000, "context_length": 8192, "query_scale_dim": 144}
-        return cls._make(46, 32, 16, 128, 4608, 36864, **sizes)
+    gemma2_tiny = size("for first steps", 115_264, 2, 4, 2, 24, 64, 160, **TINY, sliding_window=32)
+    gemma2_2b = size("google/gemma-2-2b", 2_614_341_888, 26, 8, 4, 256, 2304, 9216, **PUBLISHED)
+    gemma2_9b = size("google/gemma-2-9b", 9_241_705_984, 42, 16, 8, 256, 3584, 14336, **PUBLISHED)
+    gemma2_27b = size(
+        "google/gemma-2-27b", 27_227_128_320, 46, 32, 16, 128, 4608, 36864, **PUBLISHED, query_scale_dim=144
+    )
 
 
 @checked
@@ -100,7 +73,7 @@ class Gemma2Attention(Attention):
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__(config, layer)
-        self.scale = config.query_scale_dim**-0.5
+        self.scale = config.query_scale_dim**-0.5 * config.sharpening
 
     @checked
     def score(
@@ -153,7 +126,7 @@ class Gemma2(Gemma, Mistral):
 
     def window(self, kind: str) -> int | None:
         """How many positions layers of a kind see; None for all."""
-        return self.config.sliding_window if kind == "sliding_attention" else None
+        return self.config.sliding_window if kind == LOCAL else None
 
     @checked
     def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
@@ -162,35 +135,33 @@ class Gemma2(Gemma, Mistral):
         return logits
 
 
-DEFAULTS = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-}
-SANDWICH = (
-    Weight("layers.{layer}.input_layernorm.weight", "blocks.{layer}.attention_norm.weight", "embed"),
-    Weight("layers.{layer}.post_attention_layernorm.weight", "blocks.{layer}.after_attention_norm.weight", "embed"),
-    Weight("layers.{layer}.pre_feedforward_layernorm.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
-    Weight("layers.{layer}.post_feedforward_layernorm.weight", "blocks.{layer}.after_mlp_norm.weight", "embed"),
-)
-
-Gemma2.format = dataclasses.replace(
-    Gemma.format,
-    model_type="gemma2",
-    architecture="Gemma2ForCausalLM",
-    config_class=Gemma2Config,
+Gemma2.format = Gemma.format.extended(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    Gemma2Config,
+    without=("layers.{layer}.input_layernorm", "layers.{layer}.post_attention_layernorm"),
+    defaults={
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
     fields=(
-        *(Field(f.theirs, f.ours, DEFAULTS.get(f.theirs, f.default)) for f in Gemma.format.fields),
         Field("sliding_window", "sliding_window", 4096),
         Field("layer_types", "layer_types", ()),
         Field("query_pre_attn_scalar", "query_scale_dim", 256),
         Field("attn_logit_softcapping", "score_cap", None),
         Field("final_logit_softcapping", "logit_cap", None),
     ),
-    ignored_fields={**Gemma.format.ignored_fields, "cache_implementation": "how the reference keeps its cache"},
-    weights=(*(row for row in Gemma.format.weights if "layernorm" not in row.theirs), *SANDWICH),
-    written=lambda config: {**Gemma.format.written(config), "layer_types": list(config.layer_types)},
+    ignored_fields={"cache_implementation": "how the reference keeps its cache"},
+    weights=each_layer(
+        "layers.{layer}",
+        "blocks.{layer}",
+        Weight("input_layernorm.weight", "attention_norm.weight", "embed"),
+        Weight("post_attention_layernorm.weight", "after_attention_norm.weight", "embed"),
+        Weight("pre_feedforward_layernorm.weight", "mlp_norm.weight", "embed"),
+        Weight("post_feedforward_layernorm.weight", "after_mlp_norm.weight", "embed"),
+    ),
 )
 """How Gemma 2's checkpoints name and lay out what is above."""

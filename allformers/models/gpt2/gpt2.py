@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Self
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from allformers.cache import Cache, LayerCache
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
+from allformers.configuration import Configuration, Count, Positive, Preset, Probability, one_of
 from allformers.generation import Generative
 from allformers.linear import Linear
 from allformers.shapes import check_token_ids, checked
@@ -55,8 +56,18 @@ GPT-2's own, `gelu_new`, is the tanh approximation of GELU (Hendrycks and Gimpel
 """
 
 
+def size(source: str, parameters: int, *, embed: int, layers: int, heads: int, **others: Any) -> Preset:
+    """A row of the table of sizes, in all of which the MLP is four times as wide as the stream."""
+    widths = {"embedding_dim": embed, "num_layers": layers, "num_heads": heads, "mlp_dim": 4 * embed}
+    return Preset(source, parameters, **widths, **others)
+
+
+WEB: Mapping[str, Any] = {"vocab_size": 50257, "context_length": 1024}
+"""What the published sizes share: they were trained on text from the web."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config:
+class GPT2Config(Configuration):
     """The sizes and switches that define a GPT-2. Immutable; checked when made.
 
     Attributes:
@@ -80,43 +91,27 @@ class GPT2Config:
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    vocab_size: int
-    context_length: int
-    embedding_dim: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
-    dropout: float = 0.1
-    norm_eps: float = 1e-5
+    vocab_size: Count
+    context_length: Count
+    embedding_dim: Count
+    num_layers: Count
+    num_heads: Count
+    mlp_dim: Count
+    dropout: Probability = 0.1
+    norm_eps: Positive = 1e-5
     tie_embeddings: bool = True
-    activation: str = "gelu_new"
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "gelu_new"
     scale_scores: bool = True
     scale_scores_by_layer: bool = False
     float32_scores: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "embedding_dim", "num_layers", "num_heads", "mlp_dim"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        super().__post_init__()
         if self.embedding_dim % self.num_heads:
             raise ValueError(
                 f"embedding_dim {self.embedding_dim} does not divide into {self.num_heads} heads of equal width: "
                 "make it a multiple of num_heads"
             )
-        for name in ("dropout", "norm_eps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, not {value!r}")
-        for name in ("tie_embeddings", "scale_scores", "scale_scores_by_layer", "float32_scores"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be above 0, not {self.norm_eps!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
@@ -131,43 +126,12 @@ class GPT2Config:
             "three": 3,
         }
 
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """The published sizes and two small ones, by name: each a function that makes the configuration."""
-        makers = (cls.tiny, cls.bundled, cls.gpt2_small, cls.gpt2_medium, cls.gpt2_large, cls.gpt2_xl)
-        return {make.__name__: make for make in makers}
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """A model for tests and first steps: bytes as tokens, 124,672 parameters."""
-        return cls(vocab_size=256, context_length=128, embedding_dim=64, num_layers=2, num_heads=4, mlp_dim=256)
-
-    @classmethod
-    def bundled(cls) -> Self:
-        """What comes with this package, trained by `allformers train`: bytes as tokens, 858,880 parameters."""
-        return cls(
-            vocab_size=256, context_length=256, embedding_dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.1
-        )
-
-    @classmethod
-    def gpt2_small(cls) -> Self:
-        """`gpt2` on the hub, the paper's "117M": 124,439,808 parameters."""
-        return cls(vocab_size=50257, context_length=1024, embedding_dim=768, num_layers=12, num_heads=12, mlp_dim=3072)
-
-    @classmethod
-    def gpt2_medium(cls) -> Self:
-        """`gpt2-medium` on the hub, the paper's "345M": 354,823,168 parameters."""
-        return cls(vocab_size=50257, context_length=1024, embedding_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096)
-
-    @classmethod
-    def gpt2_large(cls) -> Self:
-        """`gpt2-large` on the hub, the paper's "762M": 774,030,080 parameters."""
-        return cls(vocab_size=50257, context_length=1024, embedding_dim=1280, num_layers=36, num_heads=20, mlp_dim=5120)
-
-    @classmethod
-    def gpt2_xl(cls) -> Self:
-        """`gpt2-xl` on the hub, the paper's "1542M": 1,557,611,200 parameters."""
-        return cls(vocab_size=50257, context_length=1024, embedding_dim=1600, num_layers=48, num_heads=25, mlp_dim=6400)
+    tiny = size("for first steps", 124_672, embed=64, layers=2, heads=4, vocab_size=256, context_length=128)
+    bundled = size("in this package", 858_880, embed=128, layers=4, heads=4, vocab_size=256, context_length=256)
+    gpt2_small = size("gpt2", 124_439_808, embed=768, layers=12, heads=12, **WEB)
+    gpt2_medium = size("gpt2-medium", 354_823_168, embed=1024, layers=24, heads=16, **WEB)
+    gpt2_large = size("gpt2-large", 774_030_080, embed=1280, layers=36, heads=20, **WEB)
+    gpt2_xl = size("gpt2-xl", 1_557_611_200, embed=1600, layers=48, heads=25, **WEB)
 
 
 class CausalSelfAttention(nn.Module):
@@ -430,7 +394,7 @@ GPT2.format = Format(
         Field("n_embd", "embedding_dim", 768),
         Field("n_layer", "num_layers", 12),
         Field("n_head", "num_heads", 12),
-        Field("n_inner", "mlp_dim", lambda fields: 4 * (fields.get("n_embd") or 768)),
+        Field("n_inner", "mlp_dim", lambda known: 4 * known["embedding_dim"]),
         Field("activation_function", "activation", "gelu_new"),
         Field("embd_pdrop", "dropout", 0.1),
         Field("attn_pdrop", "dropout", 0.1),
@@ -466,29 +430,22 @@ GPT2.format = Format(
     weights=(
         Weight("wte.weight", "token_embedding.weight", "vocab embed"),
         Weight("wpe.weight", "position_embedding.weight", "context embed"),
-        Weight("h.{layer}.ln_1.weight", "blocks.{layer}.attention_norm.weight", "embed"),
-        Weight("h.{layer}.ln_1.bias", "blocks.{layer}.attention_norm.bias", "embed"),
         # OpenAI's matrices are stored inputs by outputs, and Linear's the other way round.
-        Weight(
-            "h.{layer}.attn.c_attn.weight",
-            "blocks.{layer}.attention.query_key_value.weight",
-            "embed (three heads head_dim) -> (three heads head_dim) embed",
+        *each_layer(
+            "h.{layer}",
+            "blocks.{layer}",
+            *norm("ln_1", "attention_norm"),
+            *linear(
+                "attn.c_attn",
+                "attention.query_key_value",
+                "embed (three heads head_dim) -> (three heads head_dim) embed",
+            ),
+            *linear("attn.c_proj", "attention.output", "(heads head_dim) embed -> embed (heads head_dim)"),
+            *norm("ln_2", "mlp_norm"),
+            *linear("mlp.c_fc", "mlp.up", "embed mlp -> mlp embed"),
+            *linear("mlp.c_proj", "mlp.down", "mlp embed -> embed mlp"),
         ),
-        Weight("h.{layer}.attn.c_attn.bias", "blocks.{layer}.attention.query_key_value.bias", "(three heads head_dim)"),
-        Weight(
-            "h.{layer}.attn.c_proj.weight",
-            "blocks.{layer}.attention.output.weight",
-            "(heads head_dim) embed -> embed (heads head_dim)",
-        ),
-        Weight("h.{layer}.attn.c_proj.bias", "blocks.{layer}.attention.output.bias", "embed"),
-        Weight("h.{layer}.ln_2.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
-        Weight("h.{layer}.ln_2.bias", "blocks.{layer}.mlp_norm.bias", "embed"),
-        Weight("h.{layer}.mlp.c_fc.weight", "blocks.{layer}.mlp.up.weight", "embed mlp -> mlp embed"),
-        Weight("h.{layer}.mlp.c_fc.bias", "blocks.{layer}.mlp.up.bias", "mlp"),
-        Weight("h.{layer}.mlp.c_proj.weight", "blocks.{layer}.mlp.down.weight", "mlp embed -> embed mlp"),
-        Weight("h.{layer}.mlp.c_proj.bias", "blocks.{layer}.mlp.down.bias", "embed"),
-        Weight("ln_f.weight", "final_norm.weight", "embed"),
-        Weight("ln_f.bias", "final_norm.bias", "embed"),
+        *norm("ln_f", "final_norm"),
         Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
     ),
     ignored_weights={

@@ -19,10 +19,10 @@ Sources: Touvron et al. 2023, "LLaMA", arXiv:2302.13971, and "Llama 2", arXiv:23
 Llama 3 Herd of Models", arXiv:2407.21783.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +31,34 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from allformers.cache import Cache, LayerCache
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear
+from allformers.configuration import Configuration, Count, EvenCount, Positive, Preset, Probability, one_of
 from allformers.generation import Generative
 from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
-from allformers.rotary import angles, frequencies, rotate, scale_like_llama3
+from allformers.rotary import angles, frequencies, rotate, scale_like_llama3, scale_like_yarn, sharpen_like_yarn
 from allformers.shapes import check_token_ids, checked
+
+SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "embedding_dim", "mlp_dim")
+
+
+def size(source: str, parameters: int, *sizes: int, **others: Any) -> Preset:
+    """A row of the table of sizes: the six that every model of this family states, then whatever else is not usual."""
+    return Preset(source, parameters, **dict(zip(SIZES, sizes, strict=True)), **others)
+
+
+TINY: Mapping[str, Any] = {"vocab_size": 256, "context_length": 128}
+SMOLLM2: Mapping[str, Any] = {"vocab_size": 49152, "context_length": 8192, "tie_embeddings": True}
+LLAMA: Mapping[str, Any] = {"vocab_size": 32000, "context_length": 2048}
+LLAMA2: Mapping[str, Any] = {"vocab_size": 32000, "context_length": 4096}
+LLAMA3: Mapping[str, Any] = {"vocab_size": 128256, "context_length": 131072, "rope_theta": 5e5, "rope_type": "llama3"}
+LLAMA3_1: Mapping[str, Any] = {**LLAMA3, "rope_factor": 8.0}
+LLAMA3_2: Mapping[str, Any] = {**LLAMA3, "rope_factor": 32.0, "tie_embeddings": True}
+"""What the published sizes of one generation share."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
+class LlamaConfig(Configuration):
     """The sizes and switches that define a Llama. Immutable; checked when made.
 
     Attributes:
@@ -59,71 +77,51 @@ class LlamaConfig:
         attention_bias: whether the four projections of attention have biases.
         mlp_bias: whether the three of the MLP do.
         rope_theta: the base of the rotary frequencies.
-        rope_type: "default", "linear" (all rotations slower by `rope_factor`) or "llama3".
+        rope_type: "default", "linear" (all rotations slower by `rope_factor`), "llama3" or "yarn" (some of them).
         rope_factor: how much slower.
+        rope_context: for "llama3" and "yarn": the context before it was extended.
         rope_low_frequency_factor: for "llama3", see `rotary.scale_like_llama3`.
         rope_high_frequency_factor: likewise.
-        rope_context: likewise: the context before it was extended.
+        rope_fast: for "yarn", see `rotary.scale_like_yarn`.
+        rope_slow: likewise.
 
     Raises:
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    vocab_size: int
-    context_length: int
-    embedding_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    dropout: float = 0.0
-    norm_eps: float = 1e-5
+    vocab_size: Count
+    context_length: Count
+    embedding_dim: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: EvenCount
+    mlp_dim: Count
+    dropout: Probability = 0.0
+    norm_eps: Positive = 1e-5
     tie_embeddings: bool = False
-    activation: str = "silu"
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope_theta: float = 10000.0
-    rope_type: str = "default"
-    rope_factor: float = 1.0
-    rope_low_frequency_factor: float = 1.0
-    rope_high_frequency_factor: float = 4.0
-    rope_context: int = 8192
-
-    rope_types: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3")
+    rope_theta: Positive = 10000.0
+    rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
+    rope_factor: Positive = 1.0
+    rope_context: Count = 8192
+    rope_low_frequency_factor: Positive = 1.0
+    rope_high_frequency_factor: Positive = 4.0
+    rope_fast: Positive = 32.0
+    rope_slow: Positive = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "embedding_dim", "num_layers", "num_heads", "mlp_dim"):
-            self._check_count(name)
-        for name in ("num_kv_heads", "head_dim", "rope_context"):
-            self._check_count(name)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} cannot be shared out evenly among num_kv_heads {self.num_kv_heads}: "
-                "make it a multiple"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, since rotary positions turn pairs, not {self.head_dim}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
-        for name in ("norm_eps", "rope_theta", "rope_factor", "rope_low_frequency_factor"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{name} must be a number above 0, not {value!r}")
-        if not self.rope_high_frequency_factor > self.rope_low_frequency_factor:
-            raise ValueError(
-                f"rope_high_frequency_factor {self.rope_high_frequency_factor} must be above rope_low_frequency_factor "
-                f"{self.rope_low_frequency_factor}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
-        if self.rope_type not in self.rope_types:
-            raise ValueError(f"rope_type must be one of {', '.join(self.rope_types)}, not {self.rope_type!r}")
+        super().__post_init__()
+        self.divides("num_heads", "num_kv_heads")
+        self.exceeds("rope_high_frequency_factor", "rope_low_frequency_factor")
+        self.exceeds("rope_fast", "rope_slow")
 
-    def _check_count(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    @property
+    def sharpening(self) -> float:
+        """What scores are multiplied by: slower rotations blur them, and YaRN sharpens them again."""
+        return sharpen_like_yarn(self.rope_factor) if self.rope_type == "yarn" else 1.0
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
@@ -140,105 +138,26 @@ class LlamaConfig:
             "mlp": self.mlp_dim,
         }
 
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name: each a function that makes the configuration."""
-        makers = (
-            *(cls.llama_tiny, cls.stories_15m, cls.smollm2_135m, cls.smollm2_360m, cls.smollm2_1_7b, cls.tinyllama),
-            *(cls.llama1_7b, cls.llama2_7b, cls.llama2_13b, cls.llama2_70b),
-            *(cls.llama3_2_1b, cls.llama3_2_3b, cls.llama3_1_8b, cls.llama3_1_70b, cls.llama3_1_405b),
-        )
-        return {make.__name__: make for make in makers}
-
-    @classmethod
-    def llama_tiny(cls) -> Self:
-        """A model for tests and first steps: bytes as tokens, two query heads to a key head."""
-        return cls._make(2, 4, 2, 16, 64, 160, vocab_size=256, context_length=128)
-
-    @classmethod
-    def stories_15m(cls) -> Self:
-        """The smallest model of llama2.c, trained on children's stories: 15,191,712 parameters."""
-        return cls._make(6, 6, 6, 48, 288, 768, context_length=256, tie_embeddings=True)
-
-    @classmethod
-    def smollm2_135m(cls) -> Self:
-        """`HuggingFaceTB/SmolLM2-135M`: 134,515,008 parameters."""
-        return cls._make(30, 9, 3, 64, 576, 1536, **_SMOLLM2, rope_theta=100000.0)
-
-    @classmethod
-    def smollm2_360m(cls) -> Self:
-        """`HuggingFaceTB/SmolLM2-360M`: 361,821,120 parameters."""
-        return cls._make(32, 15, 5, 64, 960, 2560, **_SMOLLM2, rope_theta=100000.0)
-
-    @classmethod
-    def smollm2_1_7b(cls) -> Self:
-        """`HuggingFaceTB/SmolLM2-1.7B`: 1,711,376,384 parameters."""
-        return cls._make(24, 32, 32, 64, 2048, 8192, **_SMOLLM2, rope_theta=130000.0)
-
-    @classmethod
-    def tinyllama(cls) -> Self:
-        """`TinyLlama/TinyLlama_v1.1`: 1,100,048,384 parameters."""
-        return cls._make(22, 32, 4, 64, 2048, 5632, context_length=2048)
-
-    @classmethod
-    def llama1_7b(cls) -> Self:
-        """The smallest LLaMA of February 2023: 6,738,415,616 parameters."""
-        return cls._make(32, 32, 32, 128, 4096, 11008, context_length=2048, norm_eps=1e-6)
-
-    @classmethod
-    def llama2_7b(cls) -> Self:
-        """`meta-llama/Llama-2-7b-hf`: 6,738,415,616 parameters."""
-        return cls._make(32, 32, 32, 128, 4096, 11008, context_length=4096)
-
-    @classmethod
-    def llama2_13b(cls) -> Self:
-        """`meta-llama/Llama-2-13b-hf`: 13,015,864,320 parameters."""
-        return cls._make(40, 40, 40, 128, 5120, 13824, context_length=4096)
-
-    @classmethod
-    def llama2_70b(cls) -> Self:
-        """`meta-llama/Llama-2-70b-hf`, the first with shared key heads: 68,976,648,192 parameters."""
-        return cls._make(80, 64, 8, 128, 8192, 28672, context_length=4096)
-
-    @classmethod
-    def llama3_2_1b(cls) -> Self:
-        """`meta-llama/Llama-3.2-1B`: 1,235,814,400 parameters."""
-        return cls._make(16, 32, 8, 64, 2048, 8192, **_LLAMA3, rope_factor=32.0, tie_embeddings=True)
-
-    @classmethod
-    def llama3_2_3b(cls) -> Self:
-        """`meta-llama/Llama-3.2-3B`: 3,212,749,824 parameters."""
-        return cls._make(28, 24, 8, 128, 3072, 8192, **_LLAMA3, rope_factor=32.0, tie_embeddings=True)
-
-    @classmethod
-    def llama3_1_8b(cls) -> Self:
-        """`meta-llama/Llama-3.1-8B`: 8,030,261,248 parameters."""
-        return cls._make(32, 32, 8, 128, 4096, 14336, **_LLAMA3, rope_factor=8.0)
-
-    @classmethod
-    def llama3_1_70b(cls) -> Self:
-        """`meta-llama/Llama-3.1-70B`: 70,553,706,496 parameters."""
-        return cls._make(80, 64, 8, 128, 8192, 28672, **_LLAMA3, rope_factor=8.0)
-
-    @classmethod
-    def llama3_1_405b(cls) -> Self:
-        """`meta-llama/Llama-3.1-405B`: 405,853,388,800 parameters."""
-        return cls._make(126, 128, 8, 128, 16384, 53248, **_LLAMA3, rope_factor=8.0)
-
-    @classmethod
-    def _make(cls, layers: int, heads: int, kv_heads: int, head_dim: int, embed: int, mlp: int, **others: Any) -> Self:
-        """A configuration from its six sizes, in the order of the published tables."""
-        sizes = {"num_layers": layers, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
-        return cls(**{"vocab_size": 32000, **sizes, "embedding_dim": embed, "mlp_dim": mlp, **others})
-
-
-_SMOLLM2: Mapping[str, Any] = {"vocab_size": 49152, "context_length": 8192, "tie_embeddings": True}
-_LLAMA3: Mapping[str, Any] = {
-    "vocab_size": 128256,
-    "context_length": 131072,
-    "rope_theta": 500000.0,
-    "rope_type": "llama3",
-}
+    # In the order of `SIZES`: layers, heads, key heads, width of a head, of the stream, of the MLP.
+    llama_tiny = size("for first steps", 119_104, 2, 4, 2, 16, 64, 160, **TINY)
+    stories_15m = size(
+        "llama2.c", 15_191_712, 6, 6, 6, 48, 288, 768, vocab_size=32000, context_length=256, tie_embeddings=True
+    )
+    smollm2_135m = size("HuggingFaceTB/SmolLM2-135M", 134_515_008, 30, 9, 3, 64, 576, 1536, **SMOLLM2, rope_theta=1e5)
+    smollm2_360m = size("HuggingFaceTB/SmolLM2-360M", 361_821_120, 32, 15, 5, 64, 960, 2560, **SMOLLM2, rope_theta=1e5)
+    smollm2_1_7b = size(
+        "HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384, 24, 32, 32, 64, 2048, 8192, **SMOLLM2, rope_theta=1.3e5
+    )
+    tinyllama = size("TinyLlama/TinyLlama_v1.1", 1_100_048_384, 22, 32, 4, 64, 2048, 5632, **LLAMA)
+    llama1_7b = size("LLaMA", 6_738_415_616, 32, 32, 32, 128, 4096, 11008, **LLAMA, norm_eps=1e-6)
+    llama2_7b = size("meta-llama/Llama-2-7b-hf", 6_738_415_616, 32, 32, 32, 128, 4096, 11008, **LLAMA2)
+    llama2_13b = size("meta-llama/Llama-2-13b-hf", 13_015_864_320, 40, 40, 40, 128, 5120, 13824, **LLAMA2)
+    llama2_70b = size("meta-llama/Llama-2-70b-hf", 68_976_648_192, 80, 64, 8, 128, 8192, 28672, **LLAMA2)
+    llama3_2_1b = size("meta-llama/Llama-3.2-1B", 1_235_814_400, 16, 32, 8, 64, 2048, 8192, **LLAMA3_2)
+    llama3_2_3b = size("meta-llama/Llama-3.2-3B", 3_212_749_824, 28, 24, 8, 128, 3072, 8192, **LLAMA3_2)
+    llama3_1_8b = size("meta-llama/Llama-3.1-8B", 8_030_261_248, 32, 32, 8, 128, 4096, 14336, **LLAMA3_1)
+    llama3_1_70b = size("meta-llama/Llama-3.1-70B", 70_553_706_496, 80, 64, 8, 128, 8192, 28672, **LLAMA3_1)
+    llama3_1_405b = size("meta-llama/Llama-3.1-405B", 405_853_388_800, 126, 128, 8, 128, 16384, 53248, **LLAMA3_1)
 
 
 class RMSNorm(nn.Module):
@@ -277,17 +196,14 @@ class Attention(nn.Module):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.config = config
-        embed, queries, keys = (
-            config.embedding_dim,
-            config.num_heads * config.head_dim,
-            config.num_kv_heads * config.head_dim,
-        )
-        self.query = Linear(embed, queries, bias=config.attention_bias)
-        self.key = Linear(embed, keys, bias=config.attention_bias)
-        self.value = Linear(embed, keys, bias=config.attention_bias)
-        self.output = Linear(queries, embed, bias=config.attention_bias)
+        embed, bias = config.embedding_dim, config.attention_bias
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = Linear(embed, queries, bias=bias)
+        self.key = Linear(embed, keys, bias=bias)
+        self.value = Linear(embed, keys, bias=bias)
+        self.output = Linear(queries, embed, bias=bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = config.head_dim**-0.5
+        self.scale = config.head_dim**-0.5 * config.sharpening
 
     @checked
     def forward(
@@ -515,11 +431,17 @@ class Llama(Generative, Checkpointed):
     def speeds(self, kind: str, device: torch.device) -> Tensor:
         """How fast each pair turns, in float32 at least, whatever the weights are in."""
         config, dtype = self.config, torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        plain = frequencies(config.head_dim, config.rope_theta, device, dtype)
-        if config.rope_type == "llama3":
-            low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
-            return scale_like_llama3(plain, config.rope_factor, low, high, config.rope_context)
-        return plain / config.rope_factor if config.rope_type == "linear" else plain
+        plain = frequencies(2 * config.axes["pair"], config.rope_theta, device, dtype)
+        match config.rope_type:
+            case "linear":
+                return plain / config.rope_factor
+            case "llama3":
+                low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+                return scale_like_llama3(plain, config.rope_factor, low, high, config.rope_context)
+            case "yarn":
+                fast, slow, theta = config.rope_fast, config.rope_slow, config.rope_theta
+                return scale_like_yarn(plain, theta, config.rope_factor, fast, slow, config.rope_context)
+        return plain
 
     @checked
     def mask(
@@ -552,109 +474,72 @@ def _places(
     return rearrange(keys[start:], "seq -> seq 1"), rearrange(keys, "seq_k -> 1 seq_k")
 
 
-FIELDS = (
-    Field("vocab_size", "vocab_size", 32000),
-    Field("max_position_embeddings", "context_length", 2048),
-    Field("hidden_size", "embedding_dim", 4096),
-    Field("num_hidden_layers", "num_layers", 32),
-    Field("num_attention_heads", "num_heads", 32),
-    Field("num_key_value_heads", "num_kv_heads", lambda fields: fields.get("num_attention_heads", 32)),
-    Field(
-        "head_dim",
-        "head_dim",
-        lambda fields: fields.get("hidden_size", 4096) // fields.get("num_attention_heads", 32),
-    ),
-    Field("intermediate_size", "mlp_dim", 11008),
-    Field("attention_dropout", "dropout", 0.0),
-    Field("rms_norm_eps", "norm_eps", 1e-6),
-    Field("tie_word_embeddings", "tie_embeddings", False),
-    Field("hidden_act", "activation", "silu"),
-    Field("rope_parameters.rope_theta", "rope_theta", 10000.0),
-)
-"""What the configurations of Llama's descendants say in the same words, though not with the same defaults."""
-
-SCALED_ROPE = (
-    Field("rope_parameters.rope_type", "rope_type", "default"),
-    Field("rope_parameters.factor", "rope_factor", 1.0),
-    Field("rope_parameters.low_freq_factor", "rope_low_frequency_factor", 1.0),
-    Field("rope_parameters.high_freq_factor", "rope_high_frequency_factor", 4.0),
-    Field("rope_parameters.original_max_position_embeddings", "rope_context", 8192),
-)
-
-ALIASES = {
-    "rope_theta": "rope_parameters.rope_theta",
-    "rope_scaling": "rope_parameters",
-    "rope_parameters.type": "rope_parameters.rope_type",
-}
-"""How files from before transformers 5 say it."""
-
-WEIGHTS = (
-    Weight("embed_tokens.weight", "token_embedding.weight", "vocab embed"),
-    Weight("layers.{layer}.input_layernorm.weight", "blocks.{layer}.attention_norm.weight", "embed"),
-    Weight("layers.{layer}.self_attn.q_proj.weight", "blocks.{layer}.attention.query.weight", "(heads head_dim) embed"),
-    Weight(
-        "layers.{layer}.self_attn.k_proj.weight", "blocks.{layer}.attention.key.weight", "(kv_heads head_dim) embed"
-    ),
-    Weight(
-        "layers.{layer}.self_attn.v_proj.weight", "blocks.{layer}.attention.value.weight", "(kv_heads head_dim) embed"
-    ),
-    Weight(
-        "layers.{layer}.self_attn.o_proj.weight", "blocks.{layer}.attention.output.weight", "embed (heads head_dim)"
-    ),
-    Weight("layers.{layer}.post_attention_layernorm.weight", "blocks.{layer}.mlp_norm.weight", "embed"),
-    Weight("norm.weight", "final_norm.weight", "embed"),
-    Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
-)
-"""Weights that all descendants have; the MLP's are apart, since some have experts in its place."""
-
-QKV_BIASES = (
-    Weight("layers.{layer}.self_attn.q_proj.bias", "blocks.{layer}.attention.query.bias", "(heads head_dim)"),
-    Weight("layers.{layer}.self_attn.k_proj.bias", "blocks.{layer}.attention.key.bias", "(kv_heads head_dim)"),
-    Weight("layers.{layer}.self_attn.v_proj.bias", "blocks.{layer}.attention.value.bias", "(kv_heads head_dim)"),
-)
-OUTPUT_BIAS = (Weight("layers.{layer}.self_attn.o_proj.bias", "blocks.{layer}.attention.output.bias", "embed"),)
-
 MLP_WEIGHTS = (
-    Weight("layers.{layer}.mlp.gate_proj.weight", "blocks.{layer}.mlp.gate.weight", "mlp embed"),
-    Weight("layers.{layer}.mlp.up_proj.weight", "blocks.{layer}.mlp.up.weight", "mlp embed"),
-    Weight("layers.{layer}.mlp.down_proj.weight", "blocks.{layer}.mlp.down.weight", "embed mlp"),
+    *linear("mlp.gate_proj", "mlp.gate", "mlp embed", bias="mlp_bias"),
+    *linear("mlp.up_proj", "mlp.up", "mlp embed", bias="mlp_bias"),
+    *linear("mlp.down_proj", "mlp.down", "embed mlp", bias="mlp_bias"),
 )
-MLP_BIASES = (
-    Weight("layers.{layer}.mlp.gate_proj.bias", "blocks.{layer}.mlp.gate.bias", "mlp"),
-    Weight("layers.{layer}.mlp.up_proj.bias", "blocks.{layer}.mlp.up.bias", "mlp"),
-    Weight("layers.{layer}.mlp.down_proj.bias", "blocks.{layer}.mlp.down.bias", "embed"),
-)
-IGNORED_WEIGHTS = {"layers.{layer}.self_attn.rotary_emb.inv_freq": "the rotary frequencies, which are computed"}
 
-
-def rope_parameters(config: Any) -> dict[str, Any]:
-    """The rotary settings as the reference wants them: those of the kind that is used, and no others."""
-    used = {"default": 2, "linear": 3, "llama3": 6}[config.rope_type]
-    rows = (Field("rope_parameters.rope_theta", "rope_theta", 10000.0), *SCALED_ROPE)
-    return {row.theirs.partition(".")[2]: getattr(config, row.ours) for row in rows[:used]}
-
+SCALED = ("rope_type", "linear", "llama3", "yarn")
+EXTENDED = ("rope_type", "llama3", "yarn")
 
 Llama.format = Format(
     model_type="llama",
     architecture="LlamaForCausalLM",
     config_class=LlamaConfig,
     fields=(
-        *FIELDS,
-        *SCALED_ROPE,
+        Field("vocab_size", "vocab_size", 32000),
+        Field("max_position_embeddings", "context_length", 2048),
+        Field("hidden_size", "embedding_dim", 4096),
+        Field("num_hidden_layers", "num_layers", 32),
+        Field("num_attention_heads", "num_heads", 32),
+        Field("num_key_value_heads", "num_kv_heads", lambda known: known["num_heads"]),
+        Field("head_dim", "head_dim", lambda known: known["embedding_dim"] // known["num_heads"]),
+        Field("intermediate_size", "mlp_dim", 11008),
+        Field("attention_dropout", "dropout", 0.0),
+        Field("rms_norm_eps", "norm_eps", 1e-6),
+        Field("tie_word_embeddings", "tie_embeddings", False),
+        Field("hidden_act", "activation", "silu"),
         Field("attention_bias", "attention_bias", False),
         Field("mlp_bias", "mlp_bias", False),
+        Field("rope_parameters.rope_theta", "rope_theta", 10000.0),
+        Field("rope_parameters.rope_type", "rope_type", "default"),
+        Field("rope_parameters.factor", "rope_factor", 1.0, SCALED),
+        Field("rope_parameters.original_max_position_embeddings", "rope_context", 8192, EXTENDED),
+        Field("rope_parameters.low_freq_factor", "rope_low_frequency_factor", 1.0, ("rope_type", "llama3")),
+        Field("rope_parameters.high_freq_factor", "rope_high_frequency_factor", 4.0, ("rope_type", "llama3")),
+        Field("rope_parameters.beta_fast", "rope_fast", 32.0, ("rope_type", "yarn")),
+        Field("rope_parameters.beta_slow", "rope_slow", 1.0, ("rope_type", "yarn")),
     ),
-    aliases=ALIASES,
-    refused_fields={"is_encoder_decoder": (False, "Llama is a decoder alone")},
+    aliases={  # how files from before transformers 5 say it
+        "rope_theta": "rope_parameters.rope_theta",
+        "rope_scaling": "rope_parameters",
+        "rope_parameters.type": "rope_parameters.rope_type",
+    },
+    refused_fields={
+        "is_encoder_decoder": (False, "this is a decoder alone"),
+        "rope_parameters.attention_factor": (None, "how far scores are sharpened follows from the factor"),
+        "rope_parameters.mscale": (None, "likewise"),
+        "rope_parameters.mscale_all_dim": (None, "likewise"),
+    },
     ignored_fields={**NOT_ARITHMETIC, "pretraining_tp": "how the training was split among machines"},
     weights=(
-        *WEIGHTS,
-        *MLP_WEIGHTS,
-        *(row._replace(when="attention_bias") for row in (*QKV_BIASES, *OUTPUT_BIAS)),
-        *(row._replace(when="mlp_bias") for row in MLP_BIASES),
+        Weight("embed_tokens.weight", "token_embedding.weight", "vocab embed"),
+        *each_layer(
+            "layers.{layer}",
+            "blocks.{layer}",
+            Weight("input_layernorm.weight", "attention_norm.weight", "embed"),
+            *linear("self_attn.q_proj", "attention.query", "(heads head_dim) embed", bias="attention_bias"),
+            *linear("self_attn.k_proj", "attention.key", "(kv_heads head_dim) embed", bias="attention_bias"),
+            *linear("self_attn.v_proj", "attention.value", "(kv_heads head_dim) embed", bias="attention_bias"),
+            *linear("self_attn.o_proj", "attention.output", "embed (heads head_dim)", bias="attention_bias"),
+            Weight("post_attention_layernorm.weight", "mlp_norm.weight", "embed"),
+            *MLP_WEIGHTS,
+        ),
+        Weight("norm.weight", "final_norm.weight", "embed"),
+        Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
     ),
-    ignored_weights=IGNORED_WEIGHTS,
+    ignored_weights={"layers.{layer}.self_attn.rotary_emb.inv_freq": "the rotary frequencies, which are computed"},
     prefix="model.",
-    written=lambda config: {"rope_parameters": rope_parameters(config)},
 )
 """How Llama's checkpoints name and lay out what is above."""

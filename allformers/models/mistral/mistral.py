@@ -7,32 +7,26 @@ Source: Jiang et al. 2023, "Mistral 7B", arXiv:2310.06825; windows of attention 
 arXiv:2004.05150.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Literal
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from allformers.cache import Cache
-from allformers.checkpoints import NOT_ARITHMETIC, Field, Format
-from allformers.models.llama.llama import (
-    ALIASES,
-    FIELDS,
-    IGNORED_WEIGHTS,
-    MLP_WEIGHTS,
-    SCALED_ROPE,
-    WEIGHTS,
-    Llama,
-    LlamaConfig,
-    rope_parameters,
-)
+from allformers.checkpoints import Field
+from allformers.configuration import Count
+from allformers.models.llama.llama import TINY, Llama, LlamaConfig, size
 from allformers.shapes import checked
+
+V01: Mapping[str, Any] = {"vocab_size": 32000, "context_length": 32768, "sliding_window": 4096}
+V03: Mapping[str, Any] = {"vocab_size": 32768, "context_length": 32768, "rope_theta": 1e6}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MistralConfig(LlamaConfig):
-    """The sizes and switches of a Mistral: Llama's, and the window.
+    """The sizes and switches of a Mistral: Llama's without biases, and the window.
 
     Attributes:
         sliding_window: how many positions each sees, its own included; None for all.
@@ -41,39 +35,13 @@ class MistralConfig(LlamaConfig):
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    sliding_window: int | None = None
+    sliding_window: Count | None = None
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sliding_window is not None:
-            self._check_count("sliding_window")
-        self._check_no_biases()
-
-    def _check_no_biases(self) -> None:
-        """Llama's switches for biases are not this family's."""
-        if self.attention_bias or self.mlp_bias:
-            raise ValueError(f"{type(self).__name__} has no switch for biases: leave attention_bias and mlp_bias False")
-
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name."""
-        return {make.__name__: make for make in (cls.mistral_tiny, cls.mistral_7b, cls.mistral_7b_v03)}
-
-    @classmethod
-    def mistral_tiny(cls) -> Self:
-        """A model for tests and first steps, with a window of 32."""
-        return cls._make(2, 4, 2, 16, 64, 160, vocab_size=256, context_length=128, sliding_window=32)
-
-    @classmethod
-    def mistral_7b(cls) -> Self:
-        """`mistralai/Mistral-7B-v0.1`: 7,241,732,096 parameters."""
-        return cls._make(32, 32, 8, 128, 4096, 14336, context_length=32768, sliding_window=4096)
-
-    @classmethod
-    def mistral_7b_v03(cls) -> Self:
-        """`mistralai/Mistral-7B-v0.3`, without a window: 7,248,023,552 parameters."""
-        sizes = {"vocab_size": 32768, "context_length": 32768, "rope_theta": 1000000.0}
-        return cls._make(32, 32, 8, 128, 4096, 14336, **sizes)
+    mistral_tiny = size("for first steps", 119_104, 2, 4, 2, 16, 64, 160, **TINY, sliding_window=32)
+    mistral_7b = size("mistralai/Mistral-7B-v0.1", 7_241_732_096, 32, 32, 8, 128, 4096, 14336, **V01)
+    mistral_7b_v03 = size("mistralai/Mistral-7B-v0.3", 7_248_023_552, 32, 32, 8, 128, 4096, 14336, **V03)
 
 
 class Mistral(Llama):
@@ -110,21 +78,11 @@ class Mistral(Llama):
         return hidden if window is None else hidden | (keys <= queries - window)
 
 
-Mistral.format = Format(
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    config_class=MistralConfig,
-    fields=(
-        *FIELDS,
-        *SCALED_ROPE,
-        Field("sliding_window", "sliding_window", None),
-    ),
-    aliases=ALIASES,
-    refused_fields={"is_encoder_decoder": (False, "Mistral is a decoder alone")},
-    ignored_fields=NOT_ARITHMETIC,
-    weights=(*WEIGHTS, *MLP_WEIGHTS),
-    ignored_weights=IGNORED_WEIGHTS,
-    prefix="model.",
-    written=lambda config: {"rope_parameters": rope_parameters(config)},
+Mistral.format = Llama.format.extended(
+    "mistral",
+    "MistralForCausalLM",
+    MistralConfig,
+    without=("attention_bias", "mlp_bias"),
+    fields=(Field("sliding_window", "sliding_window", None),),
 )
 """How Mistral's checkpoints name and lay out what is above."""

@@ -6,10 +6,9 @@ Source: Jiang et al. 2024, "Mixtral of Experts", arXiv:2401.04088; sparse expert
 arXiv:1701.06538.
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +16,17 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.checkpoints import Field, Weight
+from allformers.checkpoints import Field, Weight, each_layer
+from allformers.configuration import Count
 from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
-from allformers.models.llama.llama import WEIGHTS, Block
+from allformers.models.llama.llama import TINY, Block, size
 from allformers.models.mistral.mistral import Mistral, MistralConfig
 from allformers.shapes import checked
+
+EIGHT: Mapping[str, Any] = {"num_experts": 8, "num_chosen": 2, "rope_theta": 1e6}
+SMALL: Mapping[str, Any] = {**EIGHT, "vocab_size": 32000, "context_length": 32768}
+LARGE: Mapping[str, Any] = {**EIGHT, "vocab_size": 32768, "context_length": 65536}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +41,11 @@ class MixtralConfig(MistralConfig):
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    num_experts: int
-    num_chosen: int
+    num_experts: Count
+    num_chosen: Count
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_count("num_experts")
-        self._check_count("num_chosen")
         if self.num_chosen > self.num_experts:
             raise ValueError(f"num_chosen {self.num_chosen} is more than there are experts, {self.num_experts}")
 
@@ -52,28 +54,9 @@ class MixtralConfig(MistralConfig):
         """The size of every axis that the configuration fixes."""
         return {**super().axes, "experts": self.num_experts, "chosen": self.num_chosen}
 
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name."""
-        return {make.__name__: make for make in (cls.mixtral_tiny, cls.mixtral_8x7b, cls.mixtral_8x22b)}
-
-    @classmethod
-    def mixtral_tiny(cls) -> Self:
-        """A model for tests and first steps: four experts, two for each token."""
-        sizes = {"vocab_size": 256, "context_length": 128, "num_experts": 4, "num_chosen": 2}
-        return cls._make(2, 4, 2, 16, 64, 96, **sizes)
-
-    @classmethod
-    def mixtral_8x7b(cls) -> Self:
-        """`mistralai/Mixtral-8x7B-v0.1`: 46,702,792,704 parameters."""
-        sizes = {"context_length": 32768, "rope_theta": 1000000.0, "num_experts": 8, "num_chosen": 2}
-        return cls._make(32, 32, 8, 128, 4096, 14336, **sizes)
-
-    @classmethod
-    def mixtral_8x22b(cls) -> Self:
-        """`mistralai/Mixtral-8x22B-v0.1`: 140,630,071,296 parameters."""
-        sizes = {"context_length": 65536, "rope_theta": 1000000.0, "num_experts": 8, "num_chosen": 2}
-        return cls._make(56, 48, 8, 128, 6144, 16384, vocab_size=32768, **sizes)
+    mixtral_tiny = size("for first steps", 205_632, 2, 4, 2, 16, 64, 96, **TINY, num_experts=4, num_chosen=2)
+    mixtral_8x7b = size("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704, 32, 32, 8, 128, 4096, 14336, **SMALL)
+    mixtral_8x22b = size("mistralai/Mixtral-8x22B-v0.1", 140_630_071_296, 56, 48, 8, 128, 6144, 16384, **LARGE)
 
 
 class MixtureOfExperts(nn.Module):
@@ -153,40 +136,24 @@ class Mixtral(Mistral):
     block_class: ClassVar[type[Any]] = MixtralBlock
 
 
-Mixtral.format = dataclasses.replace(
-    Mistral.format,
-    model_type="mixtral",
-    architecture="MixtralForCausalLM",
-    config_class=MixtralConfig,
-    fields=(
-        *Mistral.format.fields,
-        Field("num_local_experts", "num_experts", 8),
-        Field("num_experts_per_tok", "num_chosen", 2),
-    ),
+Mixtral.format = Mistral.format.extended(
+    "mixtral",
+    "MixtralForCausalLM",
+    MixtralConfig,
+    without=("layers.{layer}.mlp",),
+    fields=(Field("num_local_experts", "num_experts", 8), Field("num_experts_per_tok", "num_chosen", 2)),
     ignored_fields={
-        **Mistral.format.ignored_fields,
         "output_router_logits": "what the reference's forward returns",
         "router_aux_loss_coef": "a loss of training, added by its loop",
         "router_jitter_noise": "noise in training",
     },
-    weights=(
-        *WEIGHTS,
-        Weight("layers.{layer}.block_sparse_moe.gate.weight", "blocks.{layer}.mlp.router.weight", "experts embed"),
-        Weight(
-            "layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
-            "blocks.{layer}.mlp.gate",
-            "experts mlp embed",
-        ),
-        Weight(
-            "layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
-            "blocks.{layer}.mlp.up",
-            "experts mlp embed",
-        ),
-        Weight(
-            "layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
-            "blocks.{layer}.mlp.down",
-            "experts embed mlp",
-        ),
+    weights=each_layer(
+        "layers.{layer}.block_sparse_moe",
+        "blocks.{layer}.mlp",
+        Weight("gate.weight", "router.weight", "experts embed"),
+        Weight("experts.{expert}.w1.weight", "gate", "experts mlp embed"),
+        Weight("experts.{expert}.w3.weight", "up", "experts mlp embed"),
+        Weight("experts.{expert}.w2.weight", "down", "experts embed mlp"),
     ),
     from_disk=True,
 )

@@ -14,25 +14,29 @@ that patches lie in a plane: each has a learned position, and the rest is learne
 Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv:2010.11929.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight
+from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
+from allformers.configuration import Configuration, Count, Positive, Probability, one_of
 from allformers.linear import Linear
-from allformers.models.bert.bert import SelfAttention, linear, norm
-from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP
+from allformers.models.bert.bert import SelfAttention
+from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP, size
 from allformers.shapes import checked
+
+IMAGENET: Mapping[str, Any] = {"image_size": 224, "patch_size": 16, "num_labels": 1000}
+TESTS: Mapping[str, Any] = {"image_size": 32, "patch_size": 8, "num_labels": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(Configuration):
     """The sizes and switches that define a ViT. Immutable; checked when made.
 
     Attributes:
@@ -52,33 +56,22 @@ class ViTConfig:
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    image_size: int
-    patch_size: int
-    num_labels: int
-    embedding_dim: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
-    num_channels: int = 3
-    dropout: float = 0.0
-    norm_eps: float = 1e-12
-    activation: str = "gelu"
+    image_size: Count
+    patch_size: Count
+    num_labels: Count
+    embedding_dim: Count
+    num_layers: Count
+    num_heads: Count
+    mlp_dim: Count
+    num_channels: Count = 3
+    dropout: Probability = 0.0
+    norm_eps: Positive = 1e-12
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "gelu"
 
     def __post_init__(self) -> None:
-        sizes = ("image_size", "patch_size", "num_labels", "embedding_dim", "num_layers", "num_heads", "mlp_dim")
-        for name in (*sizes, "num_channels"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for whole, part in (("embedding_dim", "num_heads"), ("image_size", "patch_size")):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole} {getattr(self, whole)} must be a multiple of {part} {getattr(self, part)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability: at least 0 and below 1, not {self.dropout!r}")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be above 0, not {self.norm_eps!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        super().__post_init__()
+        self.divides("embedding_dim", "num_heads")
+        self.divides("image_size", "patch_size")
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
@@ -105,49 +98,11 @@ class ViTConfig:
         """Positions: the patches, and one for the whole image."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and a small one, by name."""
-        makers = (cls.vit_tests, cls.vit_tiny, cls.vit_small, cls.vit_base, cls.vit_large)
-        return {make.__name__: make for make in makers}
-
-    @classmethod
-    def vit_tests(cls) -> Self:
-        """A model for tests and first steps: images of 32 by 32 pixels in 16 patches."""
-        return cls(image_size=32, patch_size=8, num_labels=10, embedding_dim=64, num_layers=2, num_heads=4, mlp_dim=256)
-
-    @classmethod
-    def vit_tiny(cls) -> Self:
-        """`WinKawaks/vit-tiny-patch16-224`: 5,717,416 parameters."""
-        return cls._patch16(12, 3, 192, 768)
-
-    @classmethod
-    def vit_small(cls) -> Self:
-        """`WinKawaks/vit-small-patch16-224`: 22,050,664 parameters."""
-        return cls._patch16(12, 6, 384, 1536)
-
-    @classmethod
-    def vit_base(cls) -> Self:
-        """`google/vit-base-patch16-224`: 86,567,656 parameters."""
-        return cls._patch16(12, 12, 768, 3072)
-
-    @classmethod
-    def vit_large(cls) -> Self:
-        """`google/vit-large-patch16-224`: 304,326,632 parameters."""
-        return cls._patch16(24, 16, 1024, 4096)
-
-    @classmethod
-    def _patch16(cls, layers: int, heads: int, embed: int, mlp: int) -> Self:
-        """For images of 224 by 224 pixels in patches of 16 by 16, with ImageNet's 1000 labels."""
-        return cls(
-            image_size=224,
-            patch_size=16,
-            num_labels=1000,
-            num_layers=layers,
-            num_heads=heads,
-            embedding_dim=embed,
-            mlp_dim=mlp,
-        )
+    vit_tests = size("for first steps", 114_250, embed=64, layers=2, heads=4, **TESTS)
+    vit_tiny = size("WinKawaks/vit-tiny-patch16-224", 5_717_416, embed=192, layers=12, heads=3, **IMAGENET)
+    vit_small = size("WinKawaks/vit-small-patch16-224", 22_050_664, embed=384, layers=12, heads=6, **IMAGENET)
+    vit_base = size("google/vit-base-patch16-224", 86_567_656, embed=768, layers=12, heads=12, **IMAGENET)
+    vit_large = size("google/vit-large-patch16-224", 304_326_632, embed=1024, layers=24, heads=16, **IMAGENET)
 
 
 class Block(nn.Module):
@@ -243,13 +198,9 @@ class ViT(Checkpointed):
         return logits
 
 
-LAYER = "vit.encoder.layer.{layer}"
-OURS = "blocks.{layer}"
-
-
-def _labels(fields: Mapping[str, Any]) -> int:
+def _labels(known: Mapping[str, Any]) -> int:
     """How many labels there are: as many as have names, two if none has."""
-    return len(fields.get("id2label") or {0: "", 1: ""})
+    return len(known.get("id2label") or {0: "", 1: ""})
 
 
 ViT.format = Format(
@@ -285,20 +236,23 @@ ViT.format = Format(
     weights=(
         Weight("vit.embeddings.cls_token", "whole_image", "1 1 embed -> embed"),
         Weight("vit.embeddings.position_embeddings", "position_embedding.weight", "1 context embed -> context embed"),
-        Weight(
-            "vit.embeddings.patch_embeddings.projection.weight",
-            "patch_embedding.weight",
+        *linear(
+            "vit.embeddings.patch_embeddings.projection",
+            "patch_embedding",
             "embed channels patch_height patch_width -> embed (channels patch_height patch_width)",
         ),
-        Weight("vit.embeddings.patch_embeddings.projection.bias", "patch_embedding.bias", "embed"),
-        *norm(f"{LAYER}.layernorm_before", f"{OURS}.attention_norm"),
-        *linear(f"{LAYER}.attention.attention.query", f"{OURS}.attention.query", "(heads head_dim) embed"),
-        *linear(f"{LAYER}.attention.attention.key", f"{OURS}.attention.key", "(heads head_dim) embed"),
-        *linear(f"{LAYER}.attention.attention.value", f"{OURS}.attention.value", "(heads head_dim) embed"),
-        *linear(f"{LAYER}.attention.output.dense", f"{OURS}.attention.output", "embed (heads head_dim)"),
-        *norm(f"{LAYER}.layernorm_after", f"{OURS}.mlp_norm"),
-        *linear(f"{LAYER}.intermediate.dense", f"{OURS}.mlp.up", "mlp embed"),
-        *linear(f"{LAYER}.output.dense", f"{OURS}.mlp.down", "embed mlp"),
+        *each_layer(
+            "vit.encoder.layer.{layer}",
+            "blocks.{layer}",
+            *norm("layernorm_before", "attention_norm"),
+            *linear("attention.attention.query", "attention.query", "(heads head_dim) embed"),
+            *linear("attention.attention.key", "attention.key", "(heads head_dim) embed"),
+            *linear("attention.attention.value", "attention.value", "(heads head_dim) embed"),
+            *linear("attention.output.dense", "attention.output", "embed (heads head_dim)"),
+            *norm("layernorm_after", "mlp_norm"),
+            *linear("intermediate.dense", "mlp.up", "mlp embed"),
+            *linear("output.dense", "mlp.down", "embed mlp"),
+        ),
         *norm("vit.layernorm", "final_norm"),
         *linear("classifier", "classifier", "labels embed"),
     ),
