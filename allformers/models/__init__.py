@@ -55,6 +55,7 @@ class Member(NamedTuple):
         takes_from: the names of the other models that it imports parts from.
         added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
         lines: lines of code in its file: no empty ones, no comments, no docstrings.
+        sizes: how many of them are rows of its table of sizes.
     """
 
     entry: Entry
@@ -62,6 +63,7 @@ class Member(NamedTuple):
     takes_from: tuple[str, ...]
     added: str
     lines: int
+    sizes: int
 
 
 def family() -> list[Member]:
@@ -83,8 +85,16 @@ def family() -> list[Member]:
         parent = next(iter(extended), taken[-1] if taken else None)
         text = re.sub(r"\s+", " ", (ast.get_docstring(tree) or "").partition("\n\n")[0])
         others = tuple(name for name in taken if name != parent)
-        members.append(Member(entry, parent, others, text.partition(": ")[2] or text, _code_lines(path, tree)))
+        rows = [row for node in tree.body if isinstance(node, ast.ClassDef) for row in node.body if _is_size(row)]
+        sizes = sum((row.end_lineno or row.lineno) - row.lineno + 1 for row in rows)
+        added = text.partition(": ")[2] or text
+        members.append(Member(entry, parent, others, added, _code_lines(path, tree), sizes))
     return members
+
+
+def _is_size(node: ast.stmt) -> bool:
+    """Whether a statement of a class is a row of a table of sizes: a name that is given what `size` makes."""
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "size"
 
 
 def _code_lines(path: Path, tree: ast.Module) -> int:

@@ -34,38 +34,13 @@ from allformers.shapes import checked
 LATENT_EPS = 1e-6
 """What the norms of both latents add, whatever `norm_eps` says: the reference has it so."""
 
-SMALL: Mapping[str, Any] = {
-    "query_latent_dim": 24,
-    "latent_dim": 20,
-    "plain_dim": 16,
-    "rope_dim": 8,
-    "expert_dim": 40,
-    "num_experts": 8,
-    "num_chosen": 2,
-    "num_shared": 1,
-    "num_nodes": 2,
-    "num_chosen_nodes": 1,
-}
-V3: Mapping[str, Any] = {
-    "query_latent_dim": 1536,
-    "latent_dim": 512,
-    "plain_dim": 128,
-    "rope_dim": 64,
-    "expert_dim": 2048,
-    "num_experts": 256,
-    "num_chosen": 8,
-    "num_shared": 1,
-    "num_nodes": 8,
-    "num_chosen_nodes": 4,
-    "rope_type": "yarn",
-    "rope_factor": 40.0,
-    "rope_context": 4096,
-    "rope_mscale": 1.0,
-    "vocab_size": 129280,
-    "context_length": 163840,
-    "norm_eps": 1e-6,
-    "num_dense_layers": 3,
-}
+NARROW: Mapping[str, Any] = {"query_latent_dim": 24, "latent_dim": 20, "plain_dim": 16, "rope_dim": 8, "expert_dim": 40}
+FEW: Mapping[str, Any] = {"num_experts": 8, "num_chosen": 2, "num_shared": 1, "num_nodes": 2, "num_chosen_nodes": 1}
+V3: Mapping[str, Any] = {"vocab_size": 129280, "context_length": 163840, "norm_eps": 1e-6, "expert_dim": 2048}
+WIDE: Mapping[str, Any] = {"query_latent_dim": 1536, "latent_dim": 512, "plain_dim": 128, "rope_dim": 64}
+MANY: Mapping[str, Any] = {"num_experts": 256, "num_chosen": 8, "num_shared": 1, "num_nodes": 8, "num_chosen_nodes": 4}
+YARN: Mapping[str, Any] = {"rope_type": "yarn", "rope_factor": 40.0, "rope_context": 4096, "rope_mscale": 1.0}
+"""What the sizes below consist of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +150,24 @@ class DeepSeekV3Config(LlamaConfig):
         return range(len(self.dense_layers), self.num_layers)
 
     deepseek_v3_tiny = size(
-        "for first steps", 158_112, 2, 4, 4, 16, 64, 160, **TINY, **SMALL, norm_eps=1e-6, num_dense_layers=1
+        "for first steps", 158_112, 2, 4, 4, 16, 64, 160, **TINY, **NARROW, **FEW, num_dense_layers=1, norm_eps=1e-6
     )
     # Without the part that predicts two tokens. The reference does not count 14,848 of them, the experts' balance.
-    deepseek_v3 = size("deepseek-ai/DeepSeek-V3", 671_026_419_200, 61, 128, 128, 128, 7168, 18432, **V3)
+    deepseek_v3 = size(
+        "deepseek-ai/DeepSeek-V3",
+        671_026_419_200,
+        61,
+        128,
+        128,
+        128,
+        7168,
+        18432,
+        **V3,
+        **WIDE,
+        **MANY,
+        **YARN,
+        num_dense_layers=3,
+    )
 
 
 class LatentAttention(nn.Module):
