@@ -91,7 +91,7 @@ class Module:
     def _cut_class(self, node: ast.ClassDef, first: int) -> Iterator[Unit]:
         head_end = node.lineno
         for member in node.body:
-            if isinstance(member, ast.FunctionDef):
+            if isinstance(member, ast.FunctionDef) or self._is_row(member):
                 break
             head_end = member.end_lineno or head_end
         yield Unit(node.name, first, head_end, True)
@@ -100,6 +100,14 @@ class Module:
             if isinstance(member, ast.FunctionDef):
                 yield from self._cut_function(member, f"{node.name}.{member.name}", self._start(member, end + 1))
                 end = member.end_lineno or end
+            elif self._is_row(member):
+                yield Unit(node.name, self._start(member, end + 1), member.end_lineno or end, False)
+                end = member.end_lineno or end
+
+    @staticmethod
+    def _is_row(node: ast.stmt) -> bool:
+        """Whether a statement of a class is a row of a table: a name that is given what a call makes."""
+        return isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
 
     def _cut_function(self, node: ast.FunctionDef, symbol: str, first: int) -> Iterator[Unit]:
         body = node.body

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from allformers.cache import LayerCache
 from allformers.checkpoints import Field, Weight, each_layer, linear
-from allformers.configuration import Count, EvenCount, Whole
+from allformers.configuration import Count, EvenCount, Positive, Whole
 from allformers.linear import Linear
 from allformers.models.llama.llama import MLP, MLP_WEIGHTS, TINY, Block, Llama, LlamaConfig, RMSNorm, size
 from allformers.models.mixtral.mixtral import MixtureOfExperts
@@ -36,10 +36,10 @@ LATENT_EPS = 1e-6
 
 NARROW: Mapping[str, Any] = {"query_latent_dim": 24, "latent_dim": 20, "plain_dim": 16, "rope_dim": 8, "expert_dim": 40}
 FEW: Mapping[str, Any] = {"num_experts": 8, "num_chosen": 2, "num_shared": 1, "num_nodes": 2, "num_chosen_nodes": 1}
-V3: Mapping[str, Any] = {"vocab_size": 129280, "context_length": 163840, "norm_eps": 1e-6, "expert_dim": 2048}
 WIDE: Mapping[str, Any] = {"query_latent_dim": 1536, "latent_dim": 512, "plain_dim": 128, "rope_dim": 64}
 MANY: Mapping[str, Any] = {"num_experts": 256, "num_chosen": 8, "num_shared": 1, "num_nodes": 8, "num_chosen_nodes": 4}
 YARN: Mapping[str, Any] = {"rope_type": "yarn", "rope_factor": 40.0, "rope_context": 4096, "rope_mscale": 1.0}
+V3: Mapping[str, Any] = {"vocab_size": 129280, "context_length": 163840, "num_dense_layers": 3, "expert_dim": 2048}
 """What the sizes below consist of."""
 
 
@@ -71,13 +71,14 @@ class DeepSeekV3Config(LlamaConfig):
     latent_dim: Count
     plain_dim: Count
     rope_dim: EvenCount
-    num_dense_layers: Whole
     num_experts: Count
     num_chosen: Count
     num_shared: Count
     num_nodes: Count
     num_chosen_nodes: Count
     expert_dim: Count
+    num_dense_layers: Whole = 1
+    norm_eps: Positive = 1e-6
     normalise_shares: bool = True
     routed_scale: float = 2.5
     mlp_bias: Literal[False] = False
@@ -149,24 +150,10 @@ class DeepSeekV3Config(LlamaConfig):
         """Layers with experts."""
         return range(len(self.dense_layers), self.num_layers)
 
-    deepseek_v3_tiny = size(
-        "for first steps", 158_112, 2, 4, 4, 16, 64, 160, **TINY, **NARROW, **FEW, num_dense_layers=1, norm_eps=1e-6
-    )
+    deepseek_v3_tiny = size("for first steps", 158_112, 2, 4, 4, 16, 64, 160, **TINY, **NARROW, **FEW)
     # Without the part that predicts two tokens. The reference does not count 14,848 of them, the experts' balance.
     deepseek_v3 = size(
-        "deepseek-ai/DeepSeek-V3",
-        671_026_419_200,
-        61,
-        128,
-        128,
-        128,
-        7168,
-        18432,
-        **V3,
-        **WIDE,
-        **MANY,
-        **YARN,
-        num_dense_layers=3,
+        "deepseek-ai/DeepSeek-V3", 671_026_419_200, 61, 128, 128, 128, 7168, 18432, **V3, **WIDE, **MANY, **YARN
     )
 
 

@@ -85,7 +85,8 @@ class Gemma3(Gemma2):
         return frequencies(self.config.head_dim, self.config.local_rope_theta, device, dtype)
 
 
-FULL, SLIDING = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
+FULL = "rope_parameters.full_attention"
+SLIDING = "rope_parameters.sliding_attention"
 
 Gemma3.format = Gemma2.format.extended(
     "gemma3_text",
