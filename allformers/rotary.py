@@ -15,12 +15,15 @@ Source: Su et al. 2021, "RoFormer", arXiv:2104.09864.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allformers.configuration import Configuration, Count, Positive
 from allformers.shapes import checked
 
 
@@ -78,6 +81,59 @@ def scale_like_yarn(
 def sharpen_like_yarn(factor: float, strength: float = 1.0) -> float:
     """What to multiply scores by where rotations are slowed down, which blurs them. Source: arXiv:2309.00071, 3.4."""
     return (0.1 * strength * math.log(max(factor, 1.0)) + 1.0) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotations(Configuration):
+    """How fast pairs turn, and how that was changed for longer texts: a part of a model's configuration.
+
+    Attributes:
+        rope_theta: the base of the frequencies.
+        rope_type: "default", "linear" (all rotations slower by `rope_factor`), "llama3" or "yarn" (some of them).
+        rope_factor: how much slower.
+        rope_context: for "llama3" and "yarn": the context before it was extended.
+        rope_low_frequency_factor: for "llama3", see `scale_like_llama3`.
+        rope_high_frequency_factor: likewise.
+        rope_fast: for "yarn", see `scale_like_yarn`.
+        rope_slow: likewise.
+
+    Raises:
+        ValueError: a value is out of range; the message says which, and what would do.
+    """
+
+    rope_theta: Positive = 10000.0
+    rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
+    rope_factor: Positive = 1.0
+    rope_context: Count = 8192
+    rope_low_frequency_factor: Positive = 1.0
+    rope_high_frequency_factor: Positive = 4.0
+    rope_fast: Positive = 32.0
+    rope_slow: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.exceeds("rope_high_frequency_factor", "rope_low_frequency_factor")
+        self.exceeds("rope_fast", "rope_slow")
+
+    @checked
+    def speeds(self, pairs: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "pair"]:
+        """How far each of so many pairs turns from one position to the next."""
+        plain = frequencies(2 * pairs, self.rope_theta, device, dtype)
+        match self.rope_type:
+            case "linear":
+                return plain / self.rope_factor
+            case "llama3":
+                low, high = self.rope_low_frequency_factor, self.rope_high_frequency_factor
+                return scale_like_llama3(plain, self.rope_factor, low, high, self.rope_context)
+            case "yarn":
+                fast, slow, theta = self.rope_fast, self.rope_slow, self.rope_theta
+                return scale_like_yarn(plain, theta, self.rope_factor, fast, slow, self.rope_context)
+        return plain
+
+    @property
+    def sharpening(self) -> float:
+        """What scores are multiplied by."""
+        return sharpen_like_yarn(self.rope_factor) if self.rope_type == "yarn" else 1.0
 
 
 @checked

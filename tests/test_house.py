@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "linear": set(),
     "speed": {"linear", "shapes"},
     "cache": {"shapes"},
-    "rotary": {"shapes"},
+    "rotary": {"configuration", "shapes"},
     "sampling": {"shapes"},
     "generation": {"cache", "sampling", "shapes"},
     "checkpoints": {"files", "shapes"},

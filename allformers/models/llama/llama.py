@@ -22,7 +22,7 @@ Llama 3 Herd of Models", arXiv:2407.21783.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from allformers.cache import Cache, LayerCache
 from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear
-from allformers.configuration import Configuration, Count, EvenCount, Positive, Preset, Probability, one_of
+from allformers.configuration import Count, EvenCount, Positive, Preset, Probability, one_of
 from allformers.generation import Generative
 from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
-from allformers.rotary import angles, frequencies, rotate, scale_like_llama3, scale_like_yarn, sharpen_like_yarn
+from allformers.rotary import Rotations, angles, rotate
 from allformers.shapes import check_token_ids, checked
 
 SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "embedding_dim", "mlp_dim")
@@ -58,8 +58,8 @@ LLAMA3_2: Mapping[str, Any] = {**LLAMA3, "rope_factor": 32.0, "tie_embeddings": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(Configuration):
-    """The sizes and switches that define a Llama. Immutable; checked when made.
+class LlamaConfig(Rotations):
+    """The sizes and switches that define a Llama, and how it turns queries and keys. Immutable; checked when made.
 
     Attributes:
         vocab_size: tokens in the vocabulary.
@@ -76,14 +76,6 @@ class LlamaConfig(Configuration):
         activation: the MLP's non-linearity, a key of `ACTIVATIONS`.
         attention_bias: whether the four projections of attention have biases.
         mlp_bias: whether the three of the MLP do.
-        rope_theta: the base of the rotary frequencies.
-        rope_type: "default", "linear" (all rotations slower by `rope_factor`), "llama3" or "yarn" (some of them).
-        rope_factor: how much slower.
-        rope_context: for "llama3" and "yarn": the context before it was extended.
-        rope_low_frequency_factor: for "llama3", see `rotary.scale_like_llama3`.
-        rope_high_frequency_factor: likewise.
-        rope_fast: for "yarn", see `rotary.scale_like_yarn`.
-        rope_slow: likewise.
 
     Raises:
         ValueError: a value is out of range; the message says which, and what would do.
@@ -103,25 +95,10 @@ class LlamaConfig(Configuration):
     activation: Annotated[str, one_of(ACTIVATIONS)] = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope_theta: Positive = 10000.0
-    rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
-    rope_factor: Positive = 1.0
-    rope_context: Count = 8192
-    rope_low_frequency_factor: Positive = 1.0
-    rope_high_frequency_factor: Positive = 4.0
-    rope_fast: Positive = 32.0
-    rope_slow: Positive = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.divides("num_heads", "num_kv_heads")
-        self.exceeds("rope_high_frequency_factor", "rope_low_frequency_factor")
-        self.exceeds("rope_fast", "rope_slow")
-
-    @property
-    def sharpening(self) -> float:
-        """What scores are multiplied by: slower rotations blur them, and YaRN sharpens them again."""
-        return sharpen_like_yarn(self.rope_factor) if self.rope_type == "yarn" else 1.0
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
@@ -430,18 +407,8 @@ class Llama(Generative, Checkpointed):
 
     def speeds(self, kind: str, device: torch.device) -> Tensor:
         """How fast each pair turns, in float32 at least, whatever the weights are in."""
-        config, dtype = self.config, torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        plain = frequencies(2 * config.axes["pair"], config.rope_theta, device, dtype)
-        match config.rope_type:
-            case "linear":
-                return plain / config.rope_factor
-            case "llama3":
-                low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
-                return scale_like_llama3(plain, config.rope_factor, low, high, config.rope_context)
-            case "yarn":
-                fast, slow, theta = config.rope_fast, config.rope_slow, config.rope_theta
-                return scale_like_yarn(plain, theta, config.rope_factor, fast, slow, config.rope_context)
-        return plain
+        dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
+        return self.config.speeds(self.config.axes["pair"], device, dtype)
 
     @checked
     def mask(
