@@ -1,13 +1,20 @@
 """Timing against the reference: the same weights, the same threads, one process, in turns.
 
 A single time says little on a machine that others use too, so every round times every contender once, one after the
-other, and what counts is the ratio within a round. Shape checks are on. Memory is measured too, each contender in a
-process of its own.
+other, and what counts is the ratio within a round. Shape checks are on unless a contender's name says otherwise. Memory
+is measured too, each contender in a process of its own.
+
+What the machine can do at best is measured in the same run: how fast it reads memory, and how fast its best kernel
+multiplies. The floor of a row is the longer of two times: that of reading every weight once at the one rate, and that
+of all multiplications at the other. Nothing that computes the same can take less.
 """
 
+import contextlib
+import copy
 import dataclasses
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,15 +27,60 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.checkpoints import checkpoint_tensors, write_config
-from allformers.linear import Linear
+from allformers.linear import Linear, onednn
 from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
+from allformers.shapes import unchecked
+from allformers.speed import PackedLinear, pack, prepare
 from allformers.training.loop import make_optimizer, next_token_loss
 
 OURS = "allformers"
+PACKED = "allformers, packed"
+UNCHECKED = "allformers, unchecked"
 PEERS = {"transformers, eager": "eager", "transformers, sdpa": "sdpa"}
+COMPILED = "transformers, compiled"
+
+Jobs = dict[str, Callable[[], float]]
+"""What each contender does, and how long it then says that it took."""
+
+
+class Limits(NamedTuple):
+    """What the machine can do at best.
+
+    Attributes:
+        read: bytes a second, summing up numbers that no cache holds.
+        multiply: floating-point operations a second, of the fastest kernel for a linear layer on 512 rows.
+    """
+
+    read: float
+    multiply: float
+
+
+class Measurement(NamedTuple):
+    """What is to be measured in one row.
+
+    Attributes:
+        jobs: for each contender, what it does.
+        unit: of what a job returns.
+        flops: floating-point operations that it takes; 0 if that sets no limit.
+        nbytes: bytes of memory that have to be read at least, likewise.
+        fixed: a floor that does not depend on the machine.
+    """
+
+    jobs: Jobs
+    unit: str = "ms"
+    flops: float = 0
+    nbytes: float = 0
+    fixed: float | None = None
+
+    def floor(self, limits: Limits | None) -> float | None:
+        """The least that a job can take on a machine with these limits, if that is known."""
+        if self.fixed is not None or limits is None or not (self.flops or self.nbytes):
+            return self.fixed
+        return max(self.flops / limits.multiply, self.nbytes / limits.read) * 1e3
 
 
 class Row(NamedTuple):
@@ -36,20 +88,30 @@ class Row(NamedTuple):
 
     Attributes:
         name: what was done.
-        unit: ms (for decoding, of one token of every sequence) or MiB.
+        unit: ms (for decoding, of one token of every sequence), µs or MiB.
         measured: for each contender, of each round.
-        ratio: how many times as much as ours the most frugal peer takes, the median over rounds; above 1, ours is
-            faster, or smaller.
+        floor: the least that it could be.
     """
 
     name: str
     unit: str
     measured: dict[str, list[float]]
-    ratio: float
+    floor: float | None = None
 
     def median(self, contender: str) -> float:
         """What a contender took, the median over rounds."""
         return statistics.median(self.measured[contender])
+
+    def spread(self, contender: str) -> float:
+        """Half of how far the rounds lie apart, in parts of the median."""
+        times = self.measured[contender]
+        return (max(times) - min(times)) / 2 / self.median(contender)
+
+    def ratio(self, contender: str = OURS) -> float:
+        """How many times as much as one of ours the most frugal peer takes, the median over rounds; above 1, we win."""
+        peers = [times for name, times in self.measured.items() if not name.startswith(OURS)]
+        ratios = [min(others) / ours for ours, *others in zip(self.measured[contender], *peers, strict=True)]
+        return statistics.median(ratios)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +120,18 @@ class Setting:
 
     Attributes:
         device: where.
-        precision: of matrix products in training, as in a recipe; the weights are float32.
-        compile: whether everybody's model is compiled, for training.
+        dtype: of the weights, except in training, where they are float32.
+        precision: of matrix products in training, as in a recipe.
+        compile: whether everybody's model is compiled, for training; and whether transformers' is, for prefill.
     """
 
     device: str = "cpu"
+    dtype: str = "float32"
     precision: str = "float32"
     compile: bool = False
 
 
-def contenders(config: Any, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
+def contenders(config: Any, seed: int = 0, setting: Setting = Setting()) -> dict[str, Any]:
     """Our model and the reference's variants, all with the same random weights, room for all rows, and no dropout.
 
     Raises:
@@ -79,7 +143,8 @@ def contenders(config: Any, seed: int = 0, device: str = "cpu") -> dict[str, Any
     for name in PEERS:
         models[name] = contender(name, config)
         _give_weights(ours, models[name])
-    return {name: model.to(device) for name, model in models.items()}
+    dtype = getattr(torch, setting.dtype)
+    return {name: model.to(setting.device, dtype) for name, model in models.items()}
 
 
 def _give_weights(ours: Any, peer: Any) -> None:
@@ -95,7 +160,7 @@ def _give_weights(ours: Any, peer: Any) -> None:
         peer.load_state_dict(type(peer).from_pretrained(folder).state_dict())
 
 
-def rows_for(config: Any) -> dict[str, Callable[[dict[str, Any], Any, Setting], "Jobs"]]:
+def rows_for(config: Any) -> "dict[str, Maker]":
     """What can be measured of a model: one that does not write is read with, and there is nothing to decode."""
     return ROWS if hasattr(model_of(config), "generate") else ENCODER_ROWS
 
@@ -149,27 +214,82 @@ def run(
         ValueError: no row is called so, or there are no rounds.
     """
     there = rows_for(config)
-    chosen = {name: make for name, make in there.items() if not rows or any(part in name for part in rows)}
+    chosen = {
+        name: make
+        for name, make in there.items()
+        if (any(part in name for part in rows) if rows else not name.startswith("scale"))
+    }
     if not chosen:
         raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(there)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
-    needed = any("linear" not in name and "memory" not in name for name in chosen)
-    models = contenders(config, device=setting.device) if needed else {}
+    models: dict[str, Any] = {}
+    if any(
+        ("prefill" in name or name.startswith(("decode", "train", "read"))) and "memory" not in name for name in chosen
+    ):
+        models = contenders(config, setting=setting)
+    bounds: Limits | None = None
     for name, make in chosen.items():
-        jobs = make(models, config, setting)
-        measured: dict[str, list[float]] = {contender: [] for contender in jobs}
-        warm_ups = 0 if "memory" in name else 1
+        measurement = make(models, config, setting)
+        if bounds is None and (measurement.flops or measurement.nbytes):
+            bounds = limits(setting)
+        measured: dict[str, list[float]] = {contender: [] for contender in measurement.jobs}
+        warm_ups = 0 if measurement.unit == "MiB" else 1
         for count in range(rounds + warm_ups):
-            for contender, job in jobs.items():
+            for contender, job in measurement.jobs.items():
                 taken = job()
                 if count >= warm_ups:
                     measured[contender].append(taken)
-        ratios = [min(peers) / ours for ours, *peers in zip(*measured.values(), strict=True)]
-        yield Row(name, "MiB" if "memory" in name else "ms", measured, statistics.median(ratios))
+        yield Row(name, measurement.unit, measured, measurement.floor(bounds))
 
 
-Jobs = dict[str, Callable[[], float]]
+def limits(setting: Setting = Setting(), rounds: int = 5) -> Limits:
+    """Measure what the machine can do at best, now and on as many threads as everybody has."""
+    dtype = getattr(torch, setting.dtype)
+    numbers = torch.ones(2**27, device=setting.device)
+    x = torch.randn(512, 768).to(setting.device, dtype)
+    weights = [torch.randn(3072, 768).to(setting.device, dtype) for _ in range(8)]
+    kernels: list[Callable[[], object]] = [lambda: [F.linear(x, weight) for weight in weights]]
+    packed = [pack(weight) for weight in weights]
+    if all(one is not None for one in packed):
+        kernels.append(lambda: [onednn(x, one) for one in packed if one is not None])
+
+    def best(job: Callable[[], object]) -> float:
+        times = []
+        for _ in range(rounds + 1):
+            start = _now(setting)
+            job()
+            times.append(_now(setting) - start)
+        return min(times) / 1e3
+
+    with torch.inference_mode():
+        flops = 2 * x.numel() * 3072 * len(weights)
+        return Limits(numbers.nbytes / best(numbers.sum), flops / min(best(kernel) for kernel in kernels))
+
+
+def flops_of(model: Any, given: Tensor) -> float:
+    """The floating-point operations of one forward pass."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(given)
+    return counter.get_total_flops()
+
+
+def _weights_read(model: Any) -> float:
+    """Bytes of all weights that a step multiplies by: what is only looked up does not count; 0 if a router chooses."""
+    if "experts" in model.config.axes:
+        return 0
+    looked_up = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    multiplied = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Linear)}
+    return sum(one.nbytes for one in model.parameters() if id(one) in multiplied or id(one) not in looked_up)
+
+
+def _with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """The models, and ours once more, prepared for inference where that changes anything."""
+    if setting.device != "cpu":
+        return models
+    if PACKED not in models:
+        models[PACKED] = prepare(copy.deepcopy(models[OURS]))  # kept for the other rows
+    return {OURS: models[OURS], PACKED: models[PACKED], **{name: models[name] for name in PEERS}}
 
 
 def _random_ids(config: Any, setting: Setting, batch: int, seq: int) -> Tensor:
@@ -184,27 +304,12 @@ def _now(setting: Setting) -> float:
     return time.perf_counter() * 1e3
 
 
-def _prefill(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Jobs:
-    """A forward pass over a prompt, logits of every position."""
-    token_ids = _random_ids(config, setting, batch, seq)
-
-    def job(model: Any) -> float:
-        with torch.inference_mode():
-            start = _now(setting)
-            model(token_ids)
-            return _now(setting) - start
-
-    return {name: lambda model=model: job(model) for name, model in models.items()}  # type: ignore[misc]
-
-
-def _read(models: dict[str, Any], config: Any, setting: Setting, batch: int) -> Jobs:
-    """A forward pass of an encoder over all that it can read at once: a whole context, or images."""
-    given = models[OURS].example(batch, config.context_length, setting.device)
-    noise = torch.Generator().manual_seed(0)
-    if given.is_floating_point():
-        given = torch.randn(given.shape, generator=noise).to(setting.device)
-    else:
-        given = torch.randint(config.vocab_size, given.shape, generator=noise).to(setting.device)
+def _pass(models: dict[str, Any], setting: Setting, given: Tensor) -> Measurement:
+    """A forward pass, logits of every position."""
+    work = flops_of(models[OURS], given)
+    models = _with_packed(models, setting)
+    if setting.compile:
+        models[COMPILED] = torch.compile(models["transformers, sdpa"])
 
     def job(model: Any) -> float:
         with torch.inference_mode():
@@ -212,7 +317,23 @@ def _read(models: dict[str, Any], config: Any, setting: Setting, batch: int) -> 
             model(given)
             return _now(setting) - start
 
-    return {name: lambda model=model: job(model) for name, model in models.items()}  # type: ignore[misc]
+    return Measurement({name: partial(job, model) for name, model in models.items()}, flops=work)
+
+
+def _prefill(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
+    """A forward pass over a prompt."""
+    return _pass(models, setting, _random_ids(config, setting, batch, seq))
+
+
+def _read(models: dict[str, Any], config: Any, setting: Setting, batch: int) -> Measurement:
+    """A forward pass of an encoder over all that it can read at once: a whole context, or images."""
+    given = models[OURS].example(batch, config.context_length, setting.device)
+    noise = torch.Generator().manual_seed(0)
+    if given.is_floating_point():
+        given = torch.randn(given.shape, generator=noise).to(setting.device, getattr(torch, setting.dtype))
+    else:
+        given = torch.randint(config.vocab_size, given.shape, generator=noise).to(setting.device)
+    return _pass(models, setting, given)
 
 
 class _Clock:
@@ -228,13 +349,13 @@ class _Clock:
         pass
 
 
-def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, prompt: int, new: int) -> Jobs:
+def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, prompt: int, new: int) -> Measurement:
     """Greedy decoding, each side by its own generation loop: the mean time of a step after the first token."""
     token_ids = _random_ids(config, setting, batch, prompt)
 
-    def ours() -> float:
+    def ours(model: Any) -> float:
         clock = _Clock()
-        for token in models[OURS].stream(token_ids, max_new_tokens=new + 1, temperature=0):
+        for token in model.stream(token_ids, max_new_tokens=new + 1, temperature=0):
             clock.put(token.tolist())
         return (clock.times[-1] - clock.times[0]) / new
 
@@ -251,7 +372,15 @@ def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, p
         )
         return (clock.times[-1] - clock.times[1]) / new  # the first thing put is the prompt
 
-    return {OURS: ours, **{name: lambda model=models[name]: peer(model) for name in PEERS}}  # type: ignore[misc]
+    weights = _weights_read(models[OURS])
+    return Measurement(
+        {
+            name: partial(peer if name in PEERS else ours, model)
+            for name, model in _with_packed(models, setting).items()
+        },
+        flops=2 * weights / getattr(torch, setting.dtype).itemsize * batch,
+        nbytes=weights,
+    )
 
 
 def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: int, seq: int) -> Any:
@@ -272,36 +401,36 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
     return step
 
 
-def _train(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Jobs:
-    """One training step; the same loss function and no dropout."""
-    steps = {name: _training_step(name, model, config, setting, batch, seq) for name, model in models.items()}
+def _train(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
+    """One training step; the same loss function and no dropout. Backwards takes twice the work of forwards."""
+    steps = {
+        name: _training_step(name, copy.deepcopy(models[name]).float(), config, setting, batch, seq)
+        for name in (OURS, *PEERS)
+    }
 
     def job(name: str) -> float:
         start = _now(setting)
         steps[name]()
         return _now(setting) - start
 
-    return {name: lambda name=name: job(name) for name in models}  # type: ignore[misc]
+    like_limits = setting.precision == setting.dtype
+    work = 3 * flops_of(models[OURS], _random_ids(config, setting, batch, seq)) if like_limits else 0
+    return Measurement({name: partial(job, name) for name in steps}, flops=work)
 
 
-def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Jobs:
-    """The most memory that a process takes which does nothing but train, in MiB; on a GPU, of the GPU's."""
-
-    def job(name: str) -> float:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawn) as alone:
-            threads = torch.get_num_threads()
-            return alone.submit(_peak_of_training, name, config, setting, batch, seq, threads).result()
-
-    return {name: lambda name=name: job(name) for name in (OURS, *PEERS)}  # type: ignore[misc]
+def _alone(function: Callable[..., float], *given: Any) -> float:
+    """What a function returns in a process that does nothing else."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=torch.set_num_threads, initargs=_threads()) as alone:
+        return alone.submit(function, *given).result()
 
 
-def _peak_of_training(name: str, config: Any, setting: Setting, batch: int, seq: int, threads: int) -> float:
-    torch.set_num_threads(threads)
-    model = contender(name, config).to(setting.device)
-    step = _training_step(name, model, config, setting, batch, seq)
-    for _ in range(3):
-        step()
+def _threads() -> tuple[int]:
+    return (torch.get_num_threads(),)
+
+
+def _peak(setting: Setting) -> float:
+    """The most memory, in MiB, that this process has taken; on a GPU, of the GPU's."""
     if setting.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(setting.device) / 2**20
     status = Path("/proc/self/status")
@@ -313,41 +442,173 @@ def _peak_of_training(name: str, config: Any, setting: Setting, batch: int, seq:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _linear(rows: int, inputs: int, outputs: int) -> Jobs:
+def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
+    """The most memory that a process takes which does nothing but train."""
+    given = (config, setting, batch, seq)
+    return Measurement({name: partial(_alone, _peak_of_training, name, *given) for name in (OURS, *PEERS)}, "MiB")
+
+
+def _peak_of_training(name: str, config: Any, setting: Setting, batch: int, seq: int) -> float:
+    model = contender(name, config).to(setting.device)
+    step = _training_step(name, model, config, setting, batch, seq)
+    for _ in range(3):
+        step()
+    return _peak(setting)
+
+
+def _pass_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
+    """The memory that a forward pass takes beside the model."""
+    given = (config, setting, batch, seq)
+    return Measurement({name: partial(_alone, _growth_of_pass, name, *given) for name in (OURS, *PEERS)}, "MiB")
+
+
+def _growth_of_pass(name: str, config: Any, setting: Setting, batch: int, seq: int) -> float:
+    model = contender(name, config).to(setting.device, getattr(torch, setting.dtype))
+    with torch.inference_mode():
+        model(_random_ids(config, setting, 1, 1))  # whatever is imported at the first use
+        before = _peak(setting)
+        model(_random_ids(config, setting, batch, seq))
+    return _peak(setting) - before
+
+
+def _load_memory(_: dict[str, Any], config: Any, setting: Setting) -> Measurement:
+    """The memory that loading a checkpoint takes."""
+    kept = tempfile.TemporaryDirectory()
+    ours = contender(OURS, config).to(getattr(torch, setting.dtype))
+    ours.save_pretrained(kept.name)
+    tiny = contender(OURS, _smallest(config))
+    tiny.save_pretrained(Path(kept.name) / "tiny")
+    weights = sum(one.nbytes for one in {id(one): one for one in ours.parameters()}.values())
+
+    def job(name: str) -> float:
+        return _alone(_growth_of_loading, name, kept.name, config, setting)
+
+    return Measurement({name: partial(job, name) for name in (OURS, *PEERS)}, "MiB", fixed=weights / 2**20)
+
+
+def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) -> float:
+    def load(place: Path) -> Any:
+        if name == OURS:
+            return model_of(config).from_pretrained(place)
+        import transformers
+
+        peer: Any = getattr(transformers, model_of(config).format.architecture)
+        return peer.from_pretrained(place, attn_implementation=PEERS[name], dtype="auto")
+
+    load(Path(folder) / "tiny")  # whatever is imported at the first use
+    before = _peak(setting)
+    model = load(Path(folder))
+    with torch.inference_mode():
+        model(_random_ids(config, setting, 1, 1))  # weights that lie in a file are read when they are used
+    return _peak(setting) - before
+
+
+def _import(_: dict[str, Any], config: Any, setting: Setting) -> Measurement:
+    """Importing a model, beside importing PyTorch alone."""
+
+    def job(module: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return (time.perf_counter() - start) * 1e3
+
+    return Measurement({OURS: partial(job, model_of(config).__module__), "import torch": partial(job, "torch")})
+
+
+def _smallest(config: Any) -> Any:
+    """The smallest preset of the same model."""
+    return next(iter(type(config).presets().values()))()
+
+
+def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int = 100) -> Measurement:
+    """One call of the smallest model, in which there is little to compute: what everything around it takes."""
+    config = _smallest(config)
+    models = contenders(config, setting=dataclasses.replace(setting, dtype="float32"))
+    token_ids = _random_ids(config, setting, 1, seq)
+    called = {OURS: models[OURS], UNCHECKED: models[OURS], **{name: models[name] for name in PEERS}}
+    if setting.compile:
+        called["allformers, compiled"] = torch.compile(models[OURS])
+        called[COMPILED] = torch.compile(models["transformers, sdpa"])
+
+    def job(name: str) -> float:
+        model = called[name]
+        with torch.inference_mode(), unchecked() if name == UNCHECKED else contextlib.nullcontext():
+            start = _now(setting)
+            for _ in range(calls):
+                model(token_ids)
+            return (_now(setting) - start) / calls * 1e3
+
+    return Measurement({name: partial(job, name) for name in called}, "µs")
+
+
+def _size(_: dict[str, Any], config: Any, setting: Setting, seq: int) -> Measurement:
+    """A forward pass of a model too large to time in turns: from one and from three of its layers, drawn out to all."""
+    few, more, layers = 1, 3, config.num_layers
+    models = {
+        depth: contenders(dataclasses.replace(config, num_layers=depth), setting=setting) for depth in (few, more)
+    }
+    token_ids = _random_ids(config, setting, 1, seq)
+    shallow, deep = (flops_of(models[depth][OURS], token_ids) for depth in (few, more))
+
+    def job(name: str) -> float:
+        times = {}
+        for depth in (few, more):
+            with torch.inference_mode():
+                start = _now(setting)
+                models[depth][name](token_ids)
+                times[depth] = _now(setting) - start
+        return times[few] + (times[more] - times[few]) / (more - few) * (layers - few)
+
+    work = shallow + (deep - shallow) / (more - few) * (layers - few)
+    return Measurement({name: partial(job, name) for name in (OURS, *PEERS)}, flops=work)
+
+
+def _linear(rows: int, inputs: int, outputs: int) -> Measurement:
     """One linear layer on as many rows: ours beside PyTorch's, on so many weights in turn that no cache holds them."""
     x = torch.randn(rows, inputs)
-    layers = [Linear(inputs, outputs, bias=False) for _ in range(max(2, 2**26 // (inputs * outputs)))]
+    plain = [Linear(inputs, outputs, bias=False) for _ in range(max(2, 2**26 // (inputs * outputs)))]
+    layers: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        OURS: [*plain],
+        PACKED: [PackedLinear(layer) for layer in plain],
+        "F.linear": [partial(F.linear, weight=layer.weight) for layer in plain],
+    }
 
-    def ours() -> float:
+    def job(called: list[Callable[[Tensor], Tensor]]) -> float:
         with torch.inference_mode():
             start = time.perf_counter()
-            for layer in layers:
+            for layer in called:
                 layer(x)
-            return (time.perf_counter() - start) / len(layers) * 1e3
+            return (time.perf_counter() - start) / len(called) * 1e3
 
-    def peer() -> float:
-        with torch.inference_mode():
-            start = time.perf_counter()
-            for layer in layers:
-                F.linear(x, layer.weight)
-            return (time.perf_counter() - start) / len(layers) * 1e3
-
-    return {OURS: ours, "F.linear": peer}
+    flops, nbytes = 2 * rows * inputs * outputs, 4 * inputs * outputs
+    return Measurement({name: partial(job, called) for name, called in layers.items()}, flops=flops, nbytes=nbytes)
 
 
-ROWS: dict[str, Callable[[dict[str, Any], Any, Setting], Jobs]] = {
+Maker = Callable[[dict[str, Any], Any, Setting], Measurement]
+
+LENGTHS = (128, 256, 512, 1024)
+BATCHES = (1, 2, 4, 8)
+
+ROWS: dict[str, Maker] = {
     "prefill 1x512": partial(_prefill, batch=1, seq=512),
     "prefill 8x128": partial(_prefill, batch=8, seq=128),
     "decode 128+64, batch 1": partial(_decode, batch=1, prompt=128, new=64),
     "decode 128+64, batch 8": partial(_decode, batch=8, prompt=128, new=64),
     "train 4x256": partial(_train, batch=4, seq=256),
     "train 4x256, memory": partial(_train_memory, batch=4, seq=256),
+    "load, memory": _load_memory,
+    "import": _import,
+    "call of the smallest, 1x16": partial(_call, seq=16),
     "linear 512 x 768 to 3072": lambda *_: _linear(512, 768, 3072),
     "linear 1 x 768 to 50257": lambda *_: _linear(1, 768, 50257),
+    **{f"scale: prefill 1x{seq}": partial(_prefill, batch=1, seq=seq) for seq in LENGTHS},
+    **{f"scale: prefill {batch}x128": partial(_prefill, batch=batch, seq=128) for batch in BATCHES[1:]},
+    **{f"scale: memory of 1x{seq}": partial(_pass_memory, batch=1, seq=seq) for seq in LENGTHS},
+    "scale: all layers from three, 1x128": partial(_size, seq=128),
 }
-"""What is measured, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs."""
+"""What is measured, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs. What begins with
+"scale" is measured only if it is asked for."""
 
-ENCODER_ROWS: dict[str, Callable[[dict[str, Any], Any, Setting], Jobs]] = {
+ENCODER_ROWS: dict[str, Maker] = {
     "read 1": partial(_read, batch=1),
     "read 8": partial(_read, batch=8),
 }

@@ -138,6 +138,14 @@ def _can_compile() -> bool:
     return True
 
 
+@checked
+def pack(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
+    """Weights in the blocks in which oneDNN's kernel reads them, or None where it does not serve."""
+    if not HAS_ONEDNN or weight.device.type != "cpu" or weight.dtype not in {torch.float32, torch.bfloat16}:
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
 class PackedLinear(Linear):
     """A linear layer with the same parameters, a packed copy of its weights, and a loop of its own for one row.
 
@@ -151,9 +159,9 @@ class PackedLinear(Linear):
 
     def _lay_out(self) -> None:
         weight = self.weight.detach()
-        on_cpu, packable = weight.device.type == "cpu", weight.dtype in {torch.float32, torch.bfloat16}
+        on_cpu = weight.device.type == "cpu"
         self.compiled = on_cpu and weight.numel() >= _COMPILED_FROM and _can_compile()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight) if HAS_ONEDNN and on_cpu and packable else None
+        self.packed = pack(weight)
         # The same memory, but not as parameters: the compiler would make a loop for each size that a parameter has.
         self.matrix = weight
         self.shift = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()

@@ -88,7 +88,7 @@ MAY_IMPORT = {
             "training",
         ),
     },
-    "bench": {"checkpoints", "linear", "models", "recipes", "speed", "training"},
+    "bench": {"checkpoints", "linear", "models", "recipes", "shapes", "speed", "training"},
     "cli": {
         *(
             "__init__",

@@ -160,7 +160,8 @@ def bench(
     rows: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Rows to measure, by part of their names: prefill, decode, train, linear; read, of an encoder."
+            help="Rows to measure, by part of their names: prefill, decode, train, load, import, call, linear; of an "
+            "encoder, read; and scale, which is left out if nothing is asked for."
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="A preset of any model of the family.")] = "gpt2-small",
@@ -169,13 +170,17 @@ def bench(
         int | None, typer.Option(help="Threads for everybody; PyTorch's own choice if left out.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights, except in training.")] = Dtype.float32,
     precision: Annotated[str, typer.Option(help="Of training: float32, or bfloat16 by autocast.")] = "float32",
-    compile: Annotated[bool, typer.Option(help="Compile everybody's model for training.")] = False,  # noqa: A002
+    compile: Annotated[  # noqa: A002
+        bool, typer.Option(help="Compile everybody's model for training and single calls, transformers' for prefill.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
 ) -> None:
     """Measure this package beside transformers: same weights, same threads, one process, in turns; checks on.
 
-    The ratio is how many times as much time, or memory, the most frugal peer takes: above 1, allformers takes less.
+    A ratio is how many times as much time, or memory, the most frugal peer takes: above 1, allformers takes less. The
+    floor is the least that the machine could take, by its own rates in the same run.
     """
     import torch
     from rich.table import Table
@@ -196,29 +201,33 @@ def bench(
     if not hasattr(model_class, "generate"):
         messages.print(f"[dim]a {model_class.__name__} does not write: there are no rows decode and train for it[/dim]")
     config = make()
-    setting = benchmark.Setting(str(find_device(device)), precision, compile)
+    setting = benchmark.Setting(str(find_device(device)), dtype, precision, compile)
     measured = []
     try:
         for row in benchmark.run(config, rows or (), rounds, setting):
             measured.append(row)
-            messages.print(f"[dim]{row.name}: {row.ratio:.2f}[/dim]")
+            messages.print(f"[dim]{row.name}: {row.ratio():.2f}[/dim]")
     except ImportError as error:
         raise ValueError(str(error)) from error
-    names = list(dict.fromkeys(name for row in measured for name in row.measured))
-    how = f"{precision}{', compiled' if compile else ''}, {device}, {torch.get_num_threads()} threads"
-    table = Table(title=f"{preset}, {how}, median of {rounds}", box=None)
-    table.add_column("", no_wrap=True)
-    for name in ("unit", *names, "ratio"):
-        table.add_column(name, justify="right")
+    how = f"{dtype}{', compiled' if compile else ''}, {device}, {torch.get_num_threads()} threads"
+    table = Table(title=f"{preset}, {how}, median of {rounds} ± half the spread", box=None, title_justify="left")
+    for name in ("", "", "time", "ratio", "times the floor"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for row in measured:
-        cells = (f"{row.median(name):,.1f}" if name in row.measured else "" for name in names)
-        table.add_row(row.name, row.unit, *cells, f"{row.ratio:.2f}")
+        for place, name in enumerate(row.measured):
+            ratio = f"{row.ratio(name):.2f}" if name.startswith(benchmark.OURS) else ""
+            taken = f"{row.median(name):,.1f} {row.unit} ±{row.spread(name):4.0%}"
+            floor = f"{row.median(name) / row.floor:.2f}" if row.floor else ""
+            table.add_row("" if place else row.name, name, taken, ratio, floor)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if output is not None:
-        figures = {row.name: {"unit": row.unit, "measured": row.measured, "ratio": row.ratio} for row in measured}
+        figures = {
+            row.name: {"unit": row.unit, "floor": row.floor, "measured": row.measured, "ratio": row.ratio()}
+            for row in measured
+        }
         about = {"preset": preset, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        about |= {"transformers": version("transformers"), "device": device, "precision": precision, "compile": compile}
-        about |= {"rounds": rounds, "command": shlex.join(["allformers", *sys.argv[1:]])}
+        about |= {"transformers": version("transformers"), "device": device, "dtype": dtype, "precision": precision}
+        about |= {"compile": compile, "rounds": rounds, "command": shlex.join(["allformers", *sys.argv[1:]])}
         output.write_text(json.dumps({**about, "rows": figures}, indent=2) + "\n", encoding="utf-8")
 
 
