@@ -392,7 +392,7 @@ SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
             source, "(three heads head_dim) -> three batch heads seq", "(three heads head_dim) -> three batch seq heads"
         ),
     ),
-    "a constant is changed in the source": (lambda page: page, lambda s: change(s, "num_layers=48", "num_layers=46")),
+    "a constant is changed in the source": (lambda page: page, lambda s: change(s, " layers=48", " layers=46")),
     "a statement is added to the source": (
         lambda page: page,
         lambda s: change(
