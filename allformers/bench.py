@@ -35,11 +35,12 @@ from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
 from allformers.shapes import unchecked
 from allformers.speed import PackedLinear, pack, prepare
-from allformers.training.loop import make_optimizer, next_token_loss
+from allformers.training.loop import make_optimizer, next_token_loss, recompute
 
 OURS = "allformers"
 PACKED = "allformers, packed"
 UNCHECKED = "allformers, unchecked"
+RECOMPUTING = "allformers, recomputing"
 PEERS = {"transformers, eager": "eager", "transformers, sdpa": "sdpa"}
 COMPILED = "transformers, compiled"
 
@@ -179,8 +180,11 @@ def contender(name: str, config: Any) -> Any:
     model_class = model_of(config)
     room = {"context_length": max(config.context_length, 1024)} if hasattr(model_class, "generate") else {}
     config = dataclasses.replace(config, dropout=0.0, **room)
-    if name == OURS:
-        return model_class(config).eval()
+    if name.startswith(OURS):
+        model = model_class(config).eval()
+        if name == RECOMPUTING:
+            recompute(model)
+        return model
     try:
         import transformers
     except ImportError as error:
@@ -393,7 +397,7 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
     def step() -> None:
         with torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=setting.precision == "bfloat16"):
             output = called(inputs)
-            loss = next_token_loss(output if name == OURS else output.logits, targets)
+            loss = next_token_loss(output.logits if name in PEERS else output, targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -403,10 +407,11 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
 
 def _train(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """One training step; the same loss function and no dropout. Backwards takes twice the work of forwards."""
-    steps = {
-        name: _training_step(name, copy.deepcopy(models[name]).float(), config, setting, batch, seq)
-        for name in (OURS, *PEERS)
-    }
+    copies = {name: copy.deepcopy(models[name]).float() for name in (OURS, *PEERS)}
+    recomputing = copy.deepcopy(copies[OURS])
+    recompute(recomputing)
+    copies = {OURS: copies[OURS], RECOMPUTING: recomputing, **copies}
+    steps = {name: _training_step(name, model, config, setting, batch, seq) for name, model in copies.items()}
 
     def job(name: str) -> float:
         start = _now(setting)
@@ -445,7 +450,8 @@ def _peak(setting: Setting) -> float:
 def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """The most memory that a process takes which does nothing but train."""
     given = (config, setting, batch, seq)
-    return Measurement({name: partial(_alone, _peak_of_training, name, *given) for name in (OURS, *PEERS)}, "MiB")
+    names = (OURS, RECOMPUTING, *PEERS)
+    return Measurement({name: partial(_alone, _peak_of_training, name, *given) for name in names}, "MiB")
 
 
 def _peak_of_training(name: str, config: Any, setting: Setting, batch: int, seq: int) -> float:

@@ -31,6 +31,8 @@ class Recipe:
         clip_norm: gradients longer than this are shortened to it.
         precision: float32, or bfloat16 for matrix products in bfloat16 (autocast) on weights in float32.
         compile: whether to compile the model with `torch.compile`: a minute at the start, faster steps.
+        recompute: whether to keep only what enters each block, and compute the rest again on the way back: less memory,
+            more work.
         seed: of the initial weights, the batches and dropout.
         validation_fraction: how much of the text, at its end, is kept apart to measure on; 0 measures nothing.
         validation_tokens: measure on that many of these tokens at most; on all if None.
@@ -64,6 +66,7 @@ class Recipe:
     clip_norm: float = 1.0
     precision: str = "float32"
     compile: bool = False
+    recompute: bool = False
     seed: int = 0
     validation_fraction: float = 0.1
     validation_tokens: int | None = None

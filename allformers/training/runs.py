@@ -39,8 +39,8 @@ KEPT = 2
 """How many checkpoints of a run are kept."""
 
 FREE = {
-    *("micro_batch_size", "compile", "validation_tokens", "validate_every", "sample_every", "sample_tokens"),
-    *("temperature", "prompt", "log_every", "save_every"),
+    *("micro_batch_size", "compile", "recompute", "validation_tokens", "validate_every", "sample_every"),
+    *("sample_tokens", "temperature", "prompt", "log_every", "save_every"),
 }
 """What of a recipe may change when a run goes on: it decides how the run is watched, or how much memory it takes."""
 

@@ -244,6 +244,23 @@ def test_bfloat16_computes_in_bfloat16_on_weights_that_stay_float32() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_a_model_that_recomputes_learns_the_same_from_fewer_activations() -> None:
+    sizes: dict[bool, list[int]] = {False: [], True: []}
+    losses = {}
+    for again, noted in sizes.items():
+        trainer = Trainer(make_model(dropout=0.3), TOKENS, make_recipe(recompute=again))
+
+        def note(saved: Tensor, noted: list[int] = noted) -> Tensor:
+            noted.append(saved.nbytes)
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            losses[again] = [trainer.advance().loss.item() for _ in range(3)]
+        assert trainer.model.generate(torch.zeros(1, 3, dtype=torch.long), max_new_tokens=2).shape == (1, 5)
+    assert losses[True] == losses[False]
+    assert sum(sizes[True]) < 0.5 * sum(sizes[False])
+
+
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same() -> None:
     compiled = Trainer(make_model(dropout=0.0), TOKENS, make_recipe(compile=True))
