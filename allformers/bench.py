@@ -12,6 +12,7 @@ of all multiplications at the other. Nothing that computes the same can take les
 import contextlib
 import copy
 import dataclasses
+import logging
 import multiprocessing
 import statistics
 import subprocess
@@ -153,17 +154,24 @@ def _give_weights(ours: Any, peer: Any) -> None:
     if not ours.format.from_disk:
         peer.load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
         return
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         peer.load_state_dict(type(peer).from_pretrained(folder).state_dict())
 
 
-def rows_for(config: Any) -> "dict[str, Maker]":
-    """What can be measured of a model: one that does not write is read with, and there is nothing to decode."""
-    return ROWS if hasattr(model_of(config), "generate") else ENCODER_ROWS
+def rows_for(config: Any) -> dict[str, "Maker"]:
+    """What can be measured of a model: one that does not write is read with, and there is nothing to decode.
+
+    To what grows with scale belong the other sizes of the same vocabulary.
+    """
+    if not hasattr(model_of(config), "generate"):
+        return ENCODER_ROWS
+    others = {preset: make() for preset, make in type(config).presets().items()}
+    return ROWS | {
+        f"scale: {preset.replace('_', '-')}, 1x128": partial(_size, other, seq=128)
+        for preset, other in others.items()
+        if other.vocab_size == config.vocab_size
+    }
 
 
 def model_of(config: Any) -> Any:
@@ -185,16 +193,25 @@ def contender(name: str, config: Any) -> Any:
         if name == RECOMPUTING:
             recompute(model)
         return model
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError('the benchmark needs transformers to compare with: pip install "allformers[test]"') from error
+    transformers = _transformers()
     description = write_config(model_class.format, config)
     description |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     reference: Any = transformers.AutoConfig.for_model(**description)
     reference._attn_implementation = PEERS[name]
     peer: Any = getattr(transformers, model_class.format.architecture)(reference)
     return peer.eval()
+
+
+def _transformers() -> Any:
+    """The reference, without what it and the libraries that it imports would say on the side."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError('the benchmark needs transformers to compare with: pip install "allformers[test]"') from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 def largest_difference(models: dict[str, Any], given: Tensor) -> float:
@@ -229,7 +246,7 @@ def run(
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     models: dict[str, Any] = {}
     if any(
-        ("prefill" in name or name.startswith(("decode", "train", "read"))) and "memory" not in name for name in chosen
+        any(part in name for part in ("prefill", "decode", "train", "read")) and "memory" not in name for name in chosen
     ):
         models = contenders(config, setting=setting)
     bounds: Limits | None = None
@@ -496,9 +513,7 @@ def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) ->
     def load(place: Path) -> Any:
         if name == OURS:
             return model_of(config).from_pretrained(place)
-        import transformers
-
-        peer: Any = getattr(transformers, model_of(config).format.architecture)
+        peer: Any = getattr(_transformers(), model_of(config).format.architecture)
         return peer.from_pretrained(place, attn_implementation=PEERS[name], dtype="auto")
 
     load(Path(folder) / "tiny")  # whatever is imported at the first use
@@ -546,8 +561,8 @@ def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int
     return Measurement({name: partial(job, name) for name in called}, "µs")
 
 
-def _size(_: dict[str, Any], config: Any, setting: Setting, seq: int) -> Measurement:
-    """A forward pass of a model too large to time in turns: from one and from three of its layers, drawn out to all."""
+def _size(config: Any, _: dict[str, Any], __: Any, setting: Setting, seq: int) -> Measurement:
+    """A forward pass of a model that may be too large to hold: from one and three of its layers, drawn out to all."""
     few, more, layers = 1, 3, config.num_layers
     models = {
         depth: contenders(dataclasses.replace(config, num_layers=depth), setting=setting) for depth in (few, more)
@@ -568,10 +583,11 @@ def _size(_: dict[str, Any], config: Any, setting: Setting, seq: int) -> Measure
     return Measurement({name: partial(job, name) for name in (OURS, *PEERS)}, flops=work)
 
 
-def _linear(rows: int, inputs: int, outputs: int) -> Measurement:
+def _linear(_: dict[str, Any], config: Any, setting: Setting, rows: int, inputs: int, outputs: int) -> Measurement:
     """One linear layer on as many rows: ours beside PyTorch's, on so many weights in turn that no cache holds them."""
-    x = torch.randn(rows, inputs)
-    plain = [Linear(inputs, outputs, bias=False) for _ in range(max(2, 2**26 // (inputs * outputs)))]
+    place: Any = {"device": setting.device, "dtype": getattr(torch, setting.dtype)}
+    x = torch.randn(1, rows, inputs, **place)
+    plain = [Linear(inputs, outputs, bias=False, **place) for _ in range(max(2, 2**26 // (inputs * outputs)))]
     layers: dict[str, list[Callable[[Tensor], Tensor]]] = {
         OURS: [*plain],
         PACKED: [PackedLinear(layer) for layer in plain],
@@ -580,12 +596,12 @@ def _linear(rows: int, inputs: int, outputs: int) -> Measurement:
 
     def job(called: list[Callable[[Tensor], Tensor]]) -> float:
         with torch.inference_mode():
-            start = time.perf_counter()
+            start = _now(setting)
             for layer in called:
                 layer(x)
-            return (time.perf_counter() - start) / len(called) * 1e3
+            return (_now(setting) - start) / len(called)
 
-    flops, nbytes = 2 * rows * inputs * outputs, 4 * inputs * outputs
+    flops, nbytes = 2 * rows * inputs * outputs, plain[0].weight.nbytes
     return Measurement({name: partial(job, called) for name, called in layers.items()}, flops=flops, nbytes=nbytes)
 
 
@@ -604,12 +620,11 @@ ROWS: dict[str, Maker] = {
     "load, memory": _load_memory,
     "import": _import,
     "call of the smallest, 1x16": partial(_call, seq=16),
-    "linear 512 x 768 to 3072": lambda *_: _linear(512, 768, 3072),
-    "linear 1 x 768 to 50257": lambda *_: _linear(1, 768, 50257),
+    **{f"linear {rows} x 768 to 3072": partial(_linear, rows=rows, inputs=768, outputs=3072) for rows in (1, 8, 512)},
+    "linear 1 x 768 to 50257": partial(_linear, rows=1, inputs=768, outputs=50257),
     **{f"scale: prefill 1x{seq}": partial(_prefill, batch=1, seq=seq) for seq in LENGTHS},
     **{f"scale: prefill {batch}x128": partial(_prefill, batch=batch, seq=128) for batch in BATCHES[1:]},
     **{f"scale: memory of 1x{seq}": partial(_pass_memory, batch=1, seq=seq) for seq in LENGTHS},
-    "scale: all layers from three, 1x128": partial(_size, seq=128),
 }
 """What is measured, by name: batch x sequence, prompt + new tokens, or rows x inputs to outputs. What begins with
 "scale" is measured only if it is asked for."""

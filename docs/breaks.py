@@ -75,11 +75,16 @@ def outcome(replace: str = "", by: str = "") -> Outcome:
 def _run(model_class: Any) -> Outcome:
     torch.manual_seed(0)
     model = model_class.from_pretrained("bundled").eval()
+    prompt = torch.tensor([ByteTokenizer().encode(PROMPT)])
+    loss = loss_of(model)
+    written = model.generate(prompt, max_new_tokens=60, temperature=0)[0].tolist()
+    return Outcome(loss=loss, written=re.sub(r"[^\x20-\x7e]", "�", ByteTokenizer().decode(written)))
+
+
+def loss_of(model: Any) -> float:
+    """How surprised a model is, in nats a byte, by `PASSAGES` passages that the bundled model has not learned from."""
     text = python_documentation().encode()
     unseen = text[-int(len(text) * builtin().validation_fraction) :]
     places = torch.linspace(0, len(unseen) - 257, PASSAGES).long().tolist()
     passages = [torch.tensor(list(unseen[place : place + 257])) for place in places]
-    loss = sum(evaluate(model, passage, window=257).loss for passage in passages) / PASSAGES
-    prompt = torch.tensor([ByteTokenizer().encode(PROMPT)])
-    written = model.generate(prompt, max_new_tokens=60, temperature=0)[0].tolist()
-    return Outcome(loss=loss, written=re.sub(r"[^\x20-\x7e]", "�", ByteTokenizer().decode(written)))
+    return sum(evaluate(model, passage, window=257).loss for passage in passages) / PASSAGES

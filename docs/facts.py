@@ -7,6 +7,7 @@ import ast
 import functools
 import hashlib
 import json
+import math
 import re
 import statistics
 import types
@@ -18,7 +19,7 @@ import torch
 import yaml
 from markupsafe import Markup
 
-from allformers import models
+from allformers import bench, figures, models
 from allformers.inspection import summarise
 from allformers.models import READING_ORDER
 from allformers.shapes import AXES
@@ -287,28 +288,88 @@ def family_parity() -> Markup:
     return table(header, rows, "Logits of every model beside those of the reference")
 
 
-def benchmark_table() -> Markup:
-    """The benchmark's rows, as the command recorded them."""
-    found = record("benchmark.json")
-    contenders = list(next(iter(found["rows"].values()))["measured"])
-    rows = [
-        (
-            f"{name}, {row['unit']}",
-            *(f"{statistics.median(row['measured'][contender]):,.1f}" for contender in contenders),
-            f"{row['ratio']:.2f}",
+def benchmark_table(name: str = "benchmark.json", rows: str = "") -> Markup:
+    """The rows of a benchmark whose names contain a word, or all that say how long a model takes; as recorded."""
+    found = record(name)
+    measured = {
+        what: bench.Row(what, row["unit"], row["measured"], row["floor"])
+        for what, row in found["rows"].items()
+        if (rows in what if rows else what.startswith(("prefill", "decode", "train")))
+    }
+    contenders = list(dict.fromkeys(one for row in measured.values() for one in row.measured))
+    contenders.sort(key=lambda one: not one.startswith(bench.OURS))
+    ours = [one for one in contenders if one.startswith(bench.OURS)]
+    lines = []
+    for what, row in measured.items():
+        best = min((one for one in ours if one in row.measured), key=row.median)
+        lines.append(
+            (
+                f"{what}, {row.unit}",
+                *(f"{row.median(one):,.1f}" if one in row.measured else "" for one in contenders),
+                f"{row.ratio(best):.2f}",
+                f"{row.median(best) / row.floor:.2f}" if row.floor else "",
+            )
         )
-        for name, row in found["rows"].items()
-    ]
     title = (
-        f"{found['preset']}, {found['precision']}, {found['device']}, {found['threads']} threads, medians of "
+        f"{found['preset']}, {found['dtype']}, {found['device']}, {found['threads']} threads, medians of "
         f"{found['rounds']} rounds; transformers {found['transformers']}, PyTorch {found['torch']}"
     )
-    return table(("what", *contenders, "ratio"), rows, title)
+    return table(("what", *contenders, "ratio", "times the floor"), lines, title)
+
+
+def layouts() -> Markup:
+    """What each way to lay out weights costs: bytes of the linear layers, and the loss on text not learned from."""
+    rows = [
+        (name, bytes_text(found["bytes"]), f"{found['loss']:.4f}", f"{math.exp(found['loss']):.4f}")
+        for name, found in prepared("layouts.json").items()
+    ]
+    return table(("weights", "linear layers", "loss, nats a byte", "perplexity"), rows, "The bundled model")
+
+
+def scaling(name: str = "scale.json") -> Markup:
+    """How time and memory grow: a plot over the length, over the batch and over the size of the model."""
+    found = record(name)["rows"]
+
+    def medians(beginning: str, pattern: str) -> tuple[dict[str, list[float]], list[str]]:
+        rows = {match[1]: row for what, row in found.items() if (match := re.fullmatch(beginning + pattern, what))}
+        names = list(next(iter(rows.values()))["measured"])
+        return {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}, list(rows)
+
+    plots = []
+    for title, pattern, across in (
+        ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),
+        ("time of a pass over 128 tokens, ms", r"prefill (\d+)x128", "batch"),
+        ("memory of a pass, MiB", r"memory of 1x(\d+)", "tokens"),
+        ("time of a pass over 128 tokens, ms", r"(gpt2-.+), 1x128", "parameters, millions"),
+    ):
+        lines, places = medians("scale: ", pattern)
+        if across.startswith("parameters"):
+            millions = [
+                _summary("allformers.models.gpt2.gpt2", preset.replace("-", "_")).parameters for preset in places
+            ]
+            places = [str(round(count / 1e6)) for count in millions]
+        plots.append((title, lines, [float(place) for place in places], across))
+    drawn = [
+        inline_svg(figures.to_svg(figures.plots_of(*two, log=(True, True))), f"scale{number}")
+        for number, two in enumerate((plots[:2], plots[2:]))
+    ]
+    return Markup(
+        '<div class="scrolls" tabindex="0" role="group" aria-label="Figure: how time and memory grow">{}</div>'
+    ).format(Markup("".join(drawn)))
 
 
 def recorded_command(name: str) -> Markup:
     """The command that made a record."""
     return Markup("<code>{}</code>").format(record(name)["command"])
+
+
+def inline_svg(drawn: str, prefix: str) -> str:
+    """An SVG to be put into a page beside others: only the ids that it refers to, and these its own."""
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', drawn))
+    drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
+    drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
+    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", drawn))
 
 
 # -- Why ---------------------------------------------------------------------------------------------------------------
@@ -386,6 +447,8 @@ NAMES: Mapping[str, Any] = {
     for function in (
         axes,
         benchmark_table,
+        layouts,
+        scaling,
         damages,
         family,
         family_parity,

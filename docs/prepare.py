@@ -7,25 +7,20 @@ Everything goes to `docs/generated`. What is there is kept as long as the packag
 
 import json
 import multiprocessing
-import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 
 from allformers import figures
 from allformers.experiments import EXPERIMENTS
-from docs.facts import GENERATED, ROOT, stamp, summaries
+from allformers.linear import Linear
+from allformers.models.gpt2.gpt2 import GPT2
+from allformers.speed import LAYOUTS, RoundedLinear, prepare
+from docs.breaks import loss_of
+from docs.facts import GENERATED, ROOT, inline_svg, stamp, summaries
 from docs.live import write_weights
-
-
-def inline_svg(drawn: str, prefix: str) -> str:
-    """An SVG to be put into a page beside others: only the ids that it refers to, and these its own."""
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', drawn))
-    drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
-    drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
-    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
-    return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", drawn))
 
 
 def run_experiments() -> dict[str, dict[str, str]]:
@@ -42,6 +37,21 @@ def run_experiments() -> dict[str, dict[str, str]]:
     return answers
 
 
+def lay_out() -> dict[str, dict[str, float]]:
+    """For each way to lay out the bundled model's weights: the bytes of its linear layers, and its loss."""
+    found: dict[str, dict[str, float]] = {}
+    for weights in ("plain", *LAYOUTS):
+        model: Any = GPT2.from_pretrained("bundled")
+        linear = [module for module in model.modules() if isinstance(module, Linear)]
+        size = sum(layer.weight.nbytes for layer in linear)
+        if weights != "plain":
+            prepare(model, weights)
+            rounded = [module for module in model.modules() if isinstance(module, RoundedLinear)]
+            size = sum(layer.numbers.nbytes + layer.scale.nbytes for layer in rounded) or 2 * size
+        found[weights] = {"bytes": size, "loss": loss_of(model)}
+    return found
+
+
 def main() -> None:
     """Make everything, unless it is there already."""
     written = GENERATED / "stamp.txt"
@@ -51,9 +61,10 @@ def main() -> None:
     shutil.rmtree(GENERATED, ignore_errors=True)
     GENERATED.mkdir(parents=True)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as both:
-        answers, costs = both.submit(run_experiments), both.submit(summaries)
+        answers, costs, kinds = both.submit(run_experiments), both.submit(summaries), both.submit(lay_out)
         (GENERATED / "experiments.json").write_text(json.dumps(answers.result(), indent=1), encoding="utf-8")
         (GENERATED / "summaries.json").write_text(json.dumps(costs.result(), indent=1), encoding="utf-8")
+        (GENERATED / "layouts.json").write_text(json.dumps(kinds.result(), indent=1), encoding="utf-8")
     for path in ROOT.glob("allformers/**/*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         (GENERATED / "source").mkdir(exist_ok=True)

@@ -24,15 +24,16 @@ def test_every_row_measures_every_contender_in_every_round(monkeypatch: pytest.M
     monkeypatch.setattr(bench, "limits", lambda setting: bench.Limits(1e9, 1e9))
     for name in [name for name in bench.ROWS if any(part in name for part in ALONE)]:
         monkeypatch.delitem(bench.ROWS, name)
+    monkeypatch.setattr(GPT2Config, "presets", classmethod(lambda cls: {"tiny": lambda: TINY, "other": cls.gpt2_small}))
     measured = list(bench.run(TINY, ["prefill", "decode", "train", "call", "linear", "scale"], rounds=1))
-    assert [row.name for row in measured] == list(bench.ROWS)
+    assert [row.name for row in measured] == [*bench.ROWS, "scale: tiny, 1x128"]
     for row in measured:
         assert all(len(times) == 1 and times[0] > 0 for times in row.measured.values())
         peers = {"F.linear"} if row.name.startswith("linear") else set(bench.PEERS)
         beside = {bench.UNCHECKED} if row.name.startswith("call") else {bench.PACKED}
         if row.name.startswith("train"):
             beside = {bench.RECOMPUTING}
-        if row.name.startswith("scale: all layers"):
+        if row.name == "scale: tiny, 1x128":
             beside = set()
         assert set(row.measured) == {bench.OURS, *beside, *peers}
         assert (row.floor is None) == row.name.startswith("call")

@@ -16,8 +16,10 @@ import transformers
 from einops import rearrange
 from torch import Tensor, nn
 
+from allformers import speed
 from allformers.inspection import on_meta, summarise, trace
 from allformers.models import READING_ORDER, load
+from allformers.speed import prepare
 from conftest import close_enough, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
@@ -209,6 +211,13 @@ def other_choices(ours: Any, reference: Any, token_ids: Tensor) -> list[str]:
     return found
 
 
+@pytest.fixture
+def _rows_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let prepared layers as small as these take the way that is meant for large ones."""
+    monkeypatch.setattr(speed, "_COMPILED_FROM", 0)
+
+
+@pytest.mark.usefixtures("_rows_of_any_size")
 @pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
 def test_logits_greedy_tokens_and_files(name: str, family: str, fields: dict[str, Any], tmp_path: Path) -> None:
     reference, token_ids = make_reference(family, fields), prompt()
@@ -237,6 +246,13 @@ def test_logits_greedy_tokens_and_files(name: str, family: str, fields: dict[str
     assert written.tolist() == theirs.tolist()
     if not ours.config.tie_embeddings:  # tied and perturbed, a model mostly repeats itself, and proves little by that
         assert len(set(written[:, 40:].flatten().tolist())) > 5
+
+    # Prepared for inference; a single row goes another way then than several.
+    prepared = prepare(load(tmp_path / "theirs"))
+    found = difference(prepared, logits, token_ids)
+    assert close_enough("prepared for inference", "logits", torch.float32, found, FLOAT32_BAR, name)
+    one_row = prepared.generate(token_ids[:1], max_new_tokens=100, temperature=0)
+    assert one_row.tolist() == theirs[:1].tolist()
 
     # There and back.
     ours.save_pretrained(tmp_path / "ours")
@@ -418,6 +434,8 @@ def test_encoders(name: str, reference_class: str, fields: dict[str, Any], tmp_p
     with torch.no_grad():
         logits = reference(given).logits
     assert close_enough("every setting", "logits", torch.float32, difference(ours, logits, given), FLOAT32_BAR, name)
+    found = difference(prepare(load(tmp_path / "theirs")), logits, given)
+    assert close_enough("prepared for inference", "logits", torch.float32, found, FLOAT32_BAR, name)
     wide = given.double() if given.is_floating_point() else given
     with true_float64():
         twin = made(copy.deepcopy(config)).eval()

@@ -19,8 +19,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from allformers import speed
 from allformers.checkpoints import checkpoint_tensors
 from allformers.models.gpt2.gpt2 import ACTIVATIONS, GPT2, GPT2Config
+from allformers.speed import prepare
 from conftest import close_enough, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
@@ -141,6 +143,14 @@ def test_greedy_decoding_is_identical_over_200_tokens(tmp_path: Path) -> None:
     theirs = their_answer(reference, prompt, 200)
     assert all(len(set(row)) > 20 for row in theirs[1][:, 20:].tolist())  # a constant would prove little
     assert_equal("greedy decoding over 200 tokens", reload(reference, tmp_path), theirs, prompt, FLOAT32_BAR)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_prepared_for_inference(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_COMPILED_FROM", 0)
+    reference, prompt = make_reference(n_positions=256, std=0.4), make_prompt(rows)
+    theirs = their_answer(reference, prompt, 200)
+    assert_equal("prepared for inference", prepare(reload(reference, tmp_path)), theirs, prompt, FLOAT32_BAR)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
