@@ -210,7 +210,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError('the benchmark needs transformers to compare with: pip install "allformers[test]"') from error
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers
 
 
