@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from allformers.models import READING_ORDER
+from allformers.practice.named import UNNAMED, violations
 from allformers.shapes import AXES
 
 ROOT = Path(__file__).parents[1]
@@ -19,17 +20,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 NAMED_ONLY = [
     *sorted((PACKAGE / "models").rglob("*.py")),
+    *sorted((PACKAGE / "practice" / "exercises").glob("*.py")),
     *(PACKAGE / f"{n}.py" for n in ("sampling", "generation", "cache", "rotary", "speed")),
 ]
 """Where every operation that rearranges, joins, splits or contracts axes has to be a named one."""
-
-UNNAMED = set(
-    """
-    view reshape transpose permute t T mT unsqueeze squeeze flatten unflatten expand repeat repeat_interleave chunk
-    split stack hstack vstack swapaxes swapdims movedim matmul bmm mm mv addmm baddbmm tensordot einsum
-    scaled_dot_product_attention MultiheadAttention
-    """.split()  # noqa: SIM905  (reads better than a list)
-)
 
 LOCAL_AXES = {
     "_": "any axis",
@@ -89,6 +83,7 @@ MAY_IMPORT = {
         ),
     },
     "bench": {"checkpoints", "linear", "models", "recipes", "shapes", "speed", "training"},
+    "practice": {"__init__", "files", "inspection", "models", "rotary", "sampling", "shapes", "tokenizers", "training"},
     "cli": {
         *(
             "__init__",
@@ -99,6 +94,7 @@ MAY_IMPORT = {
             "images",
             "inspection",
             "models",
+            "practice",
             "recipes",
             "speed",
             "tokenizers",
@@ -113,20 +109,6 @@ MODELS_MAY_IMPORT = {"cache", "checkpoints", "configuration", "generation", "lin
 @cache
 def tree(module: Path) -> ast.Module:
     return ast.parse(module.read_text(encoding="utf-8"), str(module))
-
-
-def violations(source: ast.Module) -> Iterator[tuple[int, str]]:
-    """Every operation on axes that does not name them."""
-    for node in ast.walk(source):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-            yield node.lineno, "@"
-        elif isinstance(node, ast.Attribute) and (node.attr in UNNAMED or node.attr.startswith("Transformer")):
-            yield node.lineno, node.attr
-        elif isinstance(node, ast.Subscript):
-            parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            is_type = isinstance(node.value, ast.Name) and node.value.id[0].isupper()  # such as Callable[..., None]
-            if not is_type and any(isinstance(part, ast.Constant) and part.value is None for part in parts):
-                yield node.lineno, "[None]"
 
 
 @pytest.mark.parametrize("module", NAMED_ONLY, ids=lambda module: str(module.relative_to(ROOT)))

@@ -9,6 +9,7 @@ import typer
 from allformers.cli.learn import data, train
 from allformers.cli.look import compare, experiment, inspect, trace
 from allformers.cli.measure import bench, evaluate, family, summary
+from allformers.cli.practice import practice
 from allformers.cli.write import generate
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.command()(compare)
 app.command()(experiment)
 app.command()(bench)
 app.command()(family)
+app.add_typer(practice)
 
 
 def main() -> None:

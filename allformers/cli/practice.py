@@ -1,0 +1,126 @@
+"""`allformers practice`: write a transformer part by part, and have each part checked."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from allformers.practice.course import entries, find
+from allformers.practice.folder import Folder
+from allformers.practice.report import Report
+
+practice = typer.Typer(
+    name="practice",
+    help="""Learn by writing: a transformer part by part, each checked for what it should do.
+
+    Without a command: the exercises, and how far you have come.""",
+    invoke_without_command=True,
+)
+
+Place = Annotated[Path, typer.Option("--folder", help="Where your files are.")]
+STYLES = {"heading": "bold", "passed": "green", "failed": "bold red", "noted": "yellow", "hint": "cyan", "detail": ""}
+HERE = Path("practice")
+
+
+@practice.callback()
+def overview(context: typer.Context, folder: Place = HERE) -> None:
+    """List the exercises in teaching order, each with how far you have come."""
+    if context.invoked_subcommand is None:
+        _list(Folder(folder))
+
+
+def _list(folder: Folder) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("", "exercise", "what it teaches", "state"):
+        table.add_column(column, justify="left" if column else "right", no_wrap=column in ("", "exercise"))
+    section = ""
+    for entry in entries():
+        if entry.section != section:
+            section = entry.section
+            table.add_row("", Text(section, style="bold"), "", "", end_section=False)
+        state = folder.state(entry)
+        style = "green" if state == "passed" else "red" if state.startswith("fails") else "dim"
+        style = "yellow" if state == "started" or state.endswith("changed since") else style
+        table.add_row(str(entry.number), entry.name, f"{entry.title}: {entry.teaches}", Text(state, style=style))
+    Console().print(table)
+    following = next((entry for entry in entries() if folder.state(entry) == "not started"), None)
+    if following is not None:
+        Console().print(f"\nnext: [bold]allformers practice start {following.name}[/bold]")
+
+
+@practice.command()
+def start(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="The next one that you have not started if none.")
+    ] = None,
+    folder: Place = HERE,
+) -> None:
+    """Write the file that an exercise begins with: its task, and what is to be written without a body."""
+    place = Folder(folder)
+    chosen = [find(name) for name in names or []]
+    if not chosen:
+        chosen = [entry for entry in entries() if place.state(entry) == "not started"][:1]
+    if not chosen:
+        raise ValueError("every exercise has been started: see `allformers practice`")
+    option = "" if folder == HERE else f" --folder {folder}"
+    for entry in chosen:
+        print(place.start(entry))
+        Console(stderr=True).print(
+            f"write what is missing, then: [bold]allformers practice check {entry.name}{option}[/bold]", soft_wrap=True
+        )
+
+
+@practice.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Everything that you have started if none.")
+    ] = None,
+    hint: Annotated[bool, typer.Option("--hint", help="Give the next hint.")] = False,
+    seconds: Annotated[float, typer.Option(help="How long one exercise may take.")] = 20,
+    folder: Place = HERE,
+) -> None:
+    """Check what you wrote, one check after the other, up to the first that fails.
+
+    The exit status is 0 if everything passes, and 1 if not.
+    """
+    from allformers.practice.worker import Worker
+
+    place = Folder(folder)
+    chosen = [find(name) for name in names or []] or place.started()
+    if not chosen:
+        raise ValueError(f"nothing has been started in {folder}: begin with `allformers practice start`")
+    for entry in chosen:
+        if not place.file(entry).is_file():
+            raise ValueError(f"{place.file(entry)} is not there: begin with `allformers practice start {entry.name}`")
+    if hint and len(chosen) > 1:
+        raise ValueError("a hint is for one exercise: name it")
+    shown = Console(highlight=False, soft_wrap=True)
+    reports: list[Report] = []
+    with Worker(place, seconds) as worker:
+        for entry in chosen:
+            report = worker.check(entry.name)
+            report.give_hints(place.hints(entry), another=hint and place.hints(entry) > 0)
+            place.record(report)
+            reports.append(report)
+            for kind, line in report.lines():
+                shown.print(Text(line, style=STYLES[kind]))
+            if report.failure is not None and report.hints_left:
+                shown.print(Text(f"    more: allformers practice check {entry.name} --hint", style="dim"))
+            print()
+    passed = sum(report.passed for report in reports)
+    print(f"{passed} of {len(reports)} passed")
+    if passed < len(reports):
+        raise typer.Exit(1)
+
+
+@practice.command()
+def solution(name: Annotated[str, typer.Argument(help="The exercise.")]) -> None:
+    """Print an exercise's solution, and where it is explained."""
+    from allformers.practice.source import code
+
+    exercise = find(name).load()
+    print(code(exercise, solved=True))
+    print(f"# explained in {exercise.page}, on the site")

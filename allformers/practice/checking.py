@@ -1,0 +1,480 @@
+"""Checking what a learner wrote: a list of checks, each of which finds something to say, or nothing.
+
+    for outcome in examine(exercise, load):
+        ...
+
+Nothing here starts a process or keeps anything: whoever does not trust the code runs this in a process of its own.
+"""
+
+import ast
+import functools
+import inspect
+import linecache
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import AbstractArray
+from torch import Tensor, nn
+
+from allformers.practice.exercise import Case, Exercise, Fault, label, place_of_largest
+from allformers.practice.named import violations
+from allformers.practice.report import Outcome
+from allformers.practice.source import is_unwritten, left_to_write, stub
+from allformers.shapes import ShapeError, checked
+
+SEED = 20260101
+
+
+class Unwritten(Fault):
+    """What was written says itself that it is not there yet."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a learner wrote.
+
+    Attributes:
+        things: the functions or classes, in the order of the exercise's solution.
+        source: the text that they stand in; None if it cannot be had.
+        files: the files that are the learner's own, by which an error is placed.
+    """
+
+    things: tuple[Any, ...]
+    source: str | None
+    files: frozenset[str]
+
+
+def names_of_checks(exercise: Exercise) -> Iterator[tuple[str, str]]:
+    """The checks that an exercise may go through, each with what it says if it is a property."""
+    yield from (("import", ""), ("written", ""), ("shapes", ""))
+    yield from (("property", label(property_)) for property_ in exercise.properties)
+    yield from (("values", ""), ("gradients", ""), ("named", ""))
+
+
+def examine(
+    exercise: Exercise, load: Callable[[], Subject], begin: Callable[[str, str], None] = lambda check, what: None
+) -> Iterator[Outcome]:
+    """Check what was written, in order, up to the first check that fails.
+
+    Args:
+        exercise: what was to be written.
+        load: how to get at what was written; it raises a `Fault` if that cannot be had.
+        begin: is told of each check before it runs, which may be the last that is heard of it.
+    """
+    run = _Examination(exercise)
+    checks: dict[tuple[str, str], Callable[[], str | None]] = {
+        ("import", ""): lambda: run.load(load),
+        ("written", ""): run.written,
+        ("shapes", ""): run.shapes,
+        **{("property", label(p)): functools.partial(run.property, p) for p in exercise.properties},
+        ("values", ""): run.values,
+        ("gradients", ""): run.gradients,
+    }
+    for (check, what), find in checks.items():
+        begin(check, what)
+        if check == "gradients" and not run.is_differentiable():
+            continue
+        try:
+            shown = find()
+        except Unwritten as fault:
+            yield Outcome("written", "failed", "", fault.seen, fault.expected)
+            return
+        except Fault as fault:
+            yield Outcome(check, "failed", what, fault.seen, fault.expected)
+            return
+        yield Outcome(check, "passed", what, shown or "")
+    begin("named", "")
+    remark = run.named()
+    yield Outcome("named", "noted" if remark else "passed", seen=remark)
+
+
+class _Examination:
+    """What one exercise's checks share."""
+
+    def __init__(self, exercise: Exercise) -> None:
+        self.exercise = exercise
+        self.subject = Subject((), None, frozenset())
+        self.held: tuple[Any, ...] = ()
+
+    # -- Each check: a `Fault`, or something to show, or nothing -------------------------------------------------------
+
+    def load(self, load: Callable[[], Subject]) -> None:
+        self.subject = load()
+        for solution, thing in zip(self.exercise.solution, self.subject.things, strict=True):
+            _check_kind(solution, thing)
+        self.held = tuple(map(_held_to, self.exercise.solution, self.subject.things))
+
+    def written(self) -> None:
+        source = self.subject.source
+        if source is None:
+            return
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # a cell of a notebook may hold more than Python
+            return
+        if self.exercise.bug is not None:
+            if ast.dump(_bare(tree)) == ast.dump(_bare(ast.parse(stub(self.exercise)))):
+                raise Fault("not mended yet: the code is as it was at the start")
+            return
+        names = {thing.__name__ for thing in self.exercise.solution}
+        own = [node for node in tree.body if getattr(node, "name", None) in names]
+        for function in left_to_write(ast.Module(own, [])):
+            if is_unwritten(function):
+                raise Fault(f"`{function.name}` is not written yet: line {function.lineno} has no body")
+
+    def shapes(self) -> None:
+        for index, expected in enumerate(self._reference_results()):
+            result = self._call(self.held[-1], index)
+            for (name, ours), (_, theirs) in zip(self._named(expected), self._named(result), strict=False):
+                self._same_form(name, theirs, ours, index)
+
+    def property(self, property_: Callable[..., str | None]) -> str | None:
+        told = inspect.cleandoc(property_.__doc__ or "").replace("\n", " ")
+        try:
+            torch.manual_seed(SEED)
+            return self._theirs(property_, *self.held)
+        except Unwritten:
+            raise
+        except Fault as fault:
+            raise Fault(fault.seen, fault.expected or told) from None
+
+    def values(self) -> None:
+        for index, expected in enumerate(self._reference_results()):
+            case = self._case(index)
+            before = [_copy(argument) for argument in case.arguments]
+            result = self._call(self.held[-1], index, case)
+            for name, was, argument in zip(self._parameters(), before, case.arguments, strict=False):
+                if isinstance(was, Tensor) and not torch.equal(was, argument):
+                    raise Fault(
+                        f"it changes its argument `{name}` in place",
+                        "An argument stays as it is: whoever passed it may need it again.",
+                    )
+            for (name, ours), (_, theirs) in zip(self._named(expected), self._named(result), strict=True):
+                self._equal(name, theirs, ours, index)
+
+    def gradients(self) -> None:
+        for index in range(self._count()):
+            ours = self._gradients_of(self.exercise.compared_with, index, theirs=False)
+            theirs = self._gradients_of(self.held[-1], index, theirs=True)
+            for name, gradient in ours.items():
+                if gradient is None:
+                    continue
+                found = theirs.get(name)
+                if found is None:
+                    raise Fault(
+                        f"no gradient reaches `{name}`",
+                        "The result depends on it, so a gradient flows back to it, unless something cuts it off: "
+                        "`detach`, `.data`, `.item()`, `no_grad`, or a number where a tensor should be.",
+                    )
+                self._equal(f"the gradient of `{name}`", found, gradient, index, axes=self._axes_of(name))
+
+    def named(self) -> str:
+        try:
+            found = sorted(set(violations(ast.parse(self.subject.source or ""))))
+        except SyntaxError:
+            return ""
+        listed = "; ".join(f"line {line}: {what}" for line, what in found)
+        told = "Operations on axes that do not name them: "
+        return f"{told}{listed}. With rearrange, repeat, reduce or einsum the code says what it means." if found else ""
+
+    # -- Calls ---------------------------------------------------------------------------------------------------------
+
+    def is_differentiable(self) -> bool:
+        """Whether the reference's results have gradients."""
+        return any(isinstance(value, Tensor) for value in self._gradients_of(self.exercise.compared_with, 0).values())
+
+    def _case(self, index: int) -> Case:
+        torch.manual_seed(SEED)
+        return list(self.exercise.cases())[index]
+
+    def _count(self) -> int:
+        torch.manual_seed(SEED)
+        return len(list(self.exercise.cases()))
+
+    def _reference_results(self) -> Iterator[Any]:
+        for index in range(self._count()):
+            case = self._case(index)
+            torch.manual_seed(SEED)
+            yield self._made(self.exercise.compared_with, case)(*case.arguments)
+
+    def _made(self, thing: Any, case: Case) -> Any:
+        """What to call: the function itself, or a module with the reference's weights."""
+        return with_reference_weights(self.exercise, thing, case) if isinstance(thing, type) else thing
+
+    def _call(self, thing: Any, index: int, case: Case | None = None) -> Any:
+        case = case or self._case(index)
+        try:
+            torch.manual_seed(SEED)
+            made = self._theirs(self._made, thing, case)
+            torch.manual_seed(SEED)
+            return self._theirs(made, *case.arguments)
+        except Unwritten:
+            raise
+        except Fault as fault:
+            raise Fault(f"{fault.seen}\n{self._told(index)}", fault.expected) from None
+
+    def _theirs(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run something that may run the learner's code, and turn whatever it raises into a `Fault`."""
+        try:
+            return function(*arguments)
+        except (Fault, KeyboardInterrupt):
+            raise
+        except NotImplementedError as error:
+            raise Unwritten(f"{error or 'not written yet'}{placed(error, self.subject.files)}") from None
+        except ShapeError as error:
+            raise Fault(str(error)) from None
+        except BaseException as error:  # a learner's code may raise anything, SystemExit too
+            raise Fault(f"{described(error)}{placed(error, self.subject.files)}") from None
+
+    def _gradients_of(self, thing: Any, index: int, theirs: bool = False) -> dict[str, Tensor | None]:
+        """The gradients of all numbers that a call depends on, by name."""
+        case = self._case(index)
+        leaves: dict[str, Tensor] = {}
+        arguments = list(case.arguments)
+        for place, (name, argument) in enumerate(zip(self._parameters(), arguments, strict=False)):
+            if isinstance(argument, Tensor) and argument.is_floating_point():
+                arguments[place] = leaves[name] = argument.detach().clone().requires_grad_()
+        run = self._theirs if theirs else lambda function, *given: function(*given)
+        made = run(self._made, thing, case)
+        if isinstance(made, nn.Module):
+            leaves |= dict(made.named_parameters())
+        torch.manual_seed(SEED)
+        result = run(made, *arguments)
+        torch.manual_seed(SEED)
+        tensors = [value for _, value in self._named(result) if isinstance(value, Tensor)]
+        weighted = [(t * torch.randn(t.shape, dtype=t.dtype)).sum() for t in tensors if t.is_floating_point()]
+        weighted = [one for one in weighted if one.requires_grad]
+        if not weighted or not leaves:
+            return dict.fromkeys(leaves)
+        found = run(lambda: torch.autograd.grad(weighted, list(leaves.values()), allow_unused=True))
+        return dict(zip(leaves, found, strict=True))
+
+    # -- Comparisons ---------------------------------------------------------------------------------------------------
+
+    def _same_form(self, name: str, theirs: Any, ours: Any, index: int) -> None:
+        """Refuse a result of another dtype or shape; its annotation may leave both open."""
+        if not isinstance(ours, Tensor):
+            return
+        if not isinstance(theirs, Tensor):
+            raise Fault(f"{name} is {theirs!r}, expected a tensor\n{self._told(index)}")
+        axes = self._axes_of(name).split() or [f"axis {number}" for number in range(ours.ndim)]
+        if theirs.ndim != ours.ndim:
+            raise Fault(
+                f"{name} has the shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}\n{self._told(index)}"
+            )
+        for axis, has, wanted in zip(axes, theirs.shape, ours.shape, strict=True):
+            if has != wanted:
+                raise Fault(f"{name} has {has} on axis `{axis}`, expected {wanted}\n{self._told(index)}")
+        if theirs.dtype is not ours.dtype:
+            raise Fault(f"{name} has dtype {_dtype(theirs)}, expected {_dtype(ours)}\n{self._told(index)}")
+
+    def _equal(self, name: str, theirs: Any, ours: Any, index: int, axes: str | None = None) -> None:
+        if not isinstance(ours, Tensor):
+            same = (
+                abs(theirs - ours) <= self.exercise.tolerance * abs(ours) if isinstance(ours, float) else theirs == ours
+            )
+            if not same:
+                raise Fault(f"{name} is {theirs!r}, expected {ours!r}\n{self._told(index)}")
+            return
+        self._same_form(name, theirs, ours, index)
+        mine, right = theirs.detach().double(), ours.detach().double()
+        finite = right[right.isfinite()]
+        largest = float(finite.abs().max()) if finite.numel() else 1.0
+        difference = (mine - right).abs().where(mine != right, 0.0)
+        difference = difference.nan_to_num(torch.inf, torch.inf).where(~(mine.isnan() & right.isnan()), 0.0)
+        if not difference.numel() or float(difference.max()) <= self.exercise.tolerance * max(largest, 1.0):
+            return
+        at = int(difference.argmax())
+        place = place_of_largest(difference, axes or self._axes_of(name) or " ".join("axis" for _ in ours.shape))
+        count = int((difference > self.exercise.tolerance * max(largest, 1.0)).sum())
+        has, wanted = theirs.detach().flatten()[at].item(), ours.detach().flatten()[at].item()
+        told = [f"{name} has {_number(has)} at {place}, expected {_number(wanted)}"]
+        if ours.is_floating_point():
+            told.append(f"the largest difference, {_number(float(difference.max()))}")
+        told.append(f"{count:,} of {ours.numel():,} numbers differ")
+        raise Fault(f"{'; '.join(told)}\n{self._told(index)}")
+
+    # -- Words ---------------------------------------------------------------------------------------------------------
+
+    def _signature(self) -> inspect.Signature:
+        main = self.exercise.main
+        return inspect.signature(getattr(main, "forward", main))
+
+    def _parameters(self) -> list[str]:
+        return [name for name in self._signature().parameters if name != "self"]
+
+    def _named(self, result: Any) -> list[tuple[str, Any]]:
+        """A result as its parts, named."""
+        if isinstance(result, tuple | list):
+            return [(f"result {number}", part) for number, part in enumerate(result, 1)]
+        return [("the result", result)]
+
+    def _axes_of(self, name: str) -> str:
+        """The axes that the signature gives a result or an argument; nothing if it gives none."""
+        signature = self._signature()
+        parts = name.split()
+        if name == "the result":
+            annotation = signature.return_annotation
+        elif parts[0] == "result":
+            annotation = (*typing.get_args(signature.return_annotation), *[None] * 9)[int(parts[1]) - 1]
+        else:
+            known = signature.parameters.get(name)
+            annotation = known.annotation if known else None
+        for choice in (annotation, *typing.get_args(annotation)):
+            if isinstance(choice, type) and issubclass(choice, AbstractArray):
+                return " ".join(axis.lstrip("#") for axis in choice.dim_str.split())
+        return ""
+
+    def _told(self, index: int) -> str:
+        """With what it was called."""
+        case = self._case(index)
+        told = []
+        for name, argument in zip(self._parameters(), case.arguments, strict=False):
+            axes = self._axes_of(name).split()
+            if isinstance(argument, Tensor) and len(axes) == argument.ndim:
+                sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, argument.shape, strict=True))
+                told.append(f"`{name}` of {sizes or 'no axes'}")
+            elif isinstance(argument, bool | int | float | str):
+                told.append(f"`{name}` {argument!r}")
+        return f"called with {'; '.join(told)}" if told else ""
+
+
+# -- What was written --------------------------------------------------------------------------------------------------
+
+
+def read_file(exercise: Exercise, path: Path) -> Subject:
+    """Import a learner's file.
+
+    Raises:
+        Fault: it does not run, or does not define what was asked for.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fault(f"{path.name} cannot be read: {error}") from None
+    module = types.ModuleType(exercise.entry.stem)
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    linecache.checkcache(str(path))
+    files = frozenset({str(path)})
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except SyntaxError as error:
+        line = (error.text or "").rstrip()
+        raise Fault(f"{type(error).__name__}: {error.msg}, in line {error.lineno}:\n{line}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise Fault(f"{described(error)}{placed(error, files)}") from None
+    missing = [thing.__name__ for thing in exercise.solution if not hasattr(module, thing.__name__)]
+    if missing:
+        raise Fault(f"{path.name} defines no `{'`, no `'.join(missing)}`", "The name stays as it was at the start.")
+    return Subject(tuple(getattr(module, thing.__name__) for thing in exercise.solution), source, files)
+
+
+def with_reference_weights(exercise: Exercise, thing: Any, case: Case) -> nn.Module:
+    """A module with the weights of the reference, each of which is perturbed.
+
+    Raises:
+        Fault: its weights have other names or shapes than those that were asked for.
+    """
+    torch.manual_seed(SEED)
+    reference = exercise.compared_with(*case.made_with)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    module: nn.Module = thing(*case.made_with)
+    wanted, found = reference.state_dict(), module.state_dict()
+    problems = [f"it has no `{name}`" for name in wanted if name not in found]
+    problems += [f"nobody asked for `{name}`" for name in found if name not in wanted]
+    problems += [
+        f"`{name}` has the shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise Fault(
+            f"its weights are not those that were asked for: {'; '.join(problems[:3])}{more}",
+            "Weights that are called the same can be loaded from the reference, and compared.",
+        )
+    module.load_state_dict(wanted)
+    return module.eval()
+
+
+def _check_kind(solution: Any, thing: Any) -> None:
+    """Refuse a function where a class was asked for, and the other way round."""
+    name = solution.__name__
+    if isinstance(solution, type):
+        if not isinstance(thing, type):
+            raise Fault(f"`{name}` is {thing!r}", f"A class called `{name}`.")
+        if issubclass(solution, nn.Module) and not issubclass(thing, nn.Module):
+            raise Fault(f"`{name}` is not a module", f"`class {name}(nn.Module):`, as at the start.")
+        missing = [m for m, v in vars(solution).items() if hasattr(v, "__wrapped__") and not hasattr(thing, m)]
+        if missing:
+            raise Fault(f"`{name}` has no `{missing[0]}`", "The methods stay as they were at the start.")
+    elif not callable(thing):
+        raise Fault(f"`{name}` is {thing!r}", f"A function called `{name}`.")
+
+
+def _held_to(solution: Any, thing: Any) -> Any:
+    """What was written, under the promises that the solution's annotations make, whatever has become of its own."""
+    if not isinstance(solution, type):
+        return _promising(solution, thing)
+    members = {m: _promising(v, getattr(thing, m)) for m, v in vars(solution).items() if hasattr(v, "__wrapped__")}
+    return type(thing)(thing.__name__, (thing,), {**members, "__module__": thing.__module__})
+
+
+def _promising(solution: Any, thing: Any) -> Any:
+    @functools.wraps(inspect.unwrap(solution))
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return thing(*args, **kwargs)
+
+    return checked(call)
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    """A module without its docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+# -- Words for what went wrong -----------------------------------------------------------------------------------------
+
+
+def described(error: BaseException) -> str:
+    """An exception in words."""
+    if isinstance(error, SystemExit):
+        return f"it ends the process: sys.exit({'' if error.code is None else repr(error.code)})"
+    return f"{type(error).__name__}: {str(error).strip()}".rstrip(": ")
+
+
+def placed(error: BaseException, files: frozenset[str]) -> str:
+    """Where in the learner's own files an exception came up: the line, and what it says."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    if not own:
+        return ""
+    frame = own[-1]
+    inside = "" if frame.name == "<module>" else f" of `{frame.name}`"
+    return f"\nin line {frame.lineno}{inside}:\n    {frame.line}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _copy(argument: Any) -> Any:
+    return argument.detach().clone() if isinstance(argument, Tensor) else argument

@@ -1,0 +1,86 @@
+"""Getting at what a learner wrote, and at the parts that it is put together from."""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+
+from allformers.practice.checking import Subject, examine, read_file
+from allformers.practice.course import Entry, entries
+from allformers.practice.exercise import Fault
+from allformers.practice.folder import Folder, parts
+from allformers.practice.report import Outcome
+
+
+class Loader:
+    """Imports what a learner wrote, and leaves the interpreter as it was.
+
+    A file may import others by their exercises' names. Such a part is the learner's own if it passes its own checks,
+    and the package's if not: so every exercise can be the first.
+
+    Attributes:
+        parts: the parts that were imported, each with whose it was.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.parts: dict[str, str] = {}
+
+    def examine(self, entry: Entry, begin: Callable[[str, str], None] = lambda check, what: None) -> Iterator[Outcome]:
+        """Check what the folder has for an exercise, up to the first check that fails."""
+        with _left_as_it_was(self.folder):
+            yield from examine(entry.load(), lambda: self.load(entry), begin)
+
+    def load(self, entry: Entry, within: tuple[str, ...] = ()) -> Subject:
+        """Import what the folder has for an exercise, and before it the parts that it is put together from.
+
+        Raises:
+            Fault: it does not run, or does not define what was asked for.
+        """
+        path = self.folder.file(entry).resolve()
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Fault(f"{path.name} cannot be read: {error}") from None
+        for part in parts(source, {other.stem: other for other in entries()}):
+            if part.name not in self.parts and part.name not in (entry.name, *within):
+                self.parts[part.name] = self._part(part, (entry.name, *within))
+        return read_file(entry.load(), path)
+
+    def _part(self, part: Entry, within: tuple[str, ...]) -> str:
+        """Make a part ready to be imported, and say whose it is."""
+        if self.folder.file(part).is_file():
+            failed = next(
+                (o for o in examine(part.load(), lambda: self.load(part, within)) if o.state == "failed"), None
+            )
+            if failed is None:
+                return "yours"
+            whose = f"the package's: yours fails at {failed.check}"
+        else:
+            whose = "the package's: you have not started it"
+        sys.modules[part.stem] = importlib.import_module(f"allformers.practice.exercises.{part.stem}")
+        return whose
+
+
+@contextlib.contextmanager
+def _left_as_it_was(folder: Folder) -> Iterator[None]:
+    """Take back what an import of a learner's file, or what it does, may change for the next one."""
+    modules, path, dtype = set(sys.modules), list(sys.path), torch.get_default_dtype()
+    sys.path.insert(0, str(folder.path.resolve()))
+    ours = {entry.stem for entry in entries()}
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in list(sys.modules):
+            if name in ours or (name not in modules and _lies_in(sys.modules[name], folder)):
+                del sys.modules[name]
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+
+
+def _lies_in(module: object, folder: Folder) -> bool:
+    return str(getattr(module, "__file__", "")).startswith(str(folder.path.resolve()))

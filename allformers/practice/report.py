@@ -1,0 +1,145 @@
+"""What came of checking an exercise, and how it reads: the same words on a terminal, in pytest and in a notebook."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from allformers.practice.course import Entry, find
+
+CHECKS = ("import", "written", "shapes", "property", "values", "gradients", "named")
+"""The checks, in order. The first that fails ends an exercise."""
+
+MEANING: Mapping[str, str] = {
+    "import": "the file runs, and defines what was asked for",
+    "written": "nothing is left to write",
+    "shapes": "shapes and dtypes fit, on several odd sizes",
+    "property": "it behaves as it should",
+    "values": "results equal the reference's, on random inputs",
+    "gradients": "gradients equal the reference's",
+    "named": "every operation on axes names them",
+}
+"""What holds where a check passes."""
+
+MARKS = {"passed": "✓", "failed": "✗", "noted": "·"}
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check found.
+
+    Attributes:
+        check: one of `CHECKS`.
+        state: whether it passed; "noted" is a remark that fails nothing.
+        what: of a property, what it says.
+        seen: what was seen; of a check that passed, something to show.
+        expected: what should have been.
+    """
+
+    check: str
+    state: Literal["passed", "failed", "noted"]
+    what: str = ""
+    seen: str = ""
+    expected: str = ""
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The lines of a report on it, each with what it shows: its state, or a detail."""
+        start = f"  {MARKS[self.state]} {self.check:<10} "
+        if self.state == "passed":
+            yield self.state, f"{start}{self.what or MEANING[self.check]}"
+            yield from (("detail", line) for line in wrapped(self.seen, " " * len(start)))
+        elif self.state == "noted":
+            yield from ((self.state, line) for line in wrapped(self.seen, start))
+        else:
+            yield self.state, f"{start}{self.what and f'does not hold: {self.what}'}".rstrip()
+            yield from (("detail", line) for line in wrapped(self.seen, "    seen       "))
+            expected = self.expected or f"{MEANING[self.check][0].upper()}{MEANING[self.check][1:]}."
+            yield from (("detail", line) for line in wrapped(expected, "    expected   "))
+
+
+@dataclass
+class Report:
+    """What came of checking an exercise.
+
+    Attributes:
+        name: the exercise.
+        where: what was checked: a file, or an object.
+        outcomes: what each check found, up to the first that failed.
+        parts: the parts that it was put together from, each with whose it was.
+        printed: what the learner's code printed.
+        hints: the hints that were given so far.
+        hints_left: how many more there are.
+    """
+
+    name: str
+    where: str
+    outcomes: list[Outcome] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)
+    printed: str = ""
+    hints: list[str] = field(default_factory=list)
+    hints_left: int = 0
+
+    @property
+    def failure(self) -> Outcome | None:
+        """The check that failed, if one did."""
+        return next((outcome for outcome in self.outcomes if outcome.state == "failed"), None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return bool(self.outcomes) and self.failure is None
+
+    @property
+    def entry(self) -> Entry:
+        """The exercise's place in the course."""
+        return find(self.name)
+
+    def give_hints(self, given: int, *, another: bool = False) -> None:
+        """Keep the hints that a learner may see: those given before, the first once something fails, and another."""
+        count = max(given, 1) + another if self.failure is not None else given
+        self.hints, self.hints_left = self.hints[:count], len(self.hints[count:])
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The lines of the report, each with what it shows: a heading, a state, or a detail."""
+        yield "heading", f"{self.name}  {self.entry.title}, in {self.where}"
+        for part, whose in self.parts.items():
+            yield "detail", f"    {part:<23}{whose}"
+        for outcome in self.outcomes:
+            yield from outcome.lines()
+        if self.printed:
+            yield "detail", "    it printed:"
+            yield from (("detail", f"      {line}") for line in self.printed.splitlines()[-12:])
+        if self.failure is not None and self.hints:
+            total = len(self.hints) + self.hints_left
+            yield from (("hint", line) for line in wrapped(self.hints[-1], f"    hint {len(self.hints)} of {total}  "))
+
+    def __str__(self) -> str:
+        """The report as plain text."""
+        return "\n".join(line for _, line in self.lines())
+
+    __repr__ = __str__
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> "Report":
+        """A report from what `dataclasses.asdict` made of one."""
+        return cls(**{**written, "outcomes": [Outcome(**outcome) for outcome in written["outcomes"]]})
+
+
+def wrapped(text: str, start: str) -> list[str]:
+    """A text broken into lines that begin under one another; its own line breaks stay, and lines that are indented."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        beginning = start if not lines else " " * len(start)
+        if paragraph.startswith(" ") or not paragraph:
+            lines.append((beginning + paragraph).rstrip())
+        else:
+            lines += textwrap.wrap(
+                paragraph,
+                WIDTH,
+                initial_indent=beginning,
+                subsequent_indent=" " * len(start),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return lines

@@ -1,0 +1,108 @@
+"""Every exercise of the course: its solution passes, its stub and plausible mistakes fail where and as they should."""
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from allformers.practice.course import Entry, entries, find
+from allformers.practice.folder import Folder
+from allformers.practice.loading import Loader
+from allformers.practice.report import Report
+from allformers.practice.source import code, stub
+
+HERE = Path(__file__).parent
+Checked = Callable[[Entry, str], Report]
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Checked:
+    """Check a file's text as an exercise's, in this process."""
+
+    def checked(entry: Entry, text: str) -> Report:
+        folder = Folder(tmp_path)
+        folder.file(entry).write_text(text, encoding="utf-8")
+        loader = Loader(folder)
+        return Report(entry.name, "a file", list(loader.examine(entry)), loader.parts)
+
+    return checked
+
+
+def mistakes() -> list[pytest.param]:
+    """Every wrong solution: what is replaced in the solution, by what, where that fails, and what is said."""
+    found = []
+    for entry in entries():
+        if (HERE / "wrong" / f"{entry.stem}.py").is_file():
+            for number, row in enumerate(importlib.import_module(f"wrong.{entry.stem}").WRONG, 1):
+                found.append(pytest.param(entry, *row, id=f"{entry.name} {number}"))
+    return found
+
+
+each_exercise = pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+
+
+@each_exercise
+def test_the_solution_passes_every_check(entry: Entry, checked: Checked) -> None:
+    report = checked(entry, code(entry.load(), solved=True))
+    assert report.passed, report
+    assert [outcome.check for outcome in report.outcomes if outcome.state == "noted"] == [], report
+
+
+@each_exercise
+def test_what_a_learner_begins_with_is_not_there_yet(entry: Entry, checked: Checked) -> None:
+    exercise = entry.load()
+    report = checked(entry, stub(exercise))
+    assert [(outcome.check, outcome.state) for outcome in report.outcomes] == [
+        ("import", "passed"),
+        ("written", "failed"),
+    ]
+    assert ("not mended yet" if exercise.bug else "not written yet") in report.outcomes[-1].seen
+
+
+@pytest.mark.parametrize(("entry", "replace", "by", "check", "says"), mistakes())
+def test_a_mistake_is_found_where_it_shows(
+    entry: Entry, replace: str, by: str, check: str, says: str, checked: Checked
+) -> None:
+    solution = code(entry.load(), solved=True)
+    assert solution.count(replace) == 1, f"the solution has {replace!r} {solution.count(replace)} times, expected once"
+    failure = checked(entry, solution.replace(replace, by)).failure
+    assert failure is not None, "the mistake is not found"
+    assert (failure.what or failure.check) == check, failure
+    assert says in failure.seen, failure
+
+
+@each_exercise
+def test_an_exercise_has_three_mistakes_and_three_hints(entry: Entry) -> None:
+    rows = [row for row in mistakes() if row.values[0] == entry]
+    assert len(rows) >= 3, f"tests/practice/wrong/{entry.stem}.py should have at least three wrong solutions"
+    assert len(entry.load().hints) == 3
+
+
+def test_every_table_of_mistakes_belongs_to_an_exercise() -> None:
+    tables = {path.stem for path in (HERE / "wrong").glob("*.py")}
+    assert tables == {entry.stem for entry in entries()}
+
+
+@each_exercise
+def test_an_exercise_says_what_it_is_and_what_comes_before(entry: Entry) -> None:
+    exercise = entry.load()
+    assert entry.title
+    assert entry.teaches.endswith(".")
+    assert len(entry.task) > 300
+    known = [other.name for other in entries()]
+    for earlier in exercise.after:
+        assert known.index(earlier) < known.index(entry.name)
+    module, _, symbol = re.fullmatch(r"(allformers(?:\.[a-z0-9_]+)+)(\.)(\w+(?:\.\w+)*)", exercise.part_of).groups()
+    thing = importlib.import_module(module)
+    for name in symbol.split("."):
+        thing = getattr(thing, name)
+
+
+def test_an_exercise_is_found_by_name_number_or_file() -> None:
+    first = entries()[0]
+    for name in (first.name, first.stem, f"{first.stem}.py", str(first.number)):
+        assert find(name) == first
+    with pytest.raises(ValueError, match="there is no exercise poetry; there are: split-heads"):
+        find("poetry")
