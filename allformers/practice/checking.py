@@ -23,7 +23,7 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor, nn
 
-from allformers.practice.exercise import Case, Exercise, Fault, label, place_of_largest
+from allformers.practice.exercise import Case, Exercise, Fault, label, largest
 from allformers.practice.named import violations
 from allformers.practice.report import Outcome
 from allformers.practice.source import is_unwritten, left_to_write, stub
@@ -206,7 +206,8 @@ class _Examination:
 
     def _made(self, thing: Any, case: Case) -> Any:
         """What to call: the function itself, or a module with the reference's weights."""
-        return with_reference_weights(self.exercise, thing, case) if isinstance(thing, type) else thing
+        is_class = isinstance(self.exercise.main, type)
+        return with_reference_weights(self.exercise, thing, case) if is_class else thing
 
     def _call(self, thing: Any, index: int, case: Case | None = None) -> Any:
         case = case or self._case(index)
@@ -286,19 +287,20 @@ class _Examination:
         self._same_form(name, theirs, ours, index)
         mine, right = theirs.detach().double(), ours.detach().double()
         finite = right[right.isfinite()]
-        largest = float(finite.abs().max()) if finite.numel() else 1.0
+        scale = float(finite.abs().max()) if finite.numel() else 1.0
         difference = (mine - right).abs().where(mine != right, 0.0)
         difference = difference.nan_to_num(torch.inf, torch.inf).where(~(mine.isnan() & right.isnan()), 0.0)
-        if not difference.numel() or float(difference.max()) <= self.exercise.tolerance * max(largest, 1.0):
+        allowed = self.exercise.tolerance * max(scale, 1.0)
+        wrong = int((difference > allowed).sum())
+        if not wrong:
             return
+        worst, place = largest(difference, axes or self._axes_of(name) or " ".join("axis" for _ in ours.shape))
         at = int(difference.argmax())
-        place = place_of_largest(difference, axes or self._axes_of(name) or " ".join("axis" for _ in ours.shape))
-        count = int((difference > self.exercise.tolerance * max(largest, 1.0)).sum())
         has, wanted = theirs.detach().flatten()[at].item(), ours.detach().flatten()[at].item()
-        told = [f"{name} has {_number(has)} at {place}, expected {_number(wanted)}"]
+        told = [f"{name} has {_number(has)}{place and f' at {place}'}, expected {_number(wanted)}"]
         if ours.is_floating_point():
-            told.append(f"the largest difference, {_number(float(difference.max()))}")
-        told.append(f"{count:,} of {ours.numel():,} numbers differ")
+            told.append(f"the largest difference, {_number(worst)}")
+        told.append(f"{wrong:,} of {ours.numel():,} numbers differ")
         raise Fault(f"{'; '.join(told)}\n{self._told(index)}")
 
     # -- Words ---------------------------------------------------------------------------------------------------------

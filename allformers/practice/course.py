@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Warm-ups": ("split-heads",),
-        "Parts": ("causal-mask", "softmax"),
+        "Parts": ("causal-mask", "softmax", "attention"),
     }
 )
 """The sections, in teaching order, each with its exercises: a name and the file `exercises/name.py`."""

@@ -128,10 +128,11 @@ def label(property_: Property) -> str:
     return property_.__name__.strip("_").replace("_", " ")
 
 
-def place_of_largest(values: Tensor, axes: str) -> str:
-    """Where the largest value stands, by the names of the axes: `batch 0, heads 2, seq 1`."""
+def largest(values: Tensor, axes: str) -> tuple[float, str]:
+    """The largest value, and where it stands by the names of the axes: `batch 0, heads 2, seq 1`."""
     flat, index = int(values.argmax()), []
     for size in reversed(values.shape):
         index.append(flat % size)
         flat //= size
-    return ", ".join(f"{axis} {place}" for axis, place in zip(axes.split(), reversed(index), strict=True)) or "it"
+    places = zip(axes.split(), reversed(index), strict=True)
+    return float(values.detach().max()), ", ".join(f"{axis} {place}" for axis, place in places)

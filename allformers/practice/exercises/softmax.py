@@ -28,10 +28,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from allformers.practice.exercise import Case, Exercise, Fault, paragraphs, place_of_largest
+from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.shapes import checked
-
-AXES = "batch heads seq seq_k"
 
 
 @checked
@@ -55,7 +53,7 @@ def each_row_sums_to_one(softmax: Callable[..., Tensor]) -> None:
     weights = softmax(torch.randn(2, 3, 5, 7))
     sums = reduce(weights, "batch heads seq seq_k -> batch heads seq", "sum")
     if not torch.allclose(sums, torch.ones(()), atol=1e-4):
-        place = place_of_largest((sums - 1).abs(), "batch heads seq")
+        _, place = largest((sums - 1).abs(), "batch heads seq")
         raise Fault(f"the weights at {place} add up to {_furthest(sums, 1):.4g}")
 
 
@@ -74,11 +72,9 @@ def each_query_is_by_itself(softmax: Callable[..., Tensor]) -> None:
     other[0, 1, 2] += 3 * torch.randn(5)
     change = (softmax(other) - softmax(scores)).abs()
     change[0, 1, 2] = 0
-    if float(change.max()) > 1e-6:
-        place = place_of_largest(change, AXES)
-        raise Fault(
-            f"other scores at batch 0, heads 1, seq 2 changed the weight at {place} by {float(change.max()):.4g}"
-        )
+    most, place = largest(change, "batch heads seq seq_k")
+    if most > 1e-6:
+        raise Fault(f"other scores at batch 0, heads 1, seq 2 changed the weight at {place} by {most:.4g}")
 
 
 def a_masked_key_gets_nothing(softmax: Callable[..., Tensor]) -> None:
