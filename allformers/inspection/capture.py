@@ -35,6 +35,9 @@ Edit = Callable[[Tensor], Tensor]
 """Something that takes a captured tensor and gives the one to go on with, of the same shape."""
 
 _KINDS = {"Float", "Int", "Integer", "Bool", "Shaped"}
+_OF_MODELS = ("allformers.models.", "allformers.practice.")
+_OF_LIBRARIES = {"allformers", "builtins", "torch", "transformers"}
+"""Modules whose classes are looked into, and libraries whose others are not; somebody's own model is."""
 
 
 class NamedTensor(NamedTuple):
@@ -110,7 +113,8 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
     """Keep, and perhaps change, what a model computes while the block lasts.
 
     Args:
-        model: any model of this package. Its results stay the same unless something is edited, to the bit.
+        model: any model of this package, or one that is written like them. Its results stay the same unless something
+            is edited, to the bit.
         wanted: the names to keep, where `*` stands for one part (`blocks.*.attention.weights`); all if none is given.
             The rest takes no memory.
         edits: by name or pattern, functions whose result takes a tensor's place. See `without_heads`, `replaced_by`.
@@ -218,11 +222,19 @@ def _methods(kind: type) -> tuple[Callable[..., Any], ...]:
     """The methods of a class, its own and inherited, that are written in a model's file and name a tensor."""
     found: dict[str, Callable[..., Any]] = {}
     for base in kind.__mro__:
-        if base.__module__.startswith("allformers.models."):
+        if base.__module__.startswith(_OF_MODELS) or base.__module__.partition(".")[0] not in _OF_LIBRARIES:
             for name, member in vars(base).items():
                 if inspect.isfunction(member) and not name.startswith("__"):
                     found.setdefault(name, member)
-    return tuple(method for method in found.values() if _instrumented(method).tapped)
+    return tuple(method for method in found.values() if _has_source(method) and _instrumented(method).tapped)
+
+
+def _has_source(method: Callable[..., Any]) -> bool:
+    """Whether what a method was written as can be read; what was typed at a prompt of Python cannot."""
+    try:
+        return bool(inspect.getsource(inspect.unwrap(method)))
+    except OSError:
+        return False
 
 
 @functools.cache

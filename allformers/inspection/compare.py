@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.inspection.capture import capture
+from allformers.inspection.capture import capture, names
 from allformers.shapes import checked
 
 
@@ -71,11 +71,12 @@ class ModelComparison:
 def run_through(model: nn.Module, token_ids: Int[Tensor, "seq"]) -> Pass:
     """Run a model on a text and keep the stream and the logits.
 
-    The model is one of this package, or one of transformers', which is asked for its `hidden_states`.
+    The model is one of this package or written like one; any other, such as one of transformers', is asked for its
+    `hidden_states`.
     """
     batch = rearrange(token_ids, "seq -> 1 seq").to(next(model.parameters()).device)
     with torch.inference_mode():
-        if not hasattr(model, "format"):
+        if not names(model):
             output: Any = model(batch, output_hidden_states=True)
             stream, logits = list(output.hidden_states), output.logits
         else:

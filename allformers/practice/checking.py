@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,8 @@ class _Examination:
         self.subject = load()
         for solution, thing in zip(self.exercise.solution, self.subject.things, strict=True):
             _check_kind(solution, thing)
-        self.held = tuple(map(_held_to, self.exercise.solution, self.subject.things))
+        instead = dict(zip(self.exercise.solution, self.subject.things, strict=True))
+        self.held = tuple(_held_to(solution, thing, instead) for solution, thing in instead.items())
 
     def written(self) -> None:
         source = self.subject.source
@@ -202,20 +203,27 @@ class _Examination:
         for index in range(self._count()):
             case = self._case(index)
             torch.manual_seed(SEED)
-            yield self._made(self.exercise.compared_with, case)(*case.arguments)
+            made = self._made(self.exercise.compared_with, case)
+            yield made(*self._given(case, self.exercise.solution))
 
     def _made(self, thing: Any, case: Case) -> Any:
         """What to call: the function itself, or a module with the reference's weights."""
         is_class = isinstance(self.exercise.main, type)
         return with_reference_weights(self.exercise, thing, case) if is_class else thing
 
+    def _given(self, case: Case, things: tuple[Any, ...]) -> list[Any]:
+        """What to call it with; a class of the solution stands for a new one of what was written."""
+        own = dict(zip(self.exercise.solution, things, strict=True))
+        return [own[one]() if isinstance(one, type) and one in own else one for one in case.arguments]
+
     def _call(self, thing: Any, index: int, case: Case | None = None) -> Any:
         case = case or self._case(index)
         try:
             torch.manual_seed(SEED)
             made = self._theirs(self._made, thing, case)
+            arguments = self._theirs(self._given, case, self.held)
             torch.manual_seed(SEED)
-            return self._theirs(made, *case.arguments)
+            return self._theirs(made, *arguments)
         except Unwritten:
             raise
         except Fault as fault:
@@ -238,7 +246,7 @@ class _Examination:
         """The gradients of all numbers that a call depends on, by name."""
         case = self._case(index)
         leaves: dict[str, Tensor] = {}
-        arguments = list(case.arguments)
+        arguments = self._given(case, self.held if theirs else self.exercise.solution)
         for place, (name, argument) in enumerate(zip(self._parameters(), arguments, strict=False)):
             if isinstance(argument, Tensor) and argument.is_floating_point():
                 arguments[place] = leaves[name] = argument.detach().clone().requires_grad_()
@@ -426,19 +434,29 @@ def _check_kind(solution: Any, thing: Any) -> None:
         raise Fault(f"`{name}` is {thing!r}", f"A function called `{name}`.")
 
 
-def _held_to(solution: Any, thing: Any) -> Any:
+def _held_to(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
     """What was written, under the promises that the solution's annotations make, whatever has become of its own."""
     if not isinstance(solution, type):
-        return _promising(solution, thing)
-    members = {m: _promising(v, getattr(thing, m)) for m, v in vars(solution).items() if hasattr(v, "__wrapped__")}
+        return _promising(solution, thing, instead)
+    promised = {name: method for name, method in vars(solution).items() if hasattr(method, "__wrapped__")}
+    members = {name: _promising(method, getattr(thing, name), instead) for name, method in promised.items()}
     return type(thing)(thing.__name__, (thing,), {**members, "__module__": thing.__module__})
 
 
-def _promising(solution: Any, thing: Any) -> Any:
+def _promising(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
+    """A function under a solution's annotations, in which what was written stands instead of the solution's classes."""
+
+    def replaced(annotation: Any) -> Any:
+        return instead.get(annotation, annotation) if isinstance(annotation, type) else annotation
+
     @functools.wraps(inspect.unwrap(solution))
     def call(*args: Any, **kwargs: Any) -> Any:
         return thing(*args, **kwargs)
 
+    signature = inspect.signature(call)
+    parameters = [one.replace(annotation=replaced(one.annotation)) for one in signature.parameters.values()]
+    call.__annotations__ = {name: replaced(annotation) for name, annotation in call.__annotations__.items()}
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return checked(call)
 
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Warm-ups": ("split-heads",),
-        "Parts": ("causal-mask", "softmax", "attention"),
+        "Parts": ("causal-mask", "softmax", "attention", "block"),
+        "The whole": ("gpt2",),
+        "Writing": ("kv-cache",),
+        "Hunts": ("hunt-mask",),
     }
 )
 """The sections, in teaching order, each with its exercises: a name and the file `exercises/name.py`."""

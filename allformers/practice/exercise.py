@@ -43,7 +43,8 @@ class Case:
     """One call of what was written.
 
     Args:
-        arguments: what it is given, by place.
+        arguments: what it is given, by place. A class of the solution stands for a new object of the class that was
+            written for it.
         made_with: for a class, what it is made with. It is then given the weights of the reference, every one of them
             perturbed, and called as a module.
     """
