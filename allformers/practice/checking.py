@@ -122,13 +122,13 @@ class _Examination:
             return
         if self.exercise.bug is not None:
             if ast.dump(_bare(tree)) == ast.dump(_bare(ast.parse(stub(self.exercise)))):
-                raise Fault("not mended yet: the code is as it was at the start")
+                raise Fault("not mended yet: the code is as it was at the start", "The mistake is found and mended.")
             return
         names = {thing.__name__ for thing in self.exercise.solution}
         own = [node for node in tree.body if getattr(node, "name", None) in names]
-        for function in left_to_write(ast.Module(own, [])):
+        for name, function in left_to_write(ast.Module(own, [])):
             if is_unwritten(function):
-                raise Fault(f"`{function.name}` is not written yet: line {function.lineno} has no body")
+                raise Fault(f"`{name}` is not written yet", "A body stands where `raise NotImplementedError` was.")
 
     def shapes(self) -> None:
         for index, expected in enumerate(self._reference_results()):

@@ -51,17 +51,15 @@ class Loader:
 
     def _part(self, part: Entry, within: tuple[str, ...]) -> str:
         """Make a part ready to be imported, and say whose it is."""
+        why = "is not started"
         if self.folder.file(part).is_file():
-            failed = next(
-                (o for o in examine(part.load(), lambda: self.load(part, within)) if o.state == "failed"), None
-            )
-            if failed is None:
+            outcomes = list(examine(part.load(), lambda: self.load(part, within)))
+            if outcomes[-1].state != "failed":
                 return "yours"
-            whose = f"the package's: yours fails at {failed.check}"
-        else:
-            whose = "the package's: you have not started it"
+            failed = outcomes[-1].check
+            why = "is not written yet" if failed == "written" else f"fails at {failed}"
         sys.modules[part.stem] = importlib.import_module(f"allformers.practice.exercises.{part.stem}")
-        return whose
+        return f"the package's: yours {why}"
 
 
 @contextlib.contextmanager

@@ -54,14 +54,15 @@ def code(exercise: Exercise, *, solved: bool) -> str:
     return text.replace(exercise.bug.replace, exercise.bug.by)
 
 
-def left_to_write(tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    """The functions and methods of a file that are `@checked`."""
+def left_to_write(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The functions and methods of a file that are `@checked`, by name."""
     for node in tree.body:
+        owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
         for function in node.body if isinstance(node, ast.ClassDef) else [node]:
             if isinstance(function, ast.FunctionDef) and any(
                 isinstance(d, ast.Name) and d.id == "checked" for d in function.decorator_list
             ):
-                yield function
+                yield owner + function.name, function
 
 
 def is_unwritten(function: ast.FunctionDef) -> bool:
@@ -81,7 +82,7 @@ def _is_dots(statement: ast.stmt) -> bool:
 def _without_bodies(text: str) -> str:
     """A piece of source in which what is `@checked` has its signature and docstring only."""
     lines = text.splitlines()
-    for function in reversed(list(left_to_write(ast.parse(text)))):
+    for _, function in reversed(list(left_to_write(ast.parse(text)))):
         first = function.body[0]
         documented = ast.get_docstring(function) is not None
         end = (first.end_lineno or 0) if documented else first.lineno - 1
@@ -129,6 +130,8 @@ def _imports(module: ModuleType, used: set[str], left_behind: set[str]) -> str:
     if used & left_behind:
         line = f"from {module.__name__} import {', '.join(sorted(used & left_behind))}"
         groups.setdefault(_group(module.__name__), []).append(line)
+    for ours in (2, 3):
+        groups.get(ours, []).sort()
     return "\n\n".join("\n".join(groups[number]) for number in sorted(groups))
 
 

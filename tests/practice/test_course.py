@@ -1,0 +1,388 @@
+"""The course as a learner meets it: the command, the process behind it, pytest, a notebook; and what can go wrong."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from allformers import cli
+from allformers.practice import check
+from allformers.practice.course import entries, find
+from allformers.practice.exercises.attention import CausalSelfAttention
+from allformers.practice.exercises.kv_cache import CachedSelfAttention, KeyValueCache
+from allformers.practice.folder import Folder
+from allformers.practice.loading import Loader
+from allformers.practice.report import Report
+from allformers.practice.source import code, stub
+from allformers.practice.worker import Worker
+
+SOLVED = code(find("split-heads").load(), solved=True)
+RIGHT = "return rearrange("
+
+
+def instead(line: str) -> str:
+    """The solution with another beginning of its last line."""
+    return SOLVED.replace(RIGHT, line)
+
+
+def first(line: str) -> str:
+    """The solution with a line more."""
+    return instead(f"{line}\n    {RIGHT}")
+
+
+class Result(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+Run = Callable[..., Result]
+
+
+class InProcess(Worker):
+    """A worker that starts no process, for code that is known to do no harm."""
+
+    def check(self, name: str) -> Report:
+        loader, entry = Loader(self.folder), find(name)
+        outcomes = list(loader.examine(entry))
+        return Report(name, str(self.folder.file(entry)), outcomes, loader.parts, hints=list(entry.load().hints))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `allformers practice` in an empty folder, in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["allformers", "practice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("allformers.practice.worker.Worker", InProcess)
+    return run
+
+
+# -- The command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_course_is_listed_in_order_with_how_far_one_has_come(run: Run) -> None:
+    listed = run()
+    places = [listed.output.index(f" {entry.name} ") for entry in entries()]
+    assert places == sorted(places)
+    assert listed.output.count("not started") == len(entries())
+    assert "next: allformers practice start split-heads" in listed.output
+
+    run("start")
+    assert run().output.count("not started") == len(entries()) - 1
+    Path("practice/split_heads.py").write_text(SOLVED.replace("(heads head_dim)", "(head_dim heads)"))
+    run("check")
+    assert "fails at values" in run().output
+    Path("practice/split_heads.py").write_text(SOLVED)
+    assert "changed since" in run().output
+    run("check")
+    assert "passed" in run().output
+    assert "next: allformers practice start causal-mask" in run().output
+
+
+def test_listing_and_naming_take_no_pytorch() -> None:
+    command = (
+        "import sys; from allformers.cli import main; sys.argv = ['allformers', 'practice']\ntry: main()\nfinally: "
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{command}print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "False", done.stdout + done.stderr
+
+
+def test_what_was_written_is_never_overwritten(run: Run) -> None:
+    assert run("start", "split-heads").output.strip() == str(Path("practice/split_heads.py"))
+    mine = Path("practice/split_heads.py")
+    mine.write_text("mine")
+    again = run("start", "split-heads")
+    assert (again.status, again.output) == (2, "")
+    assert "practice/split_heads.py is there already, and stays as it is" in again.errors
+    assert "move it away to begin afresh" in again.errors
+    assert mine.read_text() == "mine"
+    tests = Path("practice/test_practice.py")
+    tests.write_text("mine too")
+    run("start", "causal-mask")
+    assert tests.read_text() == "mine too"
+
+
+def test_hints_come_one_after_the_other_and_are_remembered(run: Run) -> None:
+    hints = find("split-heads").load().hints
+    run("start", "split-heads")
+
+    def given(*options: str) -> str:
+        result = run("check", "split-heads", *options)
+        assert result.status == 1
+        return " ".join(result.output.split())
+
+    for number, options in enumerate([(), (), ("--hint",), (), ("--hint",), ("--hint",)]):
+        last = [0, 0, 1, 1, 2, 2][number]
+        output = given(*options)
+        for place, hint in enumerate(hints):
+            assert (" ".join(hint.split()) in output) == (place == last), (number, place)
+        assert f"hint {last + 1} of 3" in output
+        assert ("more: allformers practice check split-heads --hint" in output) == (last < 2)
+    Path("practice/split_heads.py").write_text(SOLVED)
+    assert "hint" not in run("check", "split-heads", "--hint").output
+
+
+def test_the_exit_status_says_whether_all_passed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("start", "split-heads", "causal-mask")
+    Path("practice/split_heads.py").write_text(SOLVED)
+    assert run("check", "split-heads").status == 0
+    monkeypatch.setattr("allformers.practice.worker.Worker", Worker)  # the real one
+    both = run("check")
+    assert both.status == 1
+    assert "1 of 2 passed" in both.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check"], "nothing has been started in practice: begin with `allformers practice start`"),
+        (["check", "softmax"], "practice/softmax.py is not there: begin with `allformers practice start softmax`"),
+        (["check", "poetry"], "there is no exercise poetry; there are: split-heads, "),
+        (["start", "poetry"], "there is no exercise poetry"),
+        (["solution", "poetry"], "there is no exercise poetry"),
+        (["check", "--folder", "/no/such"], "nothing has been started in /no/such"),
+        (["dance"], "dance"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_status_2(run: Run, arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert (result.status, result.output) == (2, "")
+    assert message in result.errors
+    assert result.errors.count("\n") == 1
+    assert not Path("practice").exists()
+
+
+def test_more_bad_input(run: Run) -> None:
+    run("start", "split-heads", "softmax")
+    assert "a hint is for one exercise: name it" in run("check", "--hint").errors
+    assert "a time limit must be above 0 seconds, not 0" in run("check", "--seconds", 0).errors
+    Path("practice/.progress.json").write_text("[]")
+    broken = run()
+    assert broken.status == 2
+    assert "practice/.progress.json cannot be read" in broken.errors
+    assert "remove it, and only its hints are forgotten" in broken.errors
+
+
+def test_another_folder(run: Run) -> None:
+    started = run("start", "split-heads", "--folder", "mine")
+    assert started.output.strip() == str(Path("mine/split_heads.py"))
+    assert "allformers practice check split-heads --folder mine" in started.errors
+    assert run("check", "--folder", "mine").status == 1
+    assert "fails at written" in run("--folder", "mine").output
+    assert not Path("practice").exists()
+
+
+def test_a_solution_is_code_that_runs_and_says_where_it_is_explained(run: Run) -> None:
+    shown = run("solution", "softmax").output
+    exec(compile(shown, "softmax", "exec"), names := {"__name__": "softmax"})
+    assert names["softmax"](torch.zeros(1, 1, 1, 2)).tolist() == [[[[0.5, 0.5]]]]
+    assert "gpt2.html#CausalSelfAttention.forward.weights" in shown
+
+
+# -- What a learner's code may do --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("practice")
+
+
+@pytest.fixture(scope="module")
+def worker(place: Path) -> Iterator[Worker]:
+    with Worker(Folder(place), seconds=2) as worker:
+        yield worker
+
+
+BROKEN = {
+    "does not end": (
+        first("while True:\n        pass"),
+        "shapes",
+        ["still running after 2 s, so it was stopped", "in split_heads.py, line 11 of `split_heads`:"],
+    ),
+    "does not end in the import": (
+        "import time\n\n\ndef wait():\n    time.sleep(99)\n\n\nwait()\n",
+        "import",
+        ["still running after 2 s", "in split_heads.py, line 5 of `wait`:", "time.sleep(99)"],
+    ),
+    "ends the process": (
+        first("import os; os._exit(3)"),
+        "shapes",
+        ["it ended the process, with status 3: `os._exit` does that"],
+    ),
+    "crashes the process": (
+        first("import ctypes; ctypes.string_at(0)"),
+        "shapes",
+        ["it crashed the process (SIGSEGV)", "in split_heads.py, line 11 of `split_heads`:", "ctypes.string_at(0)"],
+    ),
+    "exits": (first("raise SystemExit(1)"), "shapes", ["it ends the process: sys.exit(1)", "in line 11"]),
+    "exits in the import": ("import sys\nsys.exit('no')\n", "import", ["sys.exit('no')", "in line 2"]),
+    "is no Python": (f"{SOLVED}\ndef (:\n", "import", ["SyntaxError: invalid syntax, in line 13", "def (:"]),
+    "is no text": ("\0", "import", ["null bytes"]),
+    "misspells a name": (instead("return rearange("), "shapes", ["name 'rearange' is not defined", "in line 11"]),
+    "imports what is not there": (f"import einop\n{SOLVED}", "import", ["No module named 'einop'", "in line 1"]),
+    "has another name": (SOLVED.replace("def split_heads", "def split"), "import", ["defines no `split_heads`"]),
+    "is a number": ("split_heads = 3", "import", ["`split_heads` is 3"]),
+    "asks its reader": (first("input()"), "shapes", ["EOFError", "in line 11"]),
+    "gives nothing": (instead("rearrange("), "shapes", ["the result is None, of type NoneType; expected Float"]),
+    "takes something else": (SOLVED.replace(", heads: int", ""), "shapes", ["takes 1 positional argument but 2"]),
+    "raises its own": (first("raise BaseException('mine')"), "shapes", ["BaseException: mine", "in line 11"]),
+    "never comes back": (first("return split_heads(x, heads)"), "shapes", ["RecursionError", "in line 11"]),
+    "changes its argument": (first("x += 1"), "each position keeps its own numbers", ["ones were put at seq 3 only"]),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_code_that(what: str, worker: Worker, place: Path) -> None:
+    text, where, says = BROKEN[what]
+    (place / "split_heads.py").write_text(text)
+    failure = worker.check("split-heads").failure
+    assert failure is not None
+    assert (failure.what or failure.check) == where, failure
+    for piece in says:
+        assert piece in failure.seen, failure.seen
+    assert "Traceback" not in failure.seen
+    assert "allformers/practice" not in failure.seen
+
+
+def test_one_that_breaks_does_no_harm_to_the_next(worker: Worker, place: Path) -> None:
+    setup = (
+        "import os, sys, torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\nos.chdir('/')\n"
+    )
+    (place / "causal_mask.py").write_text(f"{setup}sys.path.clear()\nprint('{{\"done\": true}}')\n")
+    (place / "split_heads.py").write_text(SOLVED)
+    assert worker.check("causal-mask").printed == '{"done": true}\n'
+    report = worker.check("split-heads")
+    assert report.passed, report
+    assert report.printed == ""
+
+
+def test_an_argument_that_is_changed_in_place_is_noticed(worker: Worker, place: Path) -> None:
+    solved = code(find("softmax").load(), solved=True)
+    (place / "softmax.py").write_text(solved.replace("(scores - highest).exp()", "scores.sub_(highest).exp()"))
+    failure = worker.check("softmax").failure
+    assert failure is not None
+    assert "it changes its argument `scores` in place" in failure.seen
+
+
+def test_unnamed_operations_are_a_remark_and_no_failure(worker: Worker, place: Path) -> None:
+    body = "return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)"
+    (place / "split_heads.py").write_text(SOLVED[: SOLVED.index(RIGHT)] + body + "\n")
+    report = worker.check("split-heads")
+    assert report.passed
+    assert report.outcomes[-1].state == "noted"
+    assert "line 11: reshape; line 11: transpose" in report.outcomes[-1].seen
+
+
+def test_a_part_is_the_learners_once_it_passes(worker: Worker, place: Path) -> None:
+    for name in ("causal-mask", "block", "gpt2"):
+        (place / f"{find(name).stem}.py").write_text(code(find(name).load(), solved=True))
+    (place / "attention.py").unlink(missing_ok=True)
+    report = worker.check("gpt2")
+    assert report.passed, report
+    assert report.parts == {
+        "attention": "the package's: yours is not started",
+        "block": "yours",
+        "causal-mask": "yours",
+    }
+
+    (place / "attention.py").write_text(stub(find("attention").load()))
+    assert worker.check("block").parts == {"attention": "the package's: yours is not written yet"}
+    wrong = code(find("attention").load(), solved=True).replace("scores / math.sqrt(queries.shape[-1])", "scores")
+    (place / "attention.py").write_text(wrong)
+    assert worker.check("block").parts == {"attention": "the package's: yours fails at values"}
+    assert worker.check("block").passed
+
+
+# -- pytest ------------------------------------------------------------------------------------------------------------
+
+
+def test_pytest_in_the_folder_reports_the_same_checks(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "practice")
+    for name in ("split-heads", "causal-mask"):
+        folder.start(find(name))
+    folder.file(find("split-heads")).write_text(SOLVED.replace("heads=heads", "heads=3"))
+    command = [sys.executable, "-m", "pytest", "practice", "-v", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    for line in (
+        "practice/test_practice.py::test_practice[split-heads: import] PASSED",
+        "practice/test_practice.py::test_practice[split-heads: shapes] FAILED",
+        "practice/test_practice.py::test_practice[split-heads: each position keeps its own numbers] SKIPPED",
+        "practice/test_practice.py::test_practice[causal-mask: written] FAILED",
+    ):
+        assert line in done.stdout
+    assert "called with `x` of batch 1, seq 7, embed 6; `heads` 6" in done.stdout
+    assert "hint 1 of 3" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert folder.state(find("split-heads")) == "fails at shapes"
+
+
+# -- A notebook --------------------------------------------------------------------------------------------------------
+
+
+def split_heads(x: Float[Tensor, "batch seq embed"], heads: int) -> Float[Tensor, "batch heads seq head_dim"]:
+    """As in a cell of a notebook."""
+    return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", heads=heads)
+
+
+def test_a_live_function_is_checked_by_its_name() -> None:
+    report = check(split_heads)
+    assert isinstance(report, Report)
+    assert report.passed, report
+    assert repr(report).startswith("split-heads  Split heads, in `split_heads`\n  ✓ import")
+
+
+def test_a_live_class_is_checked_whatever_it_is_called() -> None:
+    class Mine(CausalSelfAttention):
+        pass
+
+    assert check("attention", Mine).passed
+    assert check("kv-cache", CachedSelfAttention).passed
+    assert KeyValueCache.__module__ == CachedSelfAttention.__module__
+
+
+def test_a_live_function_without_a_source_is_checked_too() -> None:
+    exec("def causal_mask(seq): raise NotImplementedError('not written yet')", names := {"__name__": "__main__"})
+    report = check("causal-mask", names["causal_mask"])
+    assert not report.passed
+    assert report.failure is not None
+    assert report.failure.check == "written"
+    exec("import torch\ndef causal_mask(seq): return torch.ones(seq, seq).triu(1)", names)
+    report = check(names["causal_mask"])
+    assert "has dtype float32, expected booleans" in repr(report)
+    assert "hint 1 of 3" in repr(report)
+
+
+def test_what_is_no_exercise_is_refused() -> None:
+    with pytest.raises(ValueError, match="`print` is written in no exercise: say which is meant"):
+        check(print)
+    with pytest.raises(ValueError, match="there is no exercise poetry"):
+        check("poetry", print)
+    with pytest.raises(ValueError, match="give a function or a class, or its exercise and it"):
+        check("softmax")
+
+
+def test_progress_is_plain_to_read(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.start(find("split-heads"))
+    report = Report("split-heads", "", [], hints=["one"])
+    folder.record(report)
+    written = json.loads((tmp_path / ".progress.json").read_text())
+    assert written["split-heads"]["hints"] == folder.hints(find("split-heads")) == 1
