@@ -17,6 +17,7 @@ from markupsafe import Markup
 from pymdownx.blocks.block import Block, type_any, type_string
 
 from allformers.shapes import AXES
+from docs import exercises, facts
 from docs.breaks import PROMPT, outcome
 from docs.facts import evaluate, sizes
 from docs.record import Module, WalkError
@@ -238,7 +239,8 @@ class Expressions(Preprocessor):
         return found
 
     def _value(self, found: re.Match[str]) -> str:
-        return self.md.htmlStash.store(evaluate(found[1].strip())) if found[1] else found[0]
+        names = {**facts.NAMES, **exercises.NAMES}
+        return self.md.htmlStash.store(evaluate(found[1].strip(), names)) if found[1] else found[0]
 
 
 class Formula(InlineProcessor):

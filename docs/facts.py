@@ -466,14 +466,14 @@ NAMES: Mapping[str, Any] = {
 """What an expression on a page may use."""
 
 
-def evaluate(expression: str) -> str:
+def evaluate(expression: str, names: Mapping[str, Any] = NAMES) -> str:
     """What `{{ expression }}` stands for.
 
     Raises:
-        WalkError: it fails, or uses a name that is not in `NAMES`.
+        WalkError: it fails, or uses a name that is not among those.
     """
     try:
-        return str(Markup.escape(eval(expression, {"__builtins__": {}}, dict(NAMES))))
+        return str(Markup.escape(eval(expression, {"__builtins__": {"True": True, "False": False}}, dict(names))))
     except WalkError:
         raise
     except Exception as error:

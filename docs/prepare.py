@@ -1,8 +1,9 @@
-"""What has to be made before the site is built: the experiments' answers, and the bundled model for the page's script.
+"""What has to be made before the site is built: experiments' answers, the live model's weights, exercises' pages.
 
     python -m docs.prepare && mkdocs build --strict
 
-Everything goes to `docs/generated`. What is there is kept as long as the package's source and PyTorch are the same.
+The pages of exercises go to `docs/practice`, everything else to `docs/generated`. What is there is kept as long as the
+package's source and PyTorch are the same.
 """
 
 import json
@@ -19,6 +20,7 @@ from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import GPT2
 from allformers.speed import LAYOUTS, RoundedLinear, prepare
 from docs.breaks import loss_of
+from docs.exercises import write_pages
 from docs.facts import GENERATED, ROOT, inline_svg, stamp, summaries
 from docs.live import write_weights
 
@@ -53,7 +55,8 @@ def lay_out() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Make everything, unless it is there already."""
+    """Make everything, unless it is there already; the pages of exercises always, since that takes no time."""
+    write_pages()
     written = GENERATED / "stamp.txt"
     now = stamp()
     if written.is_file() and written.read_text(encoding="utf-8") == now:

@@ -32,6 +32,7 @@ from pymdownx.blocks.block import Block, type_string
 from torch import Tensor
 
 from allformers.figures import HEAT
+from allformers.practice.course import entries
 from allformers.shapes import AXES
 from docs.facts import shown, sizes_html
 from docs.record import PROMPT, Made, Module, Unit, WalkError, is_pattern, presets, recorded
@@ -209,12 +210,23 @@ class Step(Block):
         code = ElementTree.SubElement(step, "div", {"class": "walk-code"})
         units = [unit for target in targets for unit in self._units(state, target)]
         code.text = self.md.htmlStash.store(units_html(state.module, units) + place_html(state.module, units))
-        self.prose = prose
+        self.prose, self.name = prose, name
         return step
 
     def on_add(self, block: ElementTree.Element) -> ElementTree.Element:
         """Where prose goes."""
         return self.prose
+
+    def on_end(self, block: ElementTree.Element) -> None:
+        """Say where this is practised."""
+        module = _state(self.md).module
+        assert module is not None
+        for entry, exercise in ((entry, entry.load()) for entry in entries()):
+            if exercise.part_of.startswith(f"{module.name}.") and exercise.page.partition("#")[2] == self.name:
+                place = ElementTree.SubElement(self.prose, "p", {"class": "walk-practice"})
+                place.text = "Write it yourself: " if exercise.bug is None else "Find what is wrong with it: "
+                link = ElementTree.SubElement(place, "a", {"href": f"practice/{entry.name}.html"})
+                link.text = entry.title
 
     def _units(self, state: State, target: str) -> list[Unit]:
         assert state.module is not None

@@ -123,5 +123,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pages(site: Path) -> dict[str, str]:
-    """The HTML of the built site's pages, by name."""
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(site.glob("*.html"))}
+    """The HTML of the built site's pages, by their place in it."""
+    found = sorted(site.rglob("*.html"))
+    return {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in found}

@@ -119,8 +119,8 @@ def check(
 @practice.command()
 def solution(name: Annotated[str, typer.Argument(help="The exercise.")]) -> None:
     """Print an exercise's solution, and where it is explained."""
-    from allformers.practice.source import code
+    from allformers.practice.source import answer
 
     exercise = find(name).load()
-    print(code(exercise, solved=True))
+    print(answer(exercise))
     print(f"# explained in {exercise.page}, on the site")

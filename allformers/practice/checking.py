@@ -95,6 +95,11 @@ def examine(
     yield Outcome("named", "noted" if remark else "passed", seen=remark)
 
 
+def is_differentiable(exercise: Exercise) -> bool:
+    """Whether the reference's results have gradients."""
+    return _Examination(exercise).is_differentiable()
+
+
 class _Examination:
     """What one exercise's checks share."""
 

@@ -1,6 +1,7 @@
 """The text of an exercise: the file that a learner begins with, and the solution. Both come from one place."""
 
 import ast
+import difflib
 import importlib
 import inspect
 import sys
@@ -23,6 +24,16 @@ def stub(exercise: Exercise) -> str:
     check = f"    allformers practice check {entry.name}"
     docstring = "\n\n".join([textwrap.fill(told, 120, initial_indent='"""').strip(), entry.task, check])
     return f'{docstring}\n"""\n\n{code(exercise, solved=False)}'
+
+
+def answer(exercise: Exercise) -> str:
+    """What a learner who gives up is shown: the code with its bodies, or, of a hunt, what to change."""
+    solved = code(exercise, solved=True)
+    if exercise.bug is None:
+        return solved
+    before, after = (code(exercise, solved=done).splitlines() for done in (False, True))
+    changes = list(difflib.unified_diff(before, after, lineterm="", n=2))
+    return "\n".join(line for line in changes if not line.startswith(("---", "+++"))) + "\n"
 
 
 def code(exercise: Exercise, *, solved: bool) -> str:

@@ -6,6 +6,7 @@ Each check is a function that lists what is wrong, so that the last tests can sh
 import ast
 import html
 import json
+import posixpath
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,12 +15,15 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+import yaml
 from einops import einsum, rearrange
 from markdown import Markdown
 
 from allformers.inspection import capture, on_meta
 from allformers.models import READING_ORDER, load
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.practice.course import SECTIONS, Entry, entries, find
+from allformers.practice.source import answer, code, stub
 from allformers.shapes import AXES
 from docs import facts, prepare, record
 from docs.record import Module, WalkError
@@ -181,6 +185,38 @@ def test_the_record_of_parity_was_made_with_this_source(entry: object) -> None:
     assert all(row["largest"] <= row["bar"] for row in found["rows"])
 
 
+# -- Exercises ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_navigation_lists_the_course_in_its_order() -> None:
+    listed = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    (tab,) = (part["Practice"] for part in listed if "Practice" in part)
+    sections = [
+        {title: [{find(name).title: f"practice/{name}.md"} for name in names]} for title, names in SECTIONS.items()
+    ]
+    assert tab == [{"The course": "practice.md"}, *sections]
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+def test_an_exercise_shows_what_start_writes_and_folds_its_solution_away(entry: Entry, pages: dict[str, str]) -> None:
+    page = parse(pages[f"practice/{entry.name}.html"])
+    exercise = entry.load()
+    begun, *_ = page.find(".exercise")
+    assert begun.text.strip() == code(exercise, solved=False).strip()
+    assert stub(exercise).endswith(code(exercise, solved=False))
+    *hints, solution = (box for box in page.find("details") if "open" not in box.attributes)
+    assert len(hints) == 3
+    assert answer(exercise).strip().splitlines()[-1] in solution.text
+    assert f'href="practice/{entry.name}.html"' in pages["practice.html"]
+
+
+def test_a_step_leads_to_the_exercise_on_what_it_explains(pages: dict[str, str]) -> None:
+    for entry in entries():
+        place, _, step = entry.load().page.partition("#")
+        (found,) = (s for s in parse(pages[place]).find(".walk-step") if s.find("h3")[0].attributes["id"] == step)
+        assert f"practice/{entry.name}.html" in [link.attributes["href"] for link in found.find("a")]
+
+
 # -- Links, addresses, samples -----------------------------------------------------------------------------------------
 
 
@@ -195,8 +231,9 @@ def dead_links(pages: Mapping[str, str], site: Path) -> list[str]:
                 target = urlsplit(element.attributes.get(attribute, ""))
                 if target.scheme or target.netloc or not element.attributes.get(attribute):
                     continue
-                place = unquote(target.path) or name
-                place = "index.html" if place in (".", "./") else place
+                joined = posixpath.join(posixpath.dirname(name), unquote(target.path))
+                place = posixpath.normpath(joined) if target.path else name
+                place = "index.html" if place == "." else place
                 if not (site / place).is_file():
                     dead.append(f"{name}: {place}")
                 elif target.fragment and place in ids and unquote(target.fragment) not in ids[place]:

@@ -139,8 +139,8 @@ def what_a_position_gets_is_a_mean_of_values(attention_class: Callable[[GPT2Conf
     attention, x = _made(attention_class, 2), torch.randn(1, 5, 12)
     value = torch.randn(12)
     with torch.no_grad():
-        attention.query_key_value.weight[24:] = 0  # type: ignore[operator, union-attr, index]
-        attention.query_key_value.bias[24:] = value  # type: ignore[operator, union-attr, index]
+        attention.query_key_value.weight[24:] = 0  # type: ignore[operator, union-attr]
+        attention.query_key_value.bias[24:] = value  # type: ignore[operator, union-attr]
     gathered, expected = attention(x, _causal(5)), attention.output(value)  # type: ignore[operator]
     differences = reduce((gathered - expected).abs(), "batch seq embed -> seq", "max")
     most, place = largest(differences, "seq")
