@@ -10,7 +10,7 @@ from rich.text import Text
 
 from allformers.practice.course import entries, find
 from allformers.practice.folder import Folder
-from allformers.practice.report import Report
+from allformers.practice.report import WIDTH, Report
 
 practice = typer.Typer(
     name="practice",
@@ -105,7 +105,7 @@ def check(
             report.give_hints(place.hints(entry), another=hint and place.hints(entry) > 0)
             place.record(report)
             reports.append(report)
-            for kind, line in report.lines():
+            for kind, line in report.lines(min(WIDTH, shown.width)):
                 shown.print(Text(line, style=STYLES[kind]))
             if report.failure is not None and report.hints_left:
                 shown.print(Text(f"    more: allformers practice check {entry.name} --hint", style="dim"))

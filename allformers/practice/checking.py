@@ -354,7 +354,8 @@ class _Examination:
         for name, argument in zip(self._parameters(), case.arguments, strict=False):
             axes = self._axes_of(name).split()
             if isinstance(argument, Tensor) and len(axes) == argument.ndim:
-                sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, argument.shape, strict=True))
+                pairs = zip(axes, argument.shape, strict=True)
+                sizes = ", ".join(f"{axis} {size}" for axis, size in pairs if not axis.isdigit())
                 told.append(f"`{name}` of {sizes or 'no axes'}")
             elif isinstance(argument, bool | int | float | str):
                 told.append(f"`{name}` {argument!r}")

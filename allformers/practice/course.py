@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Warm-ups": ("split-heads",),
-        "Parts": ("causal-mask", "softmax", "attention", "block"),
+        "The parts": ("causal-mask", "softmax", "attention", "block"),
         "The whole": ("gpt2",),
         "Writing": ("kv-cache",),
         "Hunts": ("hunt-mask",),

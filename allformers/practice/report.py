@@ -43,19 +43,18 @@ class Outcome:
     seen: str = ""
     expected: str = ""
 
-    def lines(self) -> Iterator[tuple[str, str]]:
+    def lines(self, width: int = WIDTH) -> Iterator[tuple[str, str]]:
         """The lines of a report on it, each with what it shows: its state, or a detail."""
         start = f"  {MARKS[self.state]} {self.check:<10} "
         if self.state == "passed":
             yield self.state, f"{start}{self.what or MEANING[self.check]}"
-            yield from (("detail", line) for line in wrapped(self.seen, " " * len(start)))
+            yield from (("detail", line) for line in wrapped(self.seen, " " * len(start), width))
         elif self.state == "noted":
-            yield from ((self.state, line) for line in wrapped(self.seen, start))
+            yield from ((self.state, line) for line in wrapped(self.seen, start, width))
         else:
             yield self.state, f"{start}{self.what and f'does not hold: {self.what}'}".rstrip()
-            yield from (("detail", line) for line in wrapped(self.seen, "    seen       "))
-            expected = self.expected or f"{MEANING[self.check][0].upper()}{MEANING[self.check][1:]}."
-            yield from (("detail", line) for line in wrapped(expected, "    expected   "))
+            yield from (("detail", line) for line in wrapped(self.seen, "    seen       ", width))
+            yield from (("detail", line) for line in wrapped(self.expected, "    expected   ", width))
 
 
 @dataclass
@@ -100,19 +99,20 @@ class Report:
         count = max(given, 1) + another if self.failure is not None else given
         self.hints, self.hints_left = self.hints[:count], len(self.hints[count:])
 
-    def lines(self) -> Iterator[tuple[str, str]]:
+    def lines(self, width: int = WIDTH) -> Iterator[tuple[str, str]]:
         """The lines of the report, each with what it shows: a heading, a state, or a detail."""
         yield "heading", f"{self.name}  {self.entry.title}, in {self.where}"
         for part, whose in self.parts.items():
             yield "detail", f"    {part:<23}{whose}"
         for outcome in self.outcomes:
-            yield from outcome.lines()
+            yield from outcome.lines(width)
         if self.printed:
             yield "detail", "    it printed:"
             yield from (("detail", f"      {line}") for line in self.printed.splitlines()[-12:])
         if self.failure is not None and self.hints:
             total = len(self.hints) + self.hints_left
-            yield from (("hint", line) for line in wrapped(self.hints[-1], f"    hint {len(self.hints)} of {total}  "))
+            start = f"    hint {len(self.hints)} of {total}  "
+            yield from (("hint", line) for line in wrapped(self.hints[-1], start, width))
 
     def __str__(self) -> str:
         """The report as plain text."""
@@ -126,7 +126,7 @@ class Report:
         return cls(**{**written, "outcomes": [Outcome(**outcome) for outcome in written["outcomes"]]})
 
 
-def wrapped(text: str, start: str) -> list[str]:
+def wrapped(text: str, start: str, width: int) -> list[str]:
     """A text broken into lines that begin under one another; its own line breaks stay, and lines that are indented."""
     lines: list[str] = []
     for paragraph in text.splitlines():
@@ -136,7 +136,7 @@ def wrapped(text: str, start: str) -> list[str]:
         else:
             lines += textwrap.wrap(
                 paragraph,
-                WIDTH,
+                max(width, 2 * len(start)),
                 initial_indent=beginning,
                 subsequent_indent=" " * len(start),
                 break_long_words=False,

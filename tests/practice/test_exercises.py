@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from einops import rearrange
 
+from allformers.inspection import capture, compare_models
+from allformers.models import load
 from allformers.practice.course import Entry, entries, find
 from allformers.practice.folder import Folder
 from allformers.practice.loading import Loader
@@ -106,3 +110,19 @@ def test_an_exercise_is_found_by_name_number_or_file() -> None:
         assert find(name) == first
     with pytest.raises(ValueError, match="there is no exercise poetry; there are: split-heads"):
         find("poetry")
+
+
+def test_the_tools_find_what_is_hunted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the task of the hunt for the mask proposes works on a learner's own class, and shows the mistake."""
+    (tmp_path / "hunt_mask.py").write_text(stub(find("hunt-mask").load()), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    trained = load("bundled").eval()
+    model = importlib.import_module("hunt_mask").GPT2(trained.config).eval()
+    model.load_state_dict(trained.state_dict())
+    token_ids = torch.tensor(list(b"The for statement"))
+    assert compare_models(model, trained, token_ids).first == "blocks.0"
+    with capture(model, "blocks.0.attention.weights", "mask") as seen:
+        model(rearrange(token_ids, "seq -> 1 seq"))
+    row = seen["blocks.0.attention.weights"].values[0, 0, 0]
+    assert (row > 0).sum() == 2
+    assert seen["mask"].axes == ("batch", "1", "seq", "seq_k")

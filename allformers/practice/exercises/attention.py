@@ -145,7 +145,10 @@ def what_a_position_gets_is_a_mean_of_values(attention_class: Callable[[GPT2Conf
     differences = reduce((gathered - expected).abs(), "batch seq embed -> seq", "max")
     most, place = largest(differences, "seq")
     if most > 1e-4:
-        raise Fault(f"all values are equal, but what {place} gets differs from them by {most:.4g}")
+        raise Fault(
+            "the last third of `query_key_value`, the values, gives every position the same vector, but what "
+            f"{place} gets differs from that by {most:.4g}"
+        )
 
 
 exercise = Exercise(

@@ -153,8 +153,8 @@ def _differs(cache_class: Made, attention_class: Made, *pieces: int) -> None:
     difference = (_in_pieces(cache_class, attention, x, *pieces) - attention(x, cache_class())).abs()
     most, place = largest(difference, "batch seq embed")
     if most > 1e-5:
-        told = ", then ".join(map(str, pieces))
-        raise Fault(f"read in pieces of {told} positions, the result differs by {most:.4g} at {place}")
+        told = "one position at a time" if set(pieces) == {1} else f"in pieces of {', then '.join(map(str, pieces))}"
+        raise Fault(f"read {told}, the result differs by {most:.4g} at {place}")
 
 
 def token_by_token_is_the_same_as_all_at_once(cache_class: Made, attention_class: Made) -> None:

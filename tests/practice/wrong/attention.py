@@ -41,10 +41,15 @@ WRONG = [
         "batch seq (heads head_dim)",
         "batch seq (head_dim heads)",
         "what a position gets is a mean of values",
-        "all values",
+        "gives every position the same vector",
     ),
     ("-> batch seq (heads head_dim)", "-> batch seq heads head_dim", "shapes", "in line"),
-    ("return self.output(merged)", "return merged", "what a position gets is a mean of values", "all values are equal"),
+    (
+        "return self.output(merged)",
+        "return merged",
+        "what a position gets is a mean of values",
+        "the values, gives every position the same vector",
+    ),
     (
         "        self.output = nn.Linear(config.embedding_dim, config.embedding_dim)",
         "        self.out = nn.Linear(config.embedding_dim, config.embedding_dim)",
