@@ -56,7 +56,7 @@ def test_commands_on_a_page_exist_and_take_the_options_shown(page: Path) -> None
                 words = words[words.index("-m") + 1 :]
             if words and Path(words[0]).name == "allformers":
                 command, words = typer.main.get_command(app), words[1:]
-                while hasattr(command, "get_command"):
+                while words and hasattr(command, "get_command"):
                     chosen = command.get_command(typer.Context(command), words[0])
                     assert chosen is not None, f"there is no command {words[0]}"
                     command, words = chosen, words[1:]
