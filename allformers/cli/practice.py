@@ -35,7 +35,7 @@ def overview(context: typer.Context, folder: Place = HERE) -> None:
 def _list(folder: Folder) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("", "exercise", "what it teaches", "state"):
-        table.add_column(column, justify="left" if column else "right", no_wrap=column in ("", "exercise"))
+        table.add_column(column, justify="left" if column else "right", no_wrap=column != "what it teaches")
     section = ""
     for entry in entries():
         if entry.section != section:

@@ -18,7 +18,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "The parts": ("causal-mask", "softmax", "attention", "block"),
         "The whole": ("gpt2",),
         "Writing": ("kv-cache",),
-        "Hunts": ("hunt-mask",),
+        "Hunts": ("hunt-transposed", "hunt-mask", "hunt-softmax", "hunt-scale", "hunt-gelu", "hunt-cache"),
     }
 )
 """The sections, in teaching order, each with its exercises: a name and the file `exercises/name.py`."""

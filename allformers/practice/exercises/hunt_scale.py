@@ -1,0 +1,119 @@
+"""Hunt, the scale: attention that looks too hard at one place.
+
+Since a colleague's last change GPT-2 still writes words, in a bad dream's order: it has become worse, not broken. No
+error is raised, every shape fits, and the weights load. The code below is the package's own, with one mistake in it.
+Find it, and mend it. To see it at work:
+
+    import allformers, torch
+    from hunt_scale import GPT2
+
+    trained = allformers.load("bundled").eval()
+    model = GPT2(trained.config).eval()
+    model.load_state_dict(trained.state_dict())
+
+    text = torch.tensor([list(b"The for statement is used to iterate over the elements of a sequence")])
+    prompt = torch.tensor([list(b"A class is")])
+    for one in (trained, model):
+        loss = torch.nn.functional.cross_entropy(one(text)[0, :-1], text[0, 1:])
+        written = bytes(one.generate(prompt, max_new_tokens=40, temperature=0)[0].tolist())
+        print(f"{loss:.2f}", written)
+
+It prints:
+
+    0.83 b'A class is the exception is not an exception in th'
+    1.35 b'A class is and there is are defined functions.abc.'
+
+Do not read the code from top to bottom; ask it. From `allformers.inspection` (`inside.html` on the site says more):
+
+- `compare_models(model, trained, text[0])` runs both on a text. `.first` is the first place where they differ, and a
+  place is a whole block.
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the same
+  with the trained model. Of the first that differs, look at the quotient of both and not at the difference.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from allformers.models.gpt2.gpt2 import GPT2, MLP, Block, CausalSelfAttention, GPT2Config
+from allformers.practice.exercise import Bug, Exercise, Fault, paragraphs
+from allformers.practice.exercises.hunt_mask import cases
+
+CONFIG = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layers=2, num_heads=3, mlp_dim=20)
+
+
+def _score(model_class: Callable[[GPT2Config], nn.Module], config: GPT2Config, layer: int) -> float:
+    """What a layer makes of a query and a key that are both all ones, beyond its score for a key of zeros."""
+    attention: Any = model_class(config).eval().double().get_submodule(f"blocks.{layer}.attention")
+    x = torch.zeros(1, 2, 12, dtype=torch.float64)
+    x[0, 1, 0] = 1
+    with torch.no_grad():  # queries are 1; keys and values repeat the first number of their position
+        attention.query_key_value.weight.zero_()
+        attention.query_key_value.weight[12:, 0] = 1
+        attention.query_key_value.bias.zero_()
+        attention.query_key_value.bias[:12] = 1
+        attention.output.weight.copy_(torch.eye(12))
+        attention.output.bias.zero_()
+        weight = attention(x, torch.zeros(1, 1, 2, 2, dtype=torch.bool))[0, 0, 0]
+    return float(torch.logit(weight))
+
+
+def dot_products_are_divided_by_the_root_of_head_dim(
+    attention_class: object, mlp_class: object, block_class: object, model_class: Callable[[GPT2Config], nn.Module]
+) -> None:
+    """A dot product adds up `head_dim` products, so it spreads by its root more than each; divided by it, no more."""
+    for num_heads in (12, 3, 1):
+        head_dim = 12 // num_heads
+        found = _score(model_class, dataclasses.replace(CONFIG, num_heads=num_heads), layer=0)
+        if not abs(found - math.sqrt(head_dim)) < 1e-4:
+            raise Fault(
+                f"in heads of head_dim {head_dim}, a query and a key have the dot product {head_dim}; its score is "
+                f"{found:.4g}, expected {math.sqrt(head_dim):.4g}"
+            )
+
+
+def a_configuration_may_scale_otherwise(
+    attention_class: object, mlp_class: object, block_class: object, model_class: Callable[[GPT2Config], nn.Module]
+) -> None:
+    """With `scale_scores=False` a score is the dot product; `scale_scores_by_layer` divides by the layer's number."""
+    for config, divisor in (
+        (dataclasses.replace(CONFIG, scale_scores=False), 1.0),
+        (dataclasses.replace(CONFIG, scale_scores_by_layer=True), 2 * 2.0),
+    ):
+        found = _score(model_class, config, layer=1)
+        if not abs(found - 4 / divisor) < 1e-4:
+            raise Fault(
+                f"with scale_scores={config.scale_scores} and scale_scores_by_layer={config.scale_scores_by_layer}, "
+                f"in layer 1 and heads of head_dim 4, the score of a dot product of 4 is {found:.4g}, expected "
+                f"{4 / divisor:.4g}"
+            )
+
+
+exercise = Exercise(
+    __name__,
+    solution=(CausalSelfAttention, MLP, Block, GPT2),
+    cases=cases,
+    properties=(dot_products_are_divided_by_the_root_of_head_dim, a_configuration_may_scale_otherwise),
+    bug=Bug("            scaled, keys,", "            queries, keys,"),
+    hints=paragraphs(
+        """
+        The two models part in `blocks.0`. With `with capture(model, "blocks.0.attention.*") as ours: model(text)`, and
+        `theirs` from the trained model likewise, print for each name in `ours` how far `ours[name].values.double()` and
+        `theirs[name].values.double()` are apart. Which is the first that differs?
+
+        Queries, keys and values agree, `scores` do not. Their quotient, `ours["blocks.0.attention.scores"].values /
+        theirs["blocks.0.attention.scores"].values`, is the same number wherever nothing is blocked: 5.657. Squared it
+        is 32, and `model.config.axes` has an axis of that size.
+
+        The scores are `head_dim ** 0.5` times too large: they are not scaled. `self.scale` is right, and `scaled` is
+        computed from it. And then? A variable that nothing reads is worth a look, and `ruff check` finds it as well.
+        """
+    ),
+    page="gpt2.html#CausalSelfAttention.forward.scaled",
+    part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
+    after=("attention",),
+)
