@@ -14,11 +14,31 @@ if TYPE_CHECKING:
 
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "Warm-ups": ("split-heads", "merge-heads", "patches", "contraction",),
-        "The parts": ("causal-mask", "softmax", "attention", "block",),
+        "Warm-ups": (
+            "split-heads",
+            "merge-heads",
+            "patches",
+            "contraction",
+        ),
+        "The parts": (
+            "embedding",
+            "gelu",
+            "layer-norm",
+            "causal-mask",
+            "softmax",
+            "attention",
+            "block",
+        ),
         "The whole": ("gpt2",),
         "Writing": ("kv-cache",),
-        "Hunts": ("hunt-transposed", "hunt-mask", "hunt-softmax", "hunt-scale", "hunt-gelu", "hunt-cache",),
+        "Hunts": (
+            "hunt-transposed",
+            "hunt-mask",
+            "hunt-softmax",
+            "hunt-scale",
+            "hunt-gelu",
+            "hunt-cache",
+        ),
     }
 )
 """The sections, in teaching order, each with its exercises: a name and the file `exercises/name.py`."""

@@ -8,7 +8,8 @@ The numbers of a patch become one row: first all of channel 0, row of pixels by 
 and so on. A linear layer makes a vector of it, which is why its axis is called `inputs` here.
 
     >>> import torch
-    >>> image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    >>> pixels = torch.arange(16.0)
+    >>> image = rearrange(pixels, "(image_height image_width) -> 1 1 image_height image_width", image_width=4)
     >>> image[0, 0]
     tensor([[ 0.,  1.,  2.,  3.],
             [ 4.,  5.,  6.,  7.],
