@@ -30,7 +30,11 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "block",
         ),
         "The whole": ("gpt2",),
-        "Writing": ("kv-cache",),
+        "Writing": (
+            "greedy",
+            "temperature",
+            "kv-cache",
+        ),
         "Hunts": (
             "hunt-transposed",
             "hunt-mask",
