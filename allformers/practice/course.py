@@ -33,6 +33,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Writing": (
             "greedy",
             "temperature",
+            "top-k",
+            "top-p",
             "kv-cache",
         ),
         "Hunts": (
