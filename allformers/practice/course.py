@@ -37,6 +37,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "top-p",
             "kv-cache",
         ),
+        "The family": (
+            "rotary",
+            "rms-norm",
+        ),
         "Hunts": (
             "hunt-transposed",
             "hunt-mask",
