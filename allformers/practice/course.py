@@ -40,6 +40,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "The family": (
             "rotary",
             "rms-norm",
+            "grouped-query-attention",
+            "swiglu",
         ),
         "Hunts": (
             "hunt-transposed",
