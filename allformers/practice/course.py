@@ -42,6 +42,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "rms-norm",
             "grouped-query-attention",
             "swiglu",
+            "llama",
         ),
         "Hunts": (
             "hunt-transposed",
