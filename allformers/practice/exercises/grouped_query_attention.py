@@ -14,8 +14,9 @@ Three things are new, and the rest is attention as you know it:
    does not depend on who asks;
 3. scores and means are taken group by group.
 
-Then as before: divide by the square root of `head_dim`, put the lowest number where `blocked` is True, softmax over
-`seq_k`, mean of the values, heads side by side, `output`.
+Then as before: divide by the square root of `head_dim`, put the lowest finite number where `blocked` is True, softmax
+over `seq_k`, mean of the values, heads side by side, `output`. A position of padding may see nothing at all; with the
+lowest number it gets some mean, and with minus infinity it would get NaN.
 
     >>> import torch
     >>> from allformers.models.llama.llama import LlamaConfig

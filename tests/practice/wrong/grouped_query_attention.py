@@ -41,6 +41,7 @@ WRONG = [
         "a later position never changes an earlier one",
         "another vector at seq 4 changed the result",
     ),
+    ("torch.finfo(scores.dtype).min", "-torch.inf", "values", "the result has nan at batch 1, seq 0"),
     ("math.sqrt(width)", "math.sqrt(x.shape[-1])", "values", "the result has"),
     (
         "torch.where(unseen,",
