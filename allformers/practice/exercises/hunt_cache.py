@@ -136,9 +136,10 @@ exercise = Exercise(
         "logits") as last: model(text[:, -1:], cache)`. Now print for each name in `last` how far
         `last[name].values[:, -1]` and `whole[name].values[:, -1]` are apart. Which is the first that differs?
 
-        `embed` does, before any block has used its cache. An embedding is the sum of what a token is and of where it
-        stands, and the token is the same. So where does the model think that it stands? Compare `embed` with
-        `model.token_embedding(text[:, -1]) + model.position_embedding.weight[place]` for one place after another.
+        The first of all does, what `GPT2.embed` gives, before any block has used its cache. An embedding is the sum of
+        what a token is and of where it stands, and the token is the same. So where does the model think that it stands?
+        Compare `last["embed"].values[:, -1]` with `model.token_embedding(text[:, -1]) +
+        model.position_embedding.weight[place]` for one place after another.
 
         It believes that every new token stands at position 0: positions are counted from the first of the new tokens,
         and not from the first of the text. `cache.positions(token_ids)` counts on from what is held, and leaves padding

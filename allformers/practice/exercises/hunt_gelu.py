@@ -101,8 +101,8 @@ exercise = Exercise(
     bug=Bug("self.activation = ACTIVATIONS[config.activation]", "self.activation = F.gelu"),
     hints=paragraphs(
         """
-        `embed` agrees to the bit, and `blocks.0` does not, by some hundred times more than rounding: so this has a
-        cause, and it is in every block. With `with capture(model, "blocks.0.*.*") as ours: model(text)`, and `theirs`
+        What the first block is given agrees to the bit, and what it gives does not, by some hundred times more than
+        rounding: so this has a cause, and it is inside a block. With `with capture(model, "blocks.0.*.*") as ours: model(text)`, and `theirs`
         from the trained model likewise, print for each name in `ours` how far `ours[name].values.double()` and
         `theirs[name].values.double()` are apart. Which is the first that differs?
 
