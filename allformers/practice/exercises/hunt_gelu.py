@@ -102,9 +102,9 @@ exercise = Exercise(
     hints=paragraphs(
         """
         What the first block is given agrees to the bit, and what it gives does not, by some hundred times more than
-        rounding: so this has a cause, and it is inside a block. With `with capture(model, "blocks.0.*.*") as ours: model(text)`, and `theirs`
-        from the trained model likewise, print for each name in `ours` how far `ours[name].values.double()` and
-        `theirs[name].values.double()` are apart. Which is the first that differs?
+        rounding: so this has a cause, and it is inside a block. With `with capture(model, "blocks.0.*.*") as ours:
+        model(text)`, and `theirs` from the trained model likewise, print for each name in `ours` how far
+        `ours[name].values.double()` and `theirs[name].values.double()` are apart. Which is the first that differs?
 
         Attention agrees, and so does what the MLP is given; `blocks.0.mlp.active` is the first that differs, by no more
         than 0.0005 anywhere. Between the two stand a linear layer, whose weights are the same, and the non-linearity.
