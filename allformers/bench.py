@@ -255,11 +255,11 @@ def run(
         if bounds is None and (measurement.flops or measurement.nbytes):
             bounds = limits(setting)
         measured: dict[str, list[float]] = {contender: [] for contender in measurement.jobs}
-        warm_ups = 0 if measurement.unit == "MiB" else 1
-        for count in range(rounds + warm_ups):
+        once = measurement.unit == "MiB"  # memory is no matter of luck
+        for count in range(1 if once else rounds + 1):
             for contender, job in measurement.jobs.items():
                 taken = job()
-                if count >= warm_ups:
+                if count or once:  # the first round of times only warms up
                     measured[contender].append(taken)
         yield Row(name, measurement.unit, measured, measurement.floor(bounds))
 
