@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from allformers.practice.course import entries, find
-from allformers.practice.folder import Folder
+from allformers.practice.folder import TESTS, Folder
 from allformers.practice.report import WIDTH, Report
 
 practice = typer.Typer(
@@ -20,16 +20,24 @@ practice = typer.Typer(
     invoke_without_command=True,
 )
 
-Place = Annotated[Path, typer.Option("--folder", help="Where your files are.")]
+Place = Annotated[
+    Path | None, typer.Option("--folder", help="Where your files are: `practice`, unless you are in such a folder.")
+]
 STYLES = {"heading": "bold", "passed": "green", "failed": "bold red", "noted": "yellow", "hint": "cyan", "detail": ""}
-HERE = Path("practice")
 
 
 @practice.callback()
-def overview(context: typer.Context, folder: Place = HERE) -> None:
+def overview(context: typer.Context, folder: Place = None) -> None:
     """List the exercises in teaching order, each with how far you have come."""
+    context.obj = folder
     if context.invoked_subcommand is None:
-        _list(Folder(folder))
+        _list(_folder(context, folder))
+
+
+def _folder(context: typer.Context, given: Path | None) -> Folder:
+    """The folder that is meant: the one that was named, the one that we are in, or `practice`."""
+    is_one = Path(TESTS).is_file() and not Path("practice").is_dir()
+    return Folder(given or context.obj or Path("." if is_one else "practice"))
 
 
 def _list(folder: Folder) -> None:
@@ -53,19 +61,21 @@ def _list(folder: Folder) -> None:
 
 @practice.command()
 def start(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="The next one that you have not started if none.")
     ] = None,
-    folder: Place = HERE,
+    folder: Place = None,
 ) -> None:
     """Write the file that an exercise begins with: its task, and what is to be written without a body."""
-    place = Folder(folder)
+    place = _folder(context, folder)
     chosen = [find(name) for name in names or []]
     if not chosen:
         chosen = [entry for entry in entries() if place.state(entry) == "not started"][:1]
     if not chosen:
         raise ValueError("every exercise has been started: see `allformers practice`")
-    option = "" if folder == HERE else f" --folder {folder}"
+    given = folder or context.obj
+    option = "" if given is None else f" --folder {given}"
     for entry in chosen:
         print(place.start(entry))
         Console(stderr=True).print(
@@ -75,12 +85,13 @@ def start(
 
 @practice.command()
 def check(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Everything that you have started if none.")
     ] = None,
     hint: Annotated[bool, typer.Option("--hint", help="Give the next hint.")] = False,
     seconds: Annotated[float, typer.Option(help="How long one exercise may take.")] = 20,
-    folder: Place = HERE,
+    folder: Place = None,
 ) -> None:
     """Check what you wrote, one check after the other, up to the first that fails.
 
@@ -88,10 +99,10 @@ def check(
     """
     from allformers.practice.worker import Worker
 
-    place = Folder(folder)
+    place = _folder(context, folder)
     chosen = [find(name) for name in names or []] or place.started()
     if not chosen:
-        raise ValueError(f"nothing has been started in {folder}: begin with `allformers practice start`")
+        raise ValueError(f"nothing has been started in {place.path}: begin with `allformers practice start`")
     for entry in chosen:
         if not place.file(entry).is_file():
             raise ValueError(f"{place.file(entry)} is not there: begin with `allformers practice start {entry.name}`")

@@ -8,10 +8,14 @@ On the command line `allformers practice`; in a notebook:
     check("attention", MyAttention)    # or whatever it is called
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from allformers.practice.report import Report
+
+_Model = TypeVar("_Model", bound="nn.Module")
 
 
 def check(*given: Any) -> "Report":
@@ -26,3 +30,21 @@ def check(*given: Any) -> "Report":
     from allformers.practice.live import check_live
 
     return check_live(*given)
+
+
+def transplant(model: "_Model", part: "type[nn.Module]") -> "_Model":
+    """Put a class of one's own into a model, in place of the class that is called the same there; the weights stay.
+
+    Made for hunts: `transplant(allformers.load("bundled"), CausalSelfAttention)` is the bundled model in which every
+    block has the attention that is suspected.
+
+    Raises:
+        ValueError: the model has no part of that name.
+    """
+    places = [module for module in model.modules() if type(module).__name__ == part.__name__]
+    if not places:
+        names = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
+        raise ValueError(f"the model has no {part.__name__}; its parts are: {names}")
+    for module in places:
+        module.__class__ = part
+    return model

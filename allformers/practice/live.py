@@ -52,7 +52,8 @@ def _subject(entry: Entry, thing: Any) -> Subject:
     things.append(thing)
     try:
         source = "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(one)) for one in things)
-        files = frozenset(filter(None, (inspect.getsourcefile(inspect.unwrap(one)) for one in things)))
-    except (OSError, TypeError):
-        source, files = None, frozenset()
+    except (OSError, TypeError):  # what was typed at a prompt cannot be read again
+        source = None
+    written = [member for one in things for member in (one, *vars(one).values()) if inspect.isfunction(member)]
+    files = frozenset(inspect.unwrap(function).__code__.co_filename for function in written)
     return Subject(tuple(things), source, files)

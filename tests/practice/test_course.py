@@ -1,6 +1,7 @@
 """The course as a learner meets it: the command, the process behind it, pytest, a notebook; and what can go wrong."""
 
 import json
+import linecache
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allformers import cli
-from allformers.practice import check
+from allformers.inspection import capture
+from allformers.models.gpt2 import gpt2
+from allformers.practice import check, transplant
 from allformers.practice.course import entries, find
 from allformers.practice.exercises.attention import CausalSelfAttention
 from allformers.practice.exercises.kv_cache import CachedSelfAttention, KeyValueCache
@@ -187,6 +190,14 @@ def test_another_folder(run: Run) -> None:
     assert run("check", "--folder", "mine").status == 1
     assert "fails at written" in run("--folder", "mine").output
     assert not Path("practice").exists()
+
+
+def test_the_folder_that_one_is_in(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("start", "split-heads")
+    monkeypatch.chdir("practice")
+    assert "fails at written" in (run("check") and run()).output
+    assert run("--folder", "elsewhere", "start", "softmax").output.strip() == str(Path("elsewhere/softmax.py"))
+    assert sorted(path.name for path in Path().glob("*.py")) == ["split_heads.py", "test_practice.py"]
 
 
 def test_a_solution_is_code_that_runs_and_says_where_it_is_explained(run: Run) -> None:
@@ -368,6 +379,32 @@ def test_a_live_function_without_a_source_is_checked_too() -> None:
     report = check(names["causal_mask"])
     assert "has dtype float32, expected booleans" in repr(report)
     assert "hint 1 of 3" in repr(report)
+
+
+def test_an_error_in_a_cell_is_placed_in_the_cell() -> None:
+    cell = "def causal_mask(seq):\n    return torch.arange(seqs)\n"
+    linecache.cache["<cell 7>"] = (len(cell), None, cell.splitlines(keepends=True), "<cell 7>")
+    exec(compile(cell, "<cell 7>", "exec"), names := {"__name__": "__main__", "torch": torch})
+    failure = check(names["causal_mask"]).failure
+    assert failure is not None
+    assert "name 'seqs' is not defined" in failure.seen
+    assert "in line 2 of `causal_mask`:\n    return torch.arange(seqs)" in failure.seen
+
+
+def test_a_part_can_be_transplanted_into_a_model() -> None:
+    class MLP(gpt2.MLP):
+        def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
+            return 0 * x
+
+    token_ids = torch.tensor([[72, 101, 108]])
+    model = gpt2.GPT2(gpt2.GPT2Config.tiny()).eval()
+    before = model(token_ids)
+    assert transplant(model, MLP) is model
+    with capture(model, "blocks.*.mlp") as seen:
+        assert not torch.equal(model(token_ids), before)
+    assert [bool(tensor.values.any()) for tensor in seen.values()] == [False, False]
+    with pytest.raises(ValueError, match="the model has no Linear_; its parts are: Block, CausalSelfAttention"):
+        transplant(model, type("Linear_", (torch.nn.Linear,), {}))
 
 
 def test_what_is_no_exercise_is_refused() -> None:
