@@ -218,7 +218,9 @@ class Step(Block):
         return self.prose
 
     def on_end(self, block: ElementTree.Element) -> None:
-        """Say where this is practised."""
+        """Say where this is practised; the parser may end a block more than once."""
+        if self.prose.find("p[@class='walk-practice']") is not None:
+            return
         module = _state(self.md).module
         assert module is not None
         for entry, exercise in ((entry, entry.load()) for entry in entries()):

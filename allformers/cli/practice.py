@@ -78,8 +78,9 @@ def start(
     option = "" if given is None else f" --folder {given}"
     for entry in chosen:
         print(place.start(entry))
+        do = "find the mistake and mend it" if entry.section == "Hunts" else "write what is missing"
         Console(stderr=True).print(
-            f"write what is missing, then: [bold]allformers practice check {entry.name}{option}[/bold]", soft_wrap=True
+            f"{do}, then: [bold]allformers practice check {entry.name}{option}[/bold]", soft_wrap=True
         )
 
 

@@ -102,8 +102,9 @@ class Report:
     def lines(self, width: int = WIDTH) -> Iterator[tuple[str, str]]:
         """The lines of the report, each with what it shows: a heading, a state, or a detail."""
         yield "heading", f"{self.name}  {self.entry.title}, in {self.where}"
+        width_of_names = max(map(len, self.parts), default=0)
         for part, whose in self.parts.items():
-            yield "detail", f"    {part:<23}{whose}"
+            yield "detail", f"    {part:<{width_of_names}}  {whose}"
         for outcome in self.outcomes:
             yield from outcome.lines(width)
         if self.printed:
