@@ -31,7 +31,11 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "mlp",
             "block",
         ),
-        "The whole": ("gpt2",),
+        "The whole": (
+            "gpt2",
+            "loss",
+            "training-step",
+        ),
         "Writing": (
             "greedy",
             "temperature",

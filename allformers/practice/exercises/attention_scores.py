@@ -58,13 +58,13 @@ def cases() -> Iterator[Case]:
 def heads_do_not_mix(attention_scores: Callable[..., Tensor]) -> None:
     """A head compares its own piece of the width: other numbers in head 1's piece change head 1's scores only."""
     queries, keys = torch.randn(1, 4, 12), torch.randn(1, 5, 12)
-    more_queries, more_keys = queries.clone(), keys.clone()
-    more_queries[..., 4:8] += 3.0
-    more_keys[..., 4:8] += 3.0
+    other_queries, other_keys = queries.clone(), keys.clone()
+    other_queries[..., 4:8] = torch.randn(1, 4, 4)
+    other_keys[..., 4:8] = torch.randn(1, 5, 4)
     before = attention_scores(queries, keys, 3)
     for name, after in (
-        ("queries", attention_scores(more_queries, keys, 3)),
-        ("keys", attention_scores(queries, more_keys, 3)),
+        ("queries", attention_scores(other_queries, keys, 3)),
+        ("keys", attention_scores(queries, other_keys, 3)),
     ):
         told = f"other numbers in head 1's piece of the {name}, embed 4 to 7, changed"
         change = (after - before).abs()[0]
