@@ -19,7 +19,7 @@ to the last on which nothing happens but additions. If attention and MLP give ze
     >>> torch.equal(block(x, blocked), x)
     True
 
-The parts are made for you in `__init__`; attention is the one that you wrote.
+The parts are made for you in `__init__`: attention, the MLP and the norms are those that you wrote.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,9 +31,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from allformers.models.gpt2 import gpt2
-from allformers.models.gpt2.gpt2 import MLP, GPT2Config
+from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.attention import CausalSelfAttention
+from allformers.practice.exercises.layer_norm import LayerNorm
+from allformers.practice.exercises.mlp import MLP
 from allformers.shapes import checked
 
 
@@ -43,9 +45,9 @@ class Block(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.attention_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
+        self.attention_norm = LayerNorm(config.embedding_dim, config.norm_eps)
         self.attention = CausalSelfAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
+        self.mlp_norm = LayerNorm(config.embedding_dim, config.norm_eps)
         self.mlp = MLP(config)
 
     @checked
@@ -127,5 +129,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#Block",
     part_of="allformers.models.gpt2.gpt2.Block",
-    after=("attention",),
+    after=("layer-norm", "attention", "mlp"),
 )
