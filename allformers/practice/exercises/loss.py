@@ -4,6 +4,7 @@ A text asks a question at every position: after these tokens, which comes? And i
 on. So a passage of n + 1 tokens is n questions with n answers: without its last token it is what the model reads, the
 inputs; without its first it is what the model should have said, the targets.
 
+    >>> import torch
     >>> inputs, targets = inputs_and_targets(torch.tensor([[72, 101, 108, 108, 111]]))
     >>> inputs, targets
     (tensor([[ 72, 101, 108, 108]]), tensor([[101, 108, 108, 111]]))
@@ -51,8 +52,8 @@ def next_token_loss(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tenso
 
 
 def cases() -> Iterator[Case]:
-    """Several of everything, as many tokens as positions, a single question, and a model that is sure of itself."""
-    yield Case(torch.randn(2, 5, 7), torch.randint(7, (2, 5)))
+    """Targets cut from passages, as many tokens as positions, a single question, a model that is sure of itself."""
+    yield Case(torch.randn(2, 5, 7), torch.randint(7, (2, 6))[:, 1:])
     yield Case(torch.randn(3, 4, 4), torch.randint(4, (3, 4)))
     yield Case(torch.randn(1, 1, 11), torch.randint(11, (1, 1)))
     yield Case(30 * torch.randn(2, 3, 5), torch.randint(5, (2, 3)))

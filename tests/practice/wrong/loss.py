@@ -37,6 +37,12 @@ WRONG = [
     ),
     (
         'rearrange(targets, "batch seq -> (batch seq)")',
+        "targets.view(-1)",
+        "shapes",
+        "view size is not compatible",
+    ),
+    (
+        'rearrange(targets, "batch seq -> (batch seq)")',
         'rearrange(targets, "batch seq -> (batch seq)"), reduction="sum"',
         "a model that knows nothing scores the log of the vocabulary",
         "the loss is 23.98",
