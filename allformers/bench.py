@@ -228,7 +228,9 @@ def run(
     rounds: int = 5,
     setting: Setting = Setting(),
 ) -> Iterator[Row]:
-    """Measure the rows whose names contain one of `rows` (all of them if none is given), one after the other.
+    """Measure the rows whose names contain one of `rows`, or are one of them, one after the other.
+
+    All but those of scale if none is given.
 
     Raises:
         ImportError: transformers is not installed.
@@ -238,7 +240,11 @@ def run(
     chosen = {
         name: make
         for name, make in there.items()
-        if (any(part in name for part in rows) if rows else not name.startswith("scale"))
+        if (
+            any(part == name or (part in name and part not in there) for part in rows)
+            if rows
+            else not name.startswith("scale")
+        )
     }
     if not chosen:
         raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(there)}")
