@@ -48,7 +48,7 @@ def test_what_grows_with_scale_is_measured_only_if_it_is_asked_for(monkeypatch: 
     assert asked == [name for name in bench.ROWS if not name.startswith("scale")]
     asked.clear()
     list(bench.run(TINY, ["train 4x256", "decode"], rounds=1))
-    assert asked == ["decode 128+64, batch 1", "decode 128+64, batch 8", "train 4x256"]  # a whole name is that row alone
+    assert asked == ["decode 128+64, batch 1", "decode 128+64, batch 8", "train 4x256"]
 
 
 def test_the_floor_is_the_longer_of_reading_and_multiplying() -> None:
