@@ -470,6 +470,14 @@ def _peak(setting: Setting) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def _forget_peak(setting: Setting) -> None:
+    """Let the peak be what is taken now, where the system can: what came before is not to be measured."""
+    if setting.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """The most memory that a process takes which does nothing but train."""
     given = (config, setting, batch, seq)
@@ -495,6 +503,7 @@ def _growth_of_pass(name: str, config: Any, setting: Setting, batch: int, seq: i
     model = contender(name, config).to(setting.device, getattr(torch, setting.dtype))
     with torch.inference_mode():
         model(_random_ids(config, setting, 1, 1))  # whatever is imported at the first use
+        _forget_peak(setting)
         before = _peak(setting)
         model(_random_ids(config, setting, batch, seq))
     return _peak(setting) - before
@@ -523,6 +532,7 @@ def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) ->
         return peer.from_pretrained(place, attn_implementation=PEERS[name], dtype="auto")
 
     load(Path(folder) / "tiny")  # whatever is imported at the first use
+    _forget_peak(setting)
     before = _peak(setting)
     model = load(Path(folder))
     with torch.inference_mode():
