@@ -119,8 +119,9 @@ def check(
             reports.append(report)
             for kind, line in report.lines(min(WIDTH, shown.width)):
                 shown.print(Text(line, style=STYLES[kind]))
-            if report.failure is not None and report.hints_left:
-                shown.print(Text(f"    more: allformers practice check {entry.name} --hint", style="dim"))
+            if report.failure is not None:
+                more = f"check {entry.name} --hint" if report.hints_left else f"solution {entry.name}"
+                shown.print(Text(f"    more: allformers practice {more}", style="dim"))
             print()
     passed = sum(report.passed for report in reports)
     print(f"{passed} of {len(reports)} passed")

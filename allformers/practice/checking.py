@@ -107,6 +107,7 @@ class _Examination:
         self.exercise = exercise
         self.subject = Subject((), None, frozenset())
         self.held: tuple[Any, ...] = ()
+        self.changed = ""  # the argument that a call has changed in place
 
     # -- Each check: a `Fault`, or something to show, or nothing -------------------------------------------------------
 
@@ -137,7 +138,8 @@ class _Examination:
 
     def shapes(self) -> None:
         for index, expected in enumerate(self._reference_results()):
-            result = self._call(self.held[-1], index)
+            result, changed = self._called(index)
+            self.changed = self.changed or changed
             for (name, ours), (_, theirs) in zip(self._named(expected), self._named(result), strict=False):
                 self._same_form(name, theirs, ours, index)
 
@@ -149,19 +151,18 @@ class _Examination:
         except Unwritten:
             raise
         except Fault as fault:
-            raise Fault(fault.seen, fault.expected or told) from None
+            name = self.exercise.main.__name__
+            cause = self.changed and f"\n`{name}` changes its argument `{self.changed}` in place: that may be why"
+            raise Fault(f"{fault.seen}{cause}", fault.expected or told) from None
 
     def values(self) -> None:
         for index, expected in enumerate(self._reference_results()):
-            case = self._case(index)
-            before = [_copy(argument) for argument in case.arguments]
-            result = self._call(self.held[-1], index, case)
-            for name, was, argument in zip(self._parameters(), before, case.arguments, strict=False):
-                if isinstance(was, Tensor) and not torch.equal(was, argument):
-                    raise Fault(
-                        f"it changes its argument `{name}` in place",
-                        "An argument stays as it is: whoever passed it may need it again.",
-                    )
+            result, changed = self._called(index)
+            if changed:
+                raise Fault(
+                    f"it changes its argument `{changed}` in place",
+                    "An argument stays as it is: whoever passed it may need it again.",
+                )
             for (name, ours), (_, theirs) in zip(self._named(expected), self._named(result), strict=True):
                 self._equal(name, theirs, ours, index)
 
@@ -233,6 +234,16 @@ class _Examination:
             raise
         except Fault as fault:
             raise Fault(f"{fault.seen}\n{self._told(index)}", fault.expected) from None
+
+    def _called(self, index: int) -> tuple[Any, str]:
+        """What a call gives, and the argument that it changes in place; nothing if it leaves all as they are."""
+        case = self._case(index)
+        before = [_copy(argument) for argument in case.arguments]
+        result = self._call(self.held[-1], index, case)
+        for name, was, argument in zip(self._parameters(), before, case.arguments, strict=False):
+            if isinstance(was, Tensor) and not torch.equal(was, argument):
+                return result, name
+        return result, ""
 
     def _theirs(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run something that may run the learner's code, and turn whatever it raises into a `Fault`."""
@@ -359,6 +370,10 @@ class _Examination:
                 told.append(f"`{name}` of {sizes or 'no axes'}")
             elif isinstance(argument, bool | int | float | str):
                 told.append(f"`{name}` {argument!r}")
+        if isinstance(self.exercise.main, type):
+            names = list(inspect.signature(self.exercise.main).parameters)
+            simple = [(n, a) for n, a in zip(names, case.made_with, strict=False) if isinstance(a, bool | int | float)]
+            told += [f"made with {', '.join(f'`{n}` {a!r}' for n, a in simple)} and random weights"] if simple else []
         return f"called with {'; '.join(told)}" if told else ""
 
 

@@ -47,12 +47,13 @@ class Outcome:
         """The lines of a report on it, each with what it shows: its state, or a detail."""
         start = f"  {MARKS[self.state]} {self.check:<10} "
         if self.state == "passed":
-            yield self.state, f"{start}{self.what or MEANING[self.check]}"
+            yield from ((self.state, line) for line in wrapped(self.what or MEANING[self.check], start, width))
             yield from (("detail", line) for line in wrapped(self.seen, " " * len(start), width))
         elif self.state == "noted":
             yield from ((self.state, line) for line in wrapped(self.seen, start, width))
         else:
-            yield self.state, f"{start}{self.what and f'does not hold: {self.what}'}".rstrip()
+            told = self.what and f"does not hold: {self.what}"
+            yield from ((self.state, line) for line in wrapped(told, start, width) or [start.rstrip()])
             yield from (("detail", line) for line in wrapped(self.seen, "    seen       ", width))
             yield from (("detail", line) for line in wrapped(self.expected, "    expected   ", width))
 

@@ -49,6 +49,8 @@ def code(exercise: Exercise, *, solved: bool) -> str:
         wanted |= new
         waiting += new
     used = set().union(*(_names(defined[name]) for name in wanted))
+    if not solved and exercise.bug is None:
+        used.add("torch")  # a learner may go another way than the solution, and reach for it
 
     pieces = [_imports(module, used, set(defined) - wanted)]
     for name, node in defined.items():

@@ -19,8 +19,9 @@ equal, that mean is 0, and nothing can be divided by it.
 
 The second position's numbers are a hundred times as large, and come out the same.
 
-`weight` and `bias` are made for you in `__init__`. `reduce` takes the means. PyTorch has this as `nn.LayerNorm`, which
-yours is compared with; it is no help here.
+`weight` and `bias` are made for you in `__init__`. einops' `reduce(x, pattern, "mean")` takes the mean over every axis
+that stands on the left of its pattern and not on the right. PyTorch has all of this as `nn.LayerNorm`, which the
+package's own `Block` uses, and yours is compared with; write it without.
 """
 
 from collections.abc import Callable, Iterator

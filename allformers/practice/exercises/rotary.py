@@ -164,13 +164,13 @@ exercise = Exercise(
     ),
     hints=paragraphs(
         """
-        `torch.arange(0, head_dim, 2)` counts 0, 2, 4 ...: that is `2 * i` for every pair. The angles are a product of
-        each position with each speed, `einsum(..., "seq, pair -> seq pair")`; positions are integers, so make them what
-        the speeds are: `positions.to(speeds.dtype)`.
+        For `frequencies`: `torch.arange(0, head_dim, 2)` counts 0, 2, 4 ...: that is `2 * i` for every pair. For
+        `angles`: each position is multiplied with each speed, `einsum(..., "seq, pair -> seq pair")`; positions are
+        integers, so make them what the speeds are: `positions.to(speeds.dtype)`.
 
-        One pattern takes the two halves apart: `first, second = rearrange(x, "batch heads seq (component pair) ->
-        component batch heads seq pair", component=2)`. `component` is slow in the bracket, so it counts the halves.
-        `turned.cos()` has the axes `seq pair` and goes with both.
+        For `rotate`: one pattern takes the two halves apart, `first, second = rearrange(x, "batch heads seq (component
+        pair) -> component batch heads seq pair", component=2)`. `component` is slow in the bracket, so it counts the
+        halves. `turned.cos()` has the axes `seq pair` and goes with both.
 
         The new halves are `[first * cosine - second * sine, second * cosine + first * sine]`. `rearrange` takes a list,
         too, and counts what is in it by the first axis: `"component batch heads seq pair -> batch heads seq (component

@@ -24,6 +24,12 @@ WRONG = [
         "position 0 is turned by 1 0.5",
     ),
     (
+        "    both = [first * cosine",
+        "    x *= 2.0\n    both = [first * cosine",
+        "a quarter turn makes 0 and 1 of 1 and 0",
+        "`rotate` changes its argument `x` in place: that may be why",
+    ),
+    (
         "second * cosine + first * sine",
         "second * cosine - first * sine",
         "turning keeps the length",
