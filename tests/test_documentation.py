@@ -1,6 +1,7 @@
 """What the README and the pages say is run: every Python example, and every command's arguments."""
 
 import doctest
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from allformers import bench
 from allformers.cli import app
 from allformers.models import family
 
@@ -61,3 +63,19 @@ def test_commands_on_a_page_exist_and_take_the_options_shown(page: Path) -> None
                     assert chosen is not None, f"there is no command {words[0]}"
                     command, words = chosen, words[1:]
                 command.make_context(command.name, words)  # raises for an option that does not exist
+
+
+def test_the_readmes_table_of_times_is_what_was_recorded() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    contenders = ["allformers", "allformers, packed", "transformers, eager", "transformers, sdpa"]
+    for name in ("benchmark", "benchmark-training"):
+        record = json.loads((ROOT / "docs" / "records" / f"{name}.json").read_text())
+        assert record["command"].partition(" --json")[0] in readme
+        assert f"transformers {record['transformers']} and PyTorch {record['torch'].partition('+')[0]}" in readme
+        for what, row in record["rows"].items():
+            if what.startswith(("prefill", "decode", "train")):
+                measured = bench.Row(what, row["unit"], row["measured"], row["floor"])
+                best = min((one for one in contenders[:2] if one in row["measured"]), key=measured.median)
+                cells = [f"{measured.median(one):,.1f}" if one in row["measured"] else "" for one in contenders]
+                line = f"| {what}, {row['unit']} | {' | '.join(cells)} | {measured.ratio(best):.2f} |"
+                assert " ".join(line.split()) in readme, line
