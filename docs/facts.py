@@ -327,7 +327,7 @@ def layouts() -> Markup:
 
 
 def scaling(name: str = "scale.json") -> Markup:
-    """How time and memory grow: a plot over the length, over the batch and over the size of the model."""
+    """How time and memory grow with the length and the batch."""
     found = record(name)["rows"]
 
     def medians(beginning: str, pattern: str) -> tuple[dict[str, list[float]], list[str]]:
@@ -340,14 +340,8 @@ def scaling(name: str = "scale.json") -> Markup:
         ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),
         ("time of a pass over 128 tokens, ms", r"prefill (\d+)x128", "batch"),
         ("memory of a pass, MiB", r"memory of 1x(\d+)", "tokens"),
-        ("time of a pass over 128 tokens, ms", r"(gpt2-.+), 1x128", "parameters, millions"),
     ):
         lines, places = medians("scale: ", pattern)
-        if across.startswith("parameters"):
-            millions = [
-                _summary("allformers.models.gpt2.gpt2", preset.replace("-", "_")).parameters for preset in places
-            ]
-            places = [str(round(count / 1e6)) for count in millions]
         plots.append((title, lines, [float(place) for place in places], across))
     drawn = [
         inline_svg(figures.to_svg(figures.plots_of(*two, log=(True, True))), f"scale{number}")
