@@ -4,14 +4,13 @@ What a learner wrote is never overwritten. `.progress.json` holds what the check
 """
 
 import ast
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allformers.files import replacing
+from allformers.files import digest, replacing
 from allformers.practice.course import Entry, entries
 from allformers.practice.report import Report
 
@@ -101,11 +100,6 @@ class Folder:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}): remove it, and only its hints are forgotten") from None
         return progress
-
-
-def digest(path: Path) -> str:
-    """What a file holds, in short."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def parts(source: str, own: Mapping[str, Entry]) -> list[Entry]:
