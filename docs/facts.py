@@ -288,7 +288,7 @@ def family_parity() -> Markup:
     return table(header, rows, "Logits of every model beside those of the reference")
 
 
-def benchmark_table(name: str = "benchmark.json", rows: str = "") -> Markup:
+def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") -> Markup:
     """The rows of a benchmark whose names contain a word, or all that say how long a model takes; as recorded."""
     found = record(name)
     measured = {
@@ -311,7 +311,7 @@ def benchmark_table(name: str = "benchmark.json", rows: str = "") -> Markup:
             )
         )
     title = (
-        f"{found['preset']}, {found['dtype']}, {found['device']}, {found['threads']} threads, medians of "
+        f"{about}: {found['preset']}, {found['dtype']}, {found['device']}, {found['threads']} threads, medians of "
         f"{found['rounds']} rounds; transformers {found['transformers']}, PyTorch {found['torch']}"
     )
     return table(("what", *contenders, "ratio", "times the floor"), lines, title)
