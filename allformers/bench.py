@@ -12,7 +12,6 @@ of all multiplications at the other. Nothing that computes the same can take les
 import contextlib
 import copy
 import dataclasses
-import logging
 import multiprocessing
 import statistics
 import subprocess
@@ -35,7 +34,7 @@ from allformers.linear import Linear, onednn
 from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
 from allformers.shapes import unchecked
-from allformers.speed import PackedLinear, pack, prepare
+from allformers.speed import PackedLinear, pack, prepare, quiet_torchao
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 
 OURS = "allformers"
@@ -114,6 +113,11 @@ class Row(NamedTuple):
         peers = [times for name, times in self.measured.items() if not name.startswith(OURS)]
         ratios = [min(others) / ours for ours, *others in zip(self.measured[contender], *peers, strict=True)]
         return statistics.median(ratios)
+
+    @property
+    def best(self) -> str:
+        """Which of ours takes least."""
+        return min((name for name in self.measured if name.startswith(OURS)), key=self.median)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +208,7 @@ def contender(name: str, config: Any) -> Any:
 
 def _transformers() -> Any:
     """The reference, without what it and the libraries that it imports would say on the side."""
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_torchao()  # which transformers imports where it is installed
     try:
         import transformers
     except ImportError as error:
@@ -282,12 +285,7 @@ def limits(setting: Setting = Setting(), rounds: int = 5) -> Limits:
         kernels.append(lambda: [onednn(x, one) for one in packed if one is not None])
 
     def best(job: Callable[[], object]) -> float:
-        times = []
-        for _ in range(rounds + 1):
-            start = _now(setting)
-            job()
-            times.append(_now(setting) - start)
-        return min(times) / 1e3
+        return min(_timed(setting, job) for _ in range(rounds + 1)) / 1e3
 
     with torch.inference_mode():
         flops = 2 * x.numel() * 3072 * len(weights)
@@ -331,6 +329,13 @@ def _now(setting: Setting) -> float:
     return time.perf_counter() * 1e3
 
 
+def _timed(setting: Setting, job: Callable[..., object], *given: object) -> float:
+    """How long something takes, in milliseconds."""
+    start = _now(setting)
+    job(*given)
+    return _now(setting) - start
+
+
 def _pass(models: dict[str, Any], setting: Setting, given: Tensor) -> Measurement:
     """A forward pass, logits of every position."""
     work = flops_of(models[OURS], given)
@@ -340,9 +345,7 @@ def _pass(models: dict[str, Any], setting: Setting, given: Tensor) -> Measuremen
 
     def job(model: Any) -> float:
         with torch.inference_mode():
-            start = _now(setting)
-            model(given)
-            return _now(setting) - start
+            return _timed(setting, model, given)
 
     return Measurement({name: partial(job, model) for name, model in models.items()}, flops=work)
 
@@ -430,31 +433,21 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
 
 def _train(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """One training step; the same loss function and no dropout. Backwards takes twice the work of forwards."""
-    copies = {name: copy.deepcopy(models[name]).float() for name in (OURS, *PEERS)}
-    recomputing = copy.deepcopy(copies[OURS])
-    recompute(recomputing)
-    copies = {OURS: copies[OURS], RECOMPUTING: recomputing, **copies}
+    sources = {OURS: OURS, RECOMPUTING: OURS, **{name: name for name in PEERS}}
+    copies = {name: copy.deepcopy(models[source]).float() for name, source in sources.items()}
+    recompute(copies[RECOMPUTING])
     steps = {name: _training_step(name, model, config, setting, batch, seq) for name, model in copies.items()}
-
-    def job(name: str) -> float:
-        start = _now(setting)
-        steps[name]()
-        return _now(setting) - start
-
     like_limits = setting.precision == setting.dtype
     work = 3 * flops_of(models[OURS], _random_ids(config, setting, batch, seq)) if like_limits else 0
-    return Measurement({name: partial(job, name) for name in steps}, flops=work)
+    return Measurement({name: partial(_timed, setting, step) for name, step in steps.items()}, flops=work)
 
 
 def _alone(function: Callable[..., float], *given: Any) -> float:
     """What a function returns in a process that does nothing else."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=torch.set_num_threads, initargs=_threads()) as alone:
+    threads = (torch.get_num_threads(),)
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=torch.set_num_threads, initargs=threads) as alone:
         return alone.submit(function, *given).result()
-
-
-def _threads() -> tuple[int]:
-    return (torch.get_num_threads(),)
 
 
 def _peak(setting: Setting) -> float:
@@ -470,12 +463,15 @@ def _peak(setting: Setting) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _forget_peak(setting: Setting) -> None:
-    """Let the peak be what is taken now, where the system can: what came before is not to be measured."""
+def _growth(setting: Setting, job: Callable[[], object]) -> float:
+    """The memory, in MiB, that something takes beside what this process holds; an earlier peak would hide it."""
     if setting.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(setting.device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _peak(setting)
+    job()
+    return _peak(setting) - before
 
 
 def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
@@ -503,10 +499,7 @@ def _growth_of_pass(name: str, config: Any, setting: Setting, batch: int, seq: i
     model = contender(name, config).to(setting.device, getattr(torch, setting.dtype))
     with torch.inference_mode():
         model(_random_ids(config, setting, 1, 1))  # whatever is imported at the first use
-        _forget_peak(setting)
-        before = _peak(setting)
-        model(_random_ids(config, setting, batch, seq))
-    return _peak(setting) - before
+        return _growth(setting, lambda: model(_random_ids(config, setting, batch, seq)))
 
 
 def _load_memory(_: dict[str, Any], config: Any, setting: Setting) -> Measurement:
@@ -532,12 +525,13 @@ def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) ->
         return peer.from_pretrained(place, attn_implementation=PEERS[name], dtype="auto")
 
     load(Path(folder) / "tiny")  # whatever is imported at the first use
-    _forget_peak(setting)
-    before = _peak(setting)
-    model = load(Path(folder))
-    with torch.inference_mode():
-        model(_random_ids(config, setting, 1, 1))  # weights that lie in a file are read when they are used
-    return _peak(setting) - before
+
+    def load_and_use() -> None:
+        model = load(Path(folder))
+        with torch.inference_mode():
+            model(_random_ids(config, setting, 1, 1))  # weights that lie in a file are read when they are used
+
+    return _growth(setting, load_and_use)
 
 
 def _import(_: dict[str, Any], config: Any, setting: Setting) -> Measurement:
@@ -569,10 +563,7 @@ def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int
     def job(name: str) -> float:
         model = called[name]
         with torch.inference_mode(), unchecked() if name == UNCHECKED else contextlib.nullcontext():
-            start = _now(setting)
-            for _ in range(calls):
-                model(token_ids)
-            return (_now(setting) - start) / calls * 1e3
+            return _timed(setting, lambda: [model(token_ids) for _ in range(calls)]) / calls * 1e3
 
     return Measurement({name: partial(job, name) for name in called}, "µs")
 
@@ -587,21 +578,18 @@ def _size(config: Any, _: dict[str, Any], __: Any, setting: Setting, seq: int) -
         depth: contenders(dataclasses.replace(config, num_layers=depth), setting=setting) for depth in (few, more)
     }
     token_ids = _random_ids(config, setting, 1, seq)
-    shallow, deep = (flops_of(models[depth][OURS], token_ids) for depth in (few, more))
+
+    def drawn_out(shallow: float, deep: float) -> float:
+        return shallow + (deep - shallow) / (more - few) * (layers - few)
 
     def job(name: str) -> float:
-        times = {}
-        for depth in (few, more):
-            tried = []
-            for _ in range(3):
-                with torch.inference_mode():
-                    start = _now(setting)
-                    models[depth][name](token_ids)
-                    tried.append(_now(setting) - start)
-            times[depth] = min(tried)
-        return times[few] + (times[more] - times[few]) / (more - few) * (layers - few)
+        with torch.inference_mode():
+            shallow, deep = (
+                min(_timed(setting, models[depth][name], token_ids) for _ in range(3)) for depth in (few, more)
+            )
+        return drawn_out(shallow, deep)
 
-    work = shallow + (deep - shallow) / (more - few) * (layers - few)
+    work = drawn_out(*(flops_of(models[depth][OURS], token_ids) for depth in (few, more)))
     return Measurement({name: partial(job, name) for name in (OURS, *PEERS)}, flops=work)
 
 
@@ -618,10 +606,7 @@ def _linear(_: dict[str, Any], config: Any, setting: Setting, rows: int, inputs:
 
     def job(called: list[Callable[[Tensor], Tensor]]) -> float:
         with torch.inference_mode():
-            start = _now(setting)
-            for layer in called:
-                layer(x)
-            return (_now(setting) - start) / len(called)
+            return _timed(setting, lambda: [layer(x) for layer in called]) / len(called)
 
     flops, nbytes = 2 * rows * inputs * outputs, plain[0].weight.nbytes
     return Measurement({name: partial(job, called) for name, called in layers.items()}, flops=flops, nbytes=nbytes)

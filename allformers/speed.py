@@ -112,9 +112,17 @@ def multiply_int4(
     first, second = rearrange(
         x.to(scale.dtype), "... (groups nibble half) -> nibble ... 1 half groups", nibble=2, half=GROUP // 2
     )
-    low, high = ((half.to(scale.dtype) - 8) for half in (numbers & 15, numbers >> 4))
+    low, high = _halves(numbers, scale.dtype)
     products = (first * low + second * high) * rearrange(scale, "outputs groups -> outputs 1 groups")
     return (reduce(products, "... outputs half groups -> ... outputs", "sum") + bias).to(x.dtype)
+
+
+@checked
+def _halves(
+    numbers: UInt8[Tensor, "outputs half groups"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "outputs half groups"], Float[Tensor, "outputs half groups"]]:
+    """The two whole numbers of each byte, from -8 to 7."""
+    return (numbers & 15).to(dtype) - 8, (numbers >> 4).to(dtype) - 8
 
 
 @functools.cache
@@ -242,9 +250,15 @@ class RoundedLinear(nn.Module):
         """The weights as floating-point numbers again: `outputs inputs`."""
         if self.kind == "int8":
             return self.numbers.to(self.scale.dtype) * rearrange(self.scale, "outputs -> outputs 1")
-        halves = [(half.to(self.scale.dtype) - 8) for half in (self.numbers & 15, self.numbers >> 4)]
-        scaled = [half * rearrange(self.scale, "outputs groups -> outputs 1 groups") for half in halves]
+        scale = rearrange(self.scale, "outputs groups -> outputs 1 groups")
+        scaled = [half * scale for half in _halves(self.numbers, scale.dtype)]
         return rearrange(scaled, "nibble outputs half groups -> outputs (groups nibble half)")
+
+
+def quiet_torchao() -> None:
+    """Keep to itself what importing torchao would say: which of its kernels, none of them used, do not load here."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @checked
@@ -256,7 +270,7 @@ def _round(
         raise ValueError(
             f"int4 takes inputs in groups of {GROUP}; a layer of this model has {weight.shape[1]}: use int8"
         )
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it says which of its kernels do not load here; none is used
+    quiet_torchao()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -298,16 +298,14 @@ def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") ->
     }
     contenders = list(dict.fromkeys(one for row in measured.values() for one in row.measured))
     contenders.sort(key=lambda one: not one.startswith(bench.OURS))
-    ours = [one for one in contenders if one.startswith(bench.OURS)]
     lines = []
     for what, row in measured.items():
-        best = min((one for one in ours if one in row.measured), key=row.median)
         lines.append(
             (
                 f"{what}, {row.unit}",
                 *(f"{row.median(one):,.1f}" if one in row.measured else "" for one in contenders),
-                f"{row.ratio(best):.2f}",
-                f"{row.median(best) / row.floor:.2f}" if row.floor else "",
+                f"{row.ratio(row.best):.2f}",
+                f"{row.median(row.best) / row.floor:.2f}" if row.floor else "",
             )
         )
     title = (
@@ -330,19 +328,18 @@ def scaling(name: str = "scale.json") -> Markup:
     """How time and memory grow with the length and the batch."""
     found = record(name)["rows"]
 
-    def medians(beginning: str, pattern: str) -> tuple[dict[str, list[float]], list[str]]:
-        rows = {match[1]: row for what, row in found.items() if (match := re.fullmatch(beginning + pattern, what))}
-        names = list(next(iter(rows.values()))["measured"])
-        return {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}, list(rows)
-
     plots = []
     for title, pattern, across in (
         ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),
         ("time of a pass over 128 tokens, ms", r"prefill (\d+)x128", "batch"),
         ("memory of a pass, MiB", r"memory of 1x(\d+)", "tokens"),
     ):
-        lines, places = medians("scale: ", pattern)
-        plots.append((title, lines, [float(place) for place in places], across))
+        rows = {
+            float(match[1]): row for what, row in found.items() if (match := re.fullmatch(f"scale: {pattern}", what))
+        }
+        names = next(iter(rows.values()))["measured"]
+        lines = {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}
+        plots.append((title, lines, list(rows), across))
     drawn = [
         inline_svg(figures.to_svg(figures.plots_of(*two, log=(True, True))), f"scale{number}")
         for number, two in enumerate((plots[:2], plots[2:]))
