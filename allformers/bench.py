@@ -34,7 +34,7 @@ from allformers.linear import Linear, onednn
 from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
 from allformers.shapes import unchecked
-from allformers.speed import PackedLinear, pack, prepare, quiet_torchao
+from allformers.speed import PackedLinear, pack_weight, prepare, quiet_torchao
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 
 OURS = "allformers"
@@ -146,7 +146,7 @@ def contenders(config: Any, seed: int = 0, setting: Setting = Setting()) -> dict
     torch.manual_seed(seed)
     ours = contender(OURS, config)
     models: dict[str, Any] = {OURS: ours}
-    for name in PEERS:
+    for name in peers_of(config):
         models[name] = contender(name, config)
         _give_weights(ours, models[name])
     dtype = getattr(torch, setting.dtype)
@@ -181,6 +181,16 @@ def rows_for(config: Any) -> dict[str, "Maker"]:
 def model_of(config: Any) -> Any:
     """The model that a configuration is for."""
     return next(made for entry in READING_ORDER if (made := entry.load()).format.config_class is type(config))
+
+
+def peers_of(config: Any) -> list[str]:
+    """The reference's variants that there are of a model: not every one can use PyTorch's fused attention.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    peer = getattr(_transformers(), model_of(config).format.architecture)
+    return [name for name, kind in PEERS.items() if kind != "sdpa" or peer._supports_sdpa]
 
 
 def contender(name: str, config: Any) -> Any:
@@ -221,7 +231,7 @@ def largest_difference(models: dict[str, Any], given: Tensor) -> float:
     """The largest difference between any peer's logits and ours, relative to the largest logit."""
     with torch.inference_mode():
         ours = models[OURS](given)
-        peers = [models[name](given).logits for name in PEERS]
+        peers = [models[name](given).logits for name in models if name in PEERS]
         return max(((peer - ours).abs().max() / ours.abs().max()).item() for peer in peers)
 
 
@@ -280,7 +290,7 @@ def limits(setting: Setting = Setting(), rounds: int = 5) -> Limits:
     x = torch.randn(512, 768).to(setting.device, dtype)
     weights = [torch.randn(3072, 768).to(setting.device, dtype) for _ in range(8)]
     kernels: list[Callable[[], object]] = [lambda: [F.linear(x, weight) for weight in weights]]
-    packed = [pack(weight) for weight in weights]
+    packed = [pack_weight(weight) for weight in weights]
     if all(one is not None for one in packed):
         kernels.append(lambda: [onednn(x, one) for one in packed if one is not None])
 
@@ -314,7 +324,7 @@ def _with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
         return models
     if PACKED not in models:
         models[PACKED] = prepare(copy.deepcopy(models[OURS]))  # kept for the other rows
-    return {OURS: models[OURS], PACKED: models[PACKED], **{name: models[name] for name in PEERS}}
+    return {OURS: models[OURS], PACKED: models[PACKED], **{name: models[name] for name in models if name in PEERS}}
 
 
 def _random_ids(config: Any, setting: Setting, batch: int, seq: int) -> Tensor:
@@ -433,7 +443,7 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
 
 def _train(models: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """One training step; the same loss function and no dropout. Backwards takes twice the work of forwards."""
-    sources = {OURS: OURS, RECOMPUTING: OURS, **{name: name for name in PEERS}}
+    sources = {OURS: OURS, RECOMPUTING: OURS, **{name: name for name in peers_of(config)}}
     copies = {name: copy.deepcopy(models[source]).float() for name, source in sources.items()}
     recompute(copies[RECOMPUTING])
     steps = {name: _training_step(name, model, config, setting, batch, seq) for name, model in copies.items()}
@@ -477,7 +487,7 @@ def _growth(setting: Setting, job: Callable[[], object]) -> float:
 def _train_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """The most memory that a process takes which does nothing but train."""
     given = (config, setting, batch, seq)
-    names = (OURS, RECOMPUTING, *PEERS)
+    names = (OURS, RECOMPUTING, *peers_of(config))
     return Measurement({name: partial(_alone, _peak_of_training, name, *given) for name in names}, "MiB")
 
 
@@ -492,7 +502,8 @@ def _peak_of_training(name: str, config: Any, setting: Setting, batch: int, seq:
 def _pass_memory(_: dict[str, Any], config: Any, setting: Setting, batch: int, seq: int) -> Measurement:
     """The memory that a forward pass takes beside the model."""
     given = (config, setting, batch, seq)
-    return Measurement({name: partial(_alone, _growth_of_pass, name, *given) for name in (OURS, *PEERS)}, "MiB")
+    names = (OURS, *peers_of(config))
+    return Measurement({name: partial(_alone, _growth_of_pass, name, *given) for name in names}, "MiB")
 
 
 def _growth_of_pass(name: str, config: Any, setting: Setting, batch: int, seq: int) -> float:
@@ -514,7 +525,8 @@ def _load_memory(_: dict[str, Any], config: Any, setting: Setting) -> Measuremen
     def job(name: str) -> float:
         return _alone(_growth_of_loading, name, kept.name, config, setting)
 
-    return Measurement({name: partial(job, name) for name in (OURS, *PEERS)}, "MiB", fixed=weights / 2**20)
+    names = (OURS, *peers_of(config))
+    return Measurement({name: partial(job, name) for name in names}, "MiB", fixed=weights / 2**20)
 
 
 def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) -> float:
@@ -555,10 +567,10 @@ def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int
     config = _smallest(config)
     models = contenders(config, setting=dataclasses.replace(setting, dtype="float32"))
     token_ids = _random_ids(config, setting, 1, seq)
-    called = {OURS: models[OURS], UNCHECKED: models[OURS], **{name: models[name] for name in PEERS}}
+    called = {**models, UNCHECKED: models[OURS]}
     if setting.compile:
         called["allformers, compiled"] = torch.compile(models[OURS])
-        called[COMPILED] = torch.compile(models["transformers, sdpa"])
+        called[COMPILED] = torch.compile(models[peers_of(config)[-1]])
 
     def job(name: str) -> float:
         model = called[name]
@@ -590,7 +602,7 @@ def _size(config: Any, _: dict[str, Any], __: Any, setting: Setting, seq: int) -
         return drawn_out(shallow, deep)
 
     work = drawn_out(*(flops_of(models[depth][OURS], token_ids) for depth in (few, more)))
-    return Measurement({name: partial(job, name) for name in (OURS, *PEERS)}, flops=work)
+    return Measurement({name: partial(job, name) for name in models[few]}, flops=work)
 
 
 def _linear(_: dict[str, Any], config: Any, setting: Setting, rows: int, inputs: int, outputs: int) -> Measurement:
