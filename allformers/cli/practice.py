@@ -44,7 +44,7 @@ def _list(folder: Folder) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("", "exercise", "what it teaches", "state"):
         table.add_column(column, justify="left" if column else "right", no_wrap=column != "what it teaches")
-    section = ""
+    section, passed = "", 0
     for entry in entries():
         if entry.section != section:
             section = entry.section
@@ -52,11 +52,14 @@ def _list(folder: Folder) -> None:
         state = folder.state(entry)
         style = "green" if state == "passed" else "red" if state.startswith("fails") else "dim"
         style = "yellow" if state == "started" or state.endswith("changed since") else style
-        table.add_row(str(entry.number), entry.name, f"{entry.title}: {entry.teaches}", Text(state, style=style))
+        teaches = entry.teaches[0].upper() + entry.teaches[1:]
+        table.add_row(str(entry.number), entry.name, teaches, Text(state, style=style))
+        passed += state == "passed"
     Console().print(table)
+    print(f"\n{passed} of {len(entries())} passed")
     following = next((entry for entry in entries() if folder.state(entry) == "not started"), None)
     if following is not None:
-        Console().print(f"\nnext: [bold]allformers practice start {following.name}[/bold]")
+        Console().print(f"next: [bold]allformers practice start {following.name}[/bold]")
 
 
 @practice.command()

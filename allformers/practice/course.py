@@ -1,6 +1,7 @@
 """The course: which exercises there are, and in which order. What is said of them is read off their files."""
 
 import ast
+import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -112,10 +113,14 @@ def find(name: str) -> Entry:
     """An exercise by its name, or by its number.
 
     Raises:
-        ValueError: there is none; the message lists all.
+        ValueError: there is none; the message names the one that is spelt most like it, or lists all.
     """
     wanted = name.removesuffix(".py").replace("_", "-")
     for entry in entries():
         if wanted in {entry.name, str(entry.number)}:
             return entry
-    raise ValueError(f"there is no exercise {name}; there are: {', '.join(entry.name for entry in entries())}")
+    names = [entry.name for entry in entries()]
+    near = difflib.get_close_matches(wanted, names, 1, cutoff=0.7)
+    raise ValueError(
+        f"there is no exercise {name}; " + (f"do you mean {near[0]}?" if near else f"there are: {', '.join(names)}")
+    )

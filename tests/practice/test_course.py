@@ -158,9 +158,10 @@ def test_the_exit_status_says_whether_all_passed(run: Run, monkeypatch: pytest.M
     [
         (["check"], "nothing has been started in practice: begin with `allformers practice start`"),
         (["check", "softmax"], "practice/softmax.py is not there: begin with `allformers practice start softmax`"),
-        (["check", "poetry"], "there is no exercise poetry; there are: split-heads, "),
-        (["start", "poetry"], "there is no exercise poetry"),
-        (["solution", "poetry"], "there is no exercise poetry"),
+        (["check", "sonnet"], "there is no exercise sonnet; there are: split-heads, "),
+        (["start", "sonnet"], "there is no exercise sonnet"),
+        (["solution", "sonnet"], "there is no exercise sonnet"),
+        (["start", "splt_heads"], "there is no exercise splt_heads; do you mean split-heads?"),
         (["check", "--folder", "/no/such"], "nothing has been started in /no/such"),
         (["dance"], "dance"),
     ],
@@ -224,7 +225,7 @@ def worker(place: Path) -> Iterator[Worker]:
 
 BROKEN = {
     "does not end": (
-        first("while True:\n        pass"),
+        first("while True: pass"),
         "shapes",
         ["still running after 2 s, so it was stopped", "in split_heads.py, line 11 of `split_heads`:"],
     ),
