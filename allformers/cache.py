@@ -148,6 +148,8 @@ class WindowCache(LayerCache):
         start, stop = self.cache.length, self._check_room(new[0].shape[-2])
         held = self.ends[start] if start else tuple(tensor[..., :0, :] for tensor in new)
         whole = tuple(torch.cat([old, tensor], dim=-2) for old, tensor in zip(held, new, strict=True))
-        self.buffers = tuple(tensor[..., max(0, tensor.shape[-2] - (self.window - 1)) :, :].clone() for tensor in whole)
+        kept = tuple(tensor[..., max(0, tensor.shape[-2] - (self.window - 1)) :, :] for tensor in whole)
+        # Of much more, a copy, so that the rest can go; one position too many costs less than copying the others.
+        self.buffers = kept if whole[0].shape[-2] <= self.window else tuple(tensor.clone() for tensor in kept)
         self.ends = {start: held, stop: self.buffers}
         return whole

@@ -53,16 +53,15 @@ class Weight(NamedTuple):
         ours: the name in the model.
         axes: the axes of the weight; where it lies differently in the two, an einops pattern from theirs to ours.
         tied_to: for a weight that the checkpoint may leave out: the parameter of ours that it then equals.
-        when: for a weight that not every model of the family has: the field of the configuration that says so.
-        layers: for a weight that not every layer has: the field of the configuration that lists the layers.
+
+    A row counts for the models that have such a parameter: without biases, the rows of biases stand for nothing, and
+    where only some layers have experts, the rows of experts are for those layers.
     """
 
     theirs: str
     ours: str
     axes: str
     tied_to: str | None = None
-    when: str | None = None
-    layers: str = ""
 
     @property
     def their_axes(self) -> str:
@@ -110,20 +109,12 @@ class Field(NamedTuple):
         return not self.when or getattr(config, self.when[0]) in self.when[1:]
 
 
-def linear(theirs: str, ours: str, axes: str, bias: str = "", when: str | None = None) -> tuple[Weight, ...]:
-    """The rows of a linear layer: its matrix and, along the matrix's first axis, its bias.
-
-    Args:
-        theirs: the layer in the checkpoint.
-        ours: the layer in the model.
-        axes: of the matrix, as in `Weight`.
-        bias: the field of the configuration that says whether there is a bias; if empty there always is one.
-        when: the field that says whether there is such a layer.
-    """
-    matrix = Weight(f"{theirs}.weight", f"{ours}.weight", axes, when=when)
+def linear(theirs: str, ours: str, axes: str) -> tuple[Weight, Weight]:
+    """The rows of a linear layer: its matrix, of these axes, and its bias, along the first axis of the matrix."""
+    matrix = Weight(f"{theirs}.weight", f"{ours}.weight", axes)
     outputs = re.match(r"\(.*?\)|\w+", matrix.our_axes)
     assert outputs is not None
-    return matrix, Weight(f"{theirs}.bias", f"{ours}.bias", outputs[0], when=bias or None)
+    return matrix, Weight(f"{theirs}.bias", f"{ours}.bias", outputs[0])
 
 
 def norm(theirs: str, ours: str, axes: str = "embed") -> tuple[Weight, Weight]:
@@ -131,11 +122,9 @@ def norm(theirs: str, ours: str, axes: str = "embed") -> tuple[Weight, Weight]:
     return Weight(f"{theirs}.weight", f"{ours}.weight", axes), Weight(f"{theirs}.bias", f"{ours}.bias", axes)
 
 
-def each_layer(theirs: str, ours: str, *rows: Weight, layers: str = "") -> tuple[Weight, ...]:
-    """Rows for every layer, or for those that a field of the configuration lists, with what all names begin with."""
-    return tuple(
-        row._replace(theirs=f"{theirs}.{row.theirs}", ours=f"{ours}.{row.ours}", layers=layers) for row in rows
-    )
+def each_layer(theirs: str, ours: str, *rows: Weight) -> tuple[Weight, ...]:
+    """Rows for every layer, with what all names begin with."""
+    return tuple(row._replace(theirs=f"{theirs}.{row.theirs}", ours=f"{ours}.{row.ours}") for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +353,7 @@ def checkpoint_tensors(model: Checkpointed) -> dict[str, Tensor]:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
-    for row in _rows(model.format, model.config):
+    for row in _rows(model):
         parameter = parameters[row.ours]
         if row.tied_to is None or parameter is not parameters[row.tied_to]:
             prefix = "" if row.tied_to else model.format.prefix
@@ -455,21 +444,20 @@ def write_config(form: Format, config: Any) -> dict[str, Any]:
     return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.written(config)}
 
 
-def weight_axes(form: Format, config: Any) -> dict[str, str]:
+def weight_axes(model: Checkpointed) -> dict[str, str]:
     """The named axes of every parameter, by its name in the model."""
-    return {row.ours: row.our_axes for row in _rows(form, config)}
+    return {row.ours: row.our_axes for row in _rows(model)}
 
 
-def _rows(form: Format, config: Any) -> list[Weight]:
-    """The weight table with `{layer}` written out, as far as a model of this configuration has these weights."""
+def _rows(model: Checkpointed) -> list[Weight]:
+    """The weight table with `{layer}` written out, as far as a model has these weights."""
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     rows = []
-    for row in form.weights:
-        if row.when is not None and not getattr(config, row.when):
-            continue
-        layers = getattr(config, row.layers) if row.layers else range(config.num_layers)
-        for layer in layers if "{layer}" in row.theirs else ["0"]:
+    for row in model.format.weights:
+        for layer in range(model.config.num_layers) if "{layer}" in row.theirs else ["0"]:
             theirs, ours = (name.replace("{layer}", str(layer)) for name in (row.theirs, row.ours))
-            rows.append(row._replace(theirs=theirs, ours=ours))
+            if ours in there:
+                rows.append(row._replace(theirs=theirs, ours=ours))
     return rows
 
 
@@ -514,7 +502,8 @@ def _build(
     where: str,
 ) -> Any:
     """A model with the stored weights, or an error that lists everything that does not fit."""
-    rows = _fitting(cls, config, stored, where)
+    model = _empty(cls, config)
+    rows = _fitting(model, stored, where)
     dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
     state: dict[str, Tensor] = {}
     for names, row in rows:
@@ -524,9 +513,7 @@ def _build(
             if torch.equal(state[row.ours], state[row.tied_to]):
                 del state[row.ours]
             else:  # a head of its own, whatever the configuration says: the reference keeps it too
-                config = dataclasses.replace(config, tie_embeddings=False)
-    with torch.device("meta"), _Undrawn():
-        model = cls(config)
+                model = _empty(cls, dataclasses.replace(config, tie_embeddings=False))
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -535,6 +522,12 @@ def _build(
         for owner, _, leaf in (name.rpartition(".") for name in known):
             setattr(model.get_submodule(owner), leaf, filled)
     return model.to(device or "cpu").eval()
+
+
+def _empty(cls: type[Any], config: Any) -> Any:
+    """A model without memory for its weights."""
+    with torch.device("meta"), _Undrawn():
+        return cls(config)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -557,11 +550,11 @@ def _today(name: str, endings: Mapping[str, str]) -> str:
     return name
 
 
-def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
+def _fitting(model: Checkpointed, stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
     """Each row of the table with the stored names that it stands for, once all names and all rows are accounted for."""
-    form: Format = cls.format
+    form, config = model.format, model.config
     names = {_today(name.removeprefix(form.prefix), form.endings): name for name in stored}
-    rows = _rows(form, config)
+    rows = _rows(model)
     table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
     faults = [
@@ -586,7 +579,7 @@ def _fitting(cls: type[Any], config: Any, stored: Mapping[str, Stored], where: s
     ]
     if faults:
         shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        raise CheckpointError("\n  ".join([f"the weights of {where} do not fit {cls.__name__}:", *shown]))
+        raise CheckpointError("\n  ".join([f"the weights of {where} do not fit {type(model).__name__}:", *shown]))
     found = [([names[theirs] for theirs in row.names(config.axes) if theirs in names], row) for row in rows]
     return [(present, row) for present, row in found if present]
 

@@ -29,7 +29,7 @@ from allformers.inspection.compare import entropy
 from allformers.models import load
 from allformers.models.gpt2.gpt2 import GPT2, Block, CausalSelfAttention, GPT2Config
 from allformers.recipes import hello_world
-from allformers.rotary import angles, frequencies, rotate
+from allformers.rotary import angles, frequencies, rotate, turns
 from allformers.sampling import apply_temperature, keep_top_k, keep_top_p
 from allformers.shapes import checked
 from allformers.tokenizers import ByteTokenizer
@@ -251,7 +251,8 @@ class RotaryAttention(CausalSelfAttention):
             heads=self.config.num_heads,
         )
         start = 0 if cache is None else cache.cache.length
-        turned = angles(torch.arange(start, start + x.shape[1]), frequencies(queries.shape[-1], 10_000.0))
+        speeds = frequencies(queries.shape[-1], 10_000.0)
+        turned = turns(angles(torch.arange(start, start + x.shape[1]), speeds))
         queries, keys = rotate(queries, turned), rotate(keys, turned)
         if cache is not None:
             keys, values = cache.append(keys, values)

@@ -8,6 +8,8 @@ positions need no vectors of their own, and there is no position that has never 
     positions   seq
         |  frequencies: how fast each pair turns
     angles      seq pair
+        |  turns: their cosines and sines, once for all layers
+    turned      part seq component pair
         |  rotate: queries and keys, pair by pair
     queries     batch ... seq head_dim
 
@@ -143,15 +145,27 @@ def angles(positions: Int[Tensor, "seq"], speeds: Float[Tensor, "pair"]) -> Floa
 
 
 @checked
+def turns(turned: Float[Tensor, "seq pair"]) -> Float[Tensor, "part seq component pair"]:
+    """What turning by these angles takes: of each number itself, and of the other one of its pair.
+
+    The point (a, b) becomes (a cos - b sin, b cos + a sin). So both components keep their cosine's part of themselves,
+    and get minus the sine's part of the other, or plus.
+    """
+    cosine, sine = turned.cos(), turned.sin()
+    parts = [cosine, cosine, -sine, sine]
+    return rearrange(parts, "(part component) seq pair -> part seq component pair", component=2)
+
+
+@checked
 def rotate(
-    x: Float[Tensor, "... seq head_dim"], turned: Float[Tensor, "seq pair"]
+    x: Float[Tensor, "... seq head_dim"], turned: Float[Tensor, "part seq component pair"]
 ) -> Float[Tensor, "... seq head_dim"]:
-    """Turn each pair by its angle.
+    """Turn each pair by its angle: `turned` is what `turns` makes of the angles.
 
     A pair is number i of the first half and number i of the second, as checkpoints on the Hugging Face hub have it;
     other code takes neighbours. Which it is makes no difference, as long as weights and code agree.
     """
-    cosine, sine = turned.cos().to(x.dtype), turned.sin().to(x.dtype)
-    first, second = rearrange(x, "... seq (component pair) -> component ... seq pair", component=2)
-    both = [first * cosine - second * sine, second * cosine + first * sine]
-    return rearrange(both, "component ... seq pair -> ... seq (component pair)")
+    itself, other = turned.to(x.dtype)
+    pairs = rearrange(x, "... seq (component pair) -> ... seq component pair", component=2)
+    both = pairs * itself + pairs.flip(-2) * other
+    return rearrange(both, "... seq component pair -> ... seq (component pair)")

@@ -46,6 +46,7 @@ AXES: Mapping[str, str] = types.MappingProxyType(
         "group": "query heads that share one key and value head: heads = kv_heads * group",
         "pair": "pairs of numbers that rotary positions turn",
         "component": "the two numbers of a pair",
+        "part": "what turning takes of a number itself, and of the other one of its pair",
         "mlp": "the feed-forward hidden width",
         "experts": "the MLPs that a router chooses from",
         "chosen": "the experts that a token uses",

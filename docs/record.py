@@ -523,7 +523,7 @@ def _example_training() -> None:
 def _example_rotary() -> None:
     x, places = torch.randn(2, 4, 17, 32), torch.arange(17)
     plain = rotary.frequencies(32, 10000.0)
-    rotary.rotate(x, rotary.angles(places, rotary.scale_like_llama3(plain, 8.0, 1.0, 4.0, 8192)))
+    rotary.rotate(x, rotary.turns(rotary.angles(places, rotary.scale_like_llama3(plain, 8.0, 1.0, 4.0, 8192))))
     rotary.scale_like_yarn(plain, 10000.0, 40.0, 32.0, 1.0, 4096)
 
 

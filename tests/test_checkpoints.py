@@ -127,7 +127,7 @@ def test_every_weight_of_both_sides_stands_in_the_table_once(tied: bool) -> None
 
 
 def test_every_weight_has_the_shape_that_its_axes_say(model: GPT2) -> None:
-    for name, axes in weight_axes(FORMAT, CONFIG).items():
+    for name, axes in weight_axes(model).items():
         sizes = [CONFIG.axes[axis] for axis in re.findall(r"\w+", axes)]
         assert torch.Size(sizes).numel() == model.get_parameter(name).numel(), name
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from einops import einsum
 
-from allformers.rotary import angles, frequencies, rotate, scale_like_llama3, scale_like_yarn
+from allformers.rotary import angles, frequencies, rotate, scale_like_llama3, scale_like_yarn, turns
 from allformers.shapes import ShapeError
 
 
 def turned(places: list[int], head_dim: int = 16) -> torch.Tensor:
-    return angles(torch.tensor(places), frequencies(head_dim, 10000.0, dtype=torch.float64))
+    return turns(angles(torch.tensor(places), frequencies(head_dim, 10000.0, dtype=torch.float64)))
 
 
 def test_turning_keeps_lengths_and_does_nothing_at_position_0() -> None:
@@ -36,17 +36,18 @@ def test_a_score_depends_on_the_distance_and_on_nothing_else() -> None:
 
 def test_a_pair_is_turned_by_its_angle() -> None:
     x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # one head of two pairs, the first of length 1
-    quarter = torch.tensor([[torch.pi / 2, 0.3]])
+    quarter = turns(torch.tensor([[torch.pi / 2, 0.3]]))
     torch.testing.assert_close(rotate(x, quarter), torch.tensor([[0.0, 0.0, 1.0, 0.0]]), atol=1e-6, rtol=0)
 
 
 def test_it_is_what_the_reference_computes() -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    queries, keys, angle = torch.randn(2, 3, 5, 16), torch.randn(2, 3, 5, 16), turned([0, 1, 2, 3, 9]).float()
+    queries, keys = torch.randn(2, 3, 5, 16), torch.randn(2, 3, 5, 16)
+    angle = angles(torch.tensor([0, 1, 2, 3, 9]), frequencies(16, 10000.0))
     both = torch.cat([angle, angle], dim=-1)[None]
     theirs = apply_rotary_pos_emb(queries, keys, both.cos(), both.sin())
-    for ours, reference in zip((rotate(queries, angle), rotate(keys, angle)), theirs, strict=True):
+    for ours, reference in zip((rotate(queries, turns(angle)), rotate(keys, turns(angle))), theirs, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-6)
 
 

@@ -72,7 +72,7 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
     with torch.inference_mode(), counter:
         model(given) if cache is None else model(given, cache=cache)
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
-    axes = weight_axes(model_class.format, config)
+    axes = weight_axes(model)
     root = type(model).__name__
 
     merged: dict[tuple[object, ...], ModuleCost] = {}

@@ -167,7 +167,7 @@ class _Recorder:
         self.paths = {module: path for path, module in model.named_modules()}
         self.root = Path(__file__).parents[1]
         config: Any = model.config
-        axes = weight_axes(model.format, config)  # type: ignore[arg-type]
+        axes = weight_axes(model)  # type: ignore[arg-type]
         self.axes: Mapping[str, int] = config.axes
         self.linears = {
             module: axes[f"{path}.weight"] for path, module in model.named_modules() if isinstance(module, Linear)

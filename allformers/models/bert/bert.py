@@ -38,36 +38,28 @@ BYTES: Mapping[str, Any] = {"vocab_size": 256, "context_length": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig(Configuration):
-    """The sizes and switches that define a BERT. Immutable; checked when made.
+class EncoderConfig(Configuration):
+    """The sizes of the blocks, whatever it is that they read: a part of a model's configuration.
 
     Attributes:
-        vocab_size: tokens in the vocabulary.
-        context_length: positions that the model has an embedding for.
         embedding_dim: width of the residual stream; a multiple of `num_heads`.
         num_layers: blocks.
         num_heads: attention heads in each block.
         mlp_dim: hidden width of the MLP.
-        num_segments: parts of a text that an embedding tells apart.
         dropout: probability of dropping a value, in training only.
         norm_eps: what layer norm adds to the variance.
-        tie_embeddings: whether the unembedding's matrix is the token embedding.
         activation: the non-linearity, a key of `ACTIVATIONS`.
 
     Raises:
         ValueError: a value is out of range; the message says which, and what would do.
     """
 
-    vocab_size: Count
-    context_length: Count
     embedding_dim: Count
     num_layers: Count
     num_heads: Count
     mlp_dim: Count
-    num_segments: Count = 2
     dropout: Probability = 0.1
     norm_eps: Positive = 1e-12
-    tie_embeddings: bool = True
     activation: Annotated[str, one_of(ACTIVATIONS)] = "gelu"
 
     def __post_init__(self) -> None:
@@ -77,16 +69,34 @@ class BertConfig(Configuration):
     @cached_property
     def axes(self) -> Mapping[str, int]:
         """The size of every axis that the configuration fixes."""
-        return {
-            "vocab": self.vocab_size,
-            "context": self.context_length,
-            "segments": self.num_segments,
-            "embed": self.embedding_dim,
-            "rewritten": self.embedding_dim,
-            "heads": self.num_heads,
-            "head_dim": self.embedding_dim // self.num_heads,
-            "mlp": self.mlp_dim,
-        }
+        head_dim = self.embedding_dim // self.num_heads
+        return {"embed": self.embedding_dim, "heads": self.num_heads, "head_dim": head_dim, "mlp": self.mlp_dim}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(EncoderConfig):
+    """The sizes and switches that define a BERT. Immutable; checked when made.
+
+    Attributes:
+        vocab_size: tokens in the vocabulary.
+        context_length: positions that the model has an embedding for.
+        num_segments: parts of a text that an embedding tells apart.
+        tie_embeddings: whether the unembedding's matrix is the token embedding.
+
+    Raises:
+        ValueError: a value is out of range; the message says which, and what would do.
+    """
+
+    vocab_size: Count
+    context_length: Count
+    num_segments: Count = 2
+    tie_embeddings: bool = True
+
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
+        """The size of every axis that the configuration fixes."""
+        own = {"vocab": self.vocab_size, "context": self.context_length, "segments": self.num_segments}
+        return {**super().axes, **own, "rewritten": self.embedding_dim}
 
     bert_tests = size("for first steps", 129_344, embed=64, layers=2, heads=4, **BYTES)
     bert_tiny = size("google/bert_uncased_L-2_H-128_A-2", 4_416_698, embed=128, layers=2, heads=2, **WORDS)
@@ -154,12 +164,12 @@ class Block(nn.Module):
     Source: arXiv:1706.03762, section 3.1.
     """
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.attention = SelfAttention(config)
         self.attention_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.mlp = MLP(config)  # type: ignore[arg-type]  # GPT-2's, which reads nothing else of its configuration
+        self.mlp = MLP(config)
         self.mlp_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
 
     @checked
@@ -267,6 +277,15 @@ class Bert(Checkpointed):
         return logits
 
 
+ENCODER_FIELDS = (
+    Field("hidden_size", "embedding_dim", 768),
+    Field("num_hidden_layers", "num_layers", 12),
+    Field("num_attention_heads", "num_heads", 12),
+    Field("intermediate_size", "mlp_dim", 3072),
+    Field("layer_norm_eps", "norm_eps", 1e-12),
+    Field("hidden_act", "activation", "gelu"),
+)
+
 Bert.format = Format(
     model_type="bert",
     architecture="BertForMaskedLM",
@@ -274,15 +293,10 @@ Bert.format = Format(
     fields=(
         Field("vocab_size", "vocab_size", 30522),
         Field("max_position_embeddings", "context_length", 512),
-        Field("hidden_size", "embedding_dim", 768),
-        Field("num_hidden_layers", "num_layers", 12),
-        Field("num_attention_heads", "num_heads", 12),
-        Field("intermediate_size", "mlp_dim", 3072),
         Field("type_vocab_size", "num_segments", 2),
         Field("hidden_dropout_prob", "dropout", 0.1),
         Field("attention_probs_dropout_prob", "dropout", 0.1),
-        Field("layer_norm_eps", "norm_eps", 1e-12),
-        Field("hidden_act", "activation", "gelu"),
+        *ENCODER_FIELDS,
     ),
     aliases={},
     refused_fields={

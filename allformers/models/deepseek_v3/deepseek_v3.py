@@ -26,7 +26,7 @@ from allformers.cache import LayerCache
 from allformers.checkpoints import Field, Weight, each_layer, linear
 from allformers.configuration import Count, EvenCount, Positive, Whole
 from allformers.linear import Linear
-from allformers.models.llama.llama import MLP, MLP_WEIGHTS, TINY, Block, Llama, LlamaConfig, RMSNorm, size
+from allformers.models.llama.llama import MLP, TINY, Block, Llama, LlamaConfig, RMSNorm, size
 from allformers.models.mixtral.mixtral import MixtureOfExperts
 from allformers.rotary import rotate, sharpen_like_yarn
 from allformers.shapes import checked
@@ -125,31 +125,6 @@ class DeepSeekV3Config(LlamaConfig):
             "shared_mlp": self.expert_dim * self.num_shared,
         }
 
-    @property
-    def has_query_latent(self) -> bool:
-        """Whether queries are made from a latent of their own."""
-        return self.query_latent_dim is not None
-
-    @property
-    def queries_from_the_stream(self) -> bool:
-        """Whether they are not."""
-        return self.query_latent_dim is None
-
-    @property
-    def biased_query_latent(self) -> bool:
-        """Whether the latent of queries has a bias."""
-        return self.attention_bias and self.has_query_latent
-
-    @property
-    def dense_layers(self) -> range:
-        """Layers with a plain MLP."""
-        return range(min(self.num_dense_layers, self.num_layers))
-
-    @property
-    def sparse_layers(self) -> range:
-        """Layers with experts."""
-        return range(len(self.dense_layers), self.num_layers)
-
     deepseek_v3_tiny = size("for first steps", 158_112, 2, 4, 4, 16, 64, 160, **TINY, **NARROW, **FEW)
     # Without the part that predicts two tokens. The reference does not count 14,848 of them, the experts' balance.
     deepseek_v3 = size(
@@ -189,7 +164,7 @@ class LatentAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        turned: Float[Tensor, "seq pair"],
+        turned: Float[Tensor, "part seq component pair"],
         blocked: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
@@ -206,7 +181,7 @@ class LatentAttention(nn.Module):
 
     @checked
     def ask(
-        self, x: Float[Tensor, "batch seq embed"], turned: Float[Tensor, "seq pair"]
+        self, x: Float[Tensor, "batch seq embed"], turned: Float[Tensor, "part seq component pair"]
     ) -> tuple[Float[Tensor, "batch heads seq plain_dim"], Float[Tensor, "batch heads seq rope_dim"]]:
         """Each head's query: the part that is not turned, and the part that is."""
         if self.config.query_latent_dim is None:
@@ -221,7 +196,7 @@ class LatentAttention(nn.Module):
 
     @checked
     def remember(
-        self, x: Float[Tensor, "batch seq embed"], turned: Float[Tensor, "seq pair"]
+        self, x: Float[Tensor, "batch seq embed"], turned: Float[Tensor, "part seq component pair"]
     ) -> tuple[Float[Tensor, "batch seq latent"], Float[Tensor, "batch seq rope_dim"]]:
         """What the cache keeps of each position: the latent, and the one key that says where it stands."""
         both = self.down(x)
@@ -298,7 +273,7 @@ class LatentAttention(nn.Module):
 
 @checked
 def _rotate_neighbours(
-    x: Float[Tensor, "... seq rope_dim"], turned: Float[Tensor, "seq pair"]
+    x: Float[Tensor, "... seq rope_dim"], turned: Float[Tensor, "part seq component pair"]
 ) -> Float[Tensor, "... seq rope_dim"]:
     """Turn pairs of neighbours, as these checkpoints have them, and leave them as halves: no one else looks inside."""
     return rotate(rearrange(x, "... seq (pair component) -> ... seq (component pair)", component=2), turned)
@@ -373,7 +348,7 @@ DeepSeekV3.format = Llama.format.extended(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
     DeepSeekV3Config,
-    without=("head_dim", "mlp_bias", "layers.{layer}.self_attn", "layers.{layer}.mlp", "rope_parameters.mscale"),
+    without=("head_dim", "mlp_bias", "layers.{layer}.self_attn", "rope_parameters.mscale"),
     defaults={
         "vocab_size": 129280,
         "max_position_embeddings": 4096,
@@ -420,17 +395,15 @@ DeepSeekV3.format = Llama.format.extended(
         *each_layer(
             "layers.{layer}.self_attn",
             "blocks.{layer}.attention",
-            Weight("q_proj.weight", "query.weight", "(heads query_dim) embed", when="queries_from_the_stream"),
-            Weight("q_a_proj.weight", "query_down.weight", "query_latent embed", when="has_query_latent"),
-            Weight("q_a_proj.bias", "query_down.bias", "query_latent", when="biased_query_latent"),
-            Weight("q_a_layernorm.weight", "query_norm.weight", "query_latent", when="has_query_latent"),
-            Weight("q_b_proj.weight", "query_up.weight", "(heads query_dim) query_latent", when="has_query_latent"),
-            *linear("kv_a_proj_with_mqa", "down", "kept embed", bias="attention_bias"),
+            Weight("q_proj.weight", "query.weight", "(heads query_dim) embed"),
+            *linear("q_a_proj", "query_down", "query_latent embed"),
+            Weight("q_a_layernorm.weight", "query_norm.weight", "query_latent"),
+            Weight("q_b_proj.weight", "query_up.weight", "(heads query_dim) query_latent"),
+            *linear("kv_a_proj_with_mqa", "down", "kept embed"),
             Weight("kv_a_layernorm.weight", "latent_norm.weight", "latent"),
             Weight("kv_b_proj.weight", "up.weight", "(heads key_value_dim) latent"),
-            *linear("o_proj", "output", "embed (heads head_dim)", bias="attention_bias"),
+            *linear("o_proj", "output", "embed (heads head_dim)"),
         ),
-        *each_layer("layers.{layer}", "blocks.{layer}", *MLP_WEIGHTS, layers="dense_layers"),
         *each_layer(
             "layers.{layer}.mlp",
             "blocks.{layer}.mlp",
@@ -442,7 +415,6 @@ DeepSeekV3.format = Llama.format.extended(
             Weight("shared_experts.gate_proj.weight", "shared.gate.weight", "shared_mlp embed"),
             Weight("shared_experts.up_proj.weight", "shared.up.weight", "shared_mlp embed"),
             Weight("shared_experts.down_proj.weight", "shared.down.weight", "embed shared_mlp"),
-            layers="sparse_layers",
         ),
     ),
     from_disk=True,

@@ -99,7 +99,7 @@ class Gemma2Block(GemmaBlock):
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        turned: Float[Tensor, "seq pair"],
+        turned: Float[Tensor, "part seq component pair"],
         blocked: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:

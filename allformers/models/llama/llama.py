@@ -36,7 +36,7 @@ from allformers.configuration import Count, EvenCount, Positive, Preset, Probabi
 from allformers.generation import Generative
 from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
-from allformers.rotary import Rotations, angles, rotate
+from allformers.rotary import Rotations, angles, rotate, turns
 from allformers.shapes import check_token_ids, checked
 
 SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "embedding_dim", "mlp_dim")
@@ -186,7 +186,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        turned: Float[Tensor, "seq pair"],
+        turned: Float[Tensor, "part seq component pair"],
         blocked: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
@@ -194,7 +194,7 @@ class Attention(nn.Module):
 
         Args:
             x: the normalised residual stream.
-            turned: by how much to turn the queries and keys of each position.
+            turned: how to turn the queries and keys of each position.
             blocked: True where a query must not see a key. Without a cache `seq_k` equals `seq`.
             cache: the keys, turned already, and values of earlier positions; this call's are appended.
         """
@@ -208,9 +208,20 @@ class Attention(nn.Module):
         scores: Float[Tensor, "batch heads seq seq_k"] = self.score(queries, keys)
         # The lowest finite number, not -inf: a row of padding that sees nothing then gets weights and not NaN.
         scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
-        weights: Float[Tensor, "batch heads seq seq_k"] = self.share(scores).to(values.dtype)
+        wide = torch.promote_types(scores.dtype, torch.float32)  # thousands of small numbers are added up
+        weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores, dim=-1, dtype=wide).to(values.dtype)
         weights = self.weights_dropout(weights)
-        mixed: Float[Tensor, "batch heads seq head_dim"] = self.attend(weights, values)
+        grouped = rearrange(
+            weights, "batch (kv_heads group) seq seq_k -> batch kv_heads group seq seq_k", kv_heads=values.shape[1]
+        )
+        means = einsum(
+            grouped,
+            values,
+            "batch kv_heads group seq seq_k, batch kv_heads seq_k head_dim -> batch kv_heads group seq head_dim",
+        )
+        mixed: Float[Tensor, "batch heads seq head_dim"] = rearrange(
+            means, "batch kv_heads group seq head_dim -> batch (kv_heads group) seq head_dim"
+        )
         merged = rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
         return self.output(merged)
 
@@ -249,28 +260,6 @@ class Attention(nn.Module):
             "batch kv_heads group seq_q head_dim, batch kv_heads seq_k head_dim -> batch kv_heads group seq_q seq_k",
         )
         return rearrange(scores, "batch kv_heads group seq_q seq_k -> batch (kv_heads group) seq_q seq_k")
-
-    @checked
-    def share(self, scores: Float[Tensor, "batch heads seq seq_k"]) -> Float[Tensor, "batch heads seq seq_k"]:
-        """Share out one unit of attention by the scores; in float32 at least."""
-        return F.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
-
-    @checked
-    def attend(
-        self,
-        weights: Float[Tensor, "batch heads seq seq_k"],
-        values: Float[Tensor, "batch kv_heads seq_k head_dim"],
-    ) -> Float[Tensor, "batch heads seq head_dim"]:
-        """Take, for each query, the weighted mean of the values of its group."""
-        grouped = rearrange(
-            weights, "batch (kv_heads group) seq_q seq_k -> batch kv_heads group seq_q seq_k", kv_heads=values.shape[1]
-        )
-        mixed = einsum(
-            grouped,
-            values,
-            "batch kv_heads group seq_q seq_k, batch kv_heads seq_k head_dim -> batch kv_heads group seq_q head_dim",
-        )
-        return rearrange(mixed, "batch kv_heads group seq_q head_dim -> batch (kv_heads group) seq_q head_dim")
 
 
 class MLP(nn.Module):
@@ -321,7 +310,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        turned: Float[Tensor, "seq pair"],
+        turned: Float[Tensor, "part seq component pair"],
         blocked: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
@@ -399,11 +388,13 @@ class Llama(Generative, Checkpointed):
         return self.token_embedding(token_ids)
 
     @checked
-    def turn(self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, kind: str) -> Float[Tensor, "seq pair"]:
-        """By how much to turn at each new position: the same for all rows, since only distances count."""
+    def turn(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, kind: str
+    ) -> Float[Tensor, "part seq component pair"]:
+        """How to turn at each new position: the same for all rows, since only distances count."""
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
-        return angles(positions, self.speeds(kind, token_ids.device))
+        return turns(angles(positions, self.speeds(kind, token_ids.device))).to(self.token_embedding.weight.dtype)
 
     def speeds(self, kind: str, device: torch.device) -> Tensor:
         """How fast each pair turns, in float32 at least, whatever the weights are in."""
@@ -415,8 +406,10 @@ class Llama(Generative, Checkpointed):
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, kind: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
         """Which keys each query must not see: those of later positions, and padding."""
-        blocked = self.hide(*_places(token_ids, cache), kind)
-        blocked = rearrange(blocked, "seq seq_k -> 1 1 seq seq_k")
+        start = 0 if cache is None else cache.length
+        places = torch.arange(start + token_ids.shape[1], device=token_ids.device)
+        queries, keys = rearrange(places[start:], "seq -> seq 1"), rearrange(places, "seq_k -> 1 seq_k")
+        blocked = rearrange(self.hide(queries, keys, kind), "seq seq_k -> 1 1 seq seq_k")
         return blocked if cache is None else cache.block_padding(blocked)
 
     @checked
@@ -430,22 +423,6 @@ class Llama(Generative, Checkpointed):
         logits: Float[Tensor, "batch seq vocab"] = self.unembedding(self.final_norm(x))
         return logits
 
-
-@checked
-def _places(
-    token_ids: Int[Tensor, "batch seq"], cache: Cache | None
-) -> tuple[Int[Tensor, "seq 1"], Int[Tensor, "1 seq_k"]]:
-    """Where queries and keys stand, as a column and a row: queries are the new positions, keys all of them."""
-    start = 0 if cache is None else cache.length
-    keys = torch.arange(start + token_ids.shape[1], device=token_ids.device)
-    return rearrange(keys[start:], "seq -> seq 1"), rearrange(keys, "seq_k -> 1 seq_k")
-
-
-MLP_WEIGHTS = (
-    *linear("mlp.gate_proj", "mlp.gate", "mlp embed", bias="mlp_bias"),
-    *linear("mlp.up_proj", "mlp.up", "mlp embed", bias="mlp_bias"),
-    *linear("mlp.down_proj", "mlp.down", "embed mlp", bias="mlp_bias"),
-)
 
 SCALED = ("rope_type", "linear", "llama3", "yarn")
 EXTENDED = ("rope_type", "llama3", "yarn")
@@ -496,12 +473,14 @@ Llama.format = Format(
             "layers.{layer}",
             "blocks.{layer}",
             Weight("input_layernorm.weight", "attention_norm.weight", "embed"),
-            *linear("self_attn.q_proj", "attention.query", "(heads head_dim) embed", bias="attention_bias"),
-            *linear("self_attn.k_proj", "attention.key", "(kv_heads head_dim) embed", bias="attention_bias"),
-            *linear("self_attn.v_proj", "attention.value", "(kv_heads head_dim) embed", bias="attention_bias"),
-            *linear("self_attn.o_proj", "attention.output", "embed (heads head_dim)", bias="attention_bias"),
+            *linear("self_attn.q_proj", "attention.query", "(heads head_dim) embed"),
+            *linear("self_attn.k_proj", "attention.key", "(kv_heads head_dim) embed"),
+            *linear("self_attn.v_proj", "attention.value", "(kv_heads head_dim) embed"),
+            *linear("self_attn.o_proj", "attention.output", "embed (heads head_dim)"),
             Weight("post_attention_layernorm.weight", "mlp_norm.weight", "embed"),
-            *MLP_WEIGHTS,
+            *linear("mlp.gate_proj", "mlp.gate", "mlp embed"),
+            *linear("mlp.up_proj", "mlp.up", "mlp embed"),
+            *linear("mlp.down_proj", "mlp.down", "embed mlp"),
         ),
         Weight("norm.weight", "final_norm.weight", "embed"),
         Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),

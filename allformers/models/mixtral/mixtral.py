@@ -140,7 +140,6 @@ Mixtral.format = Mistral.format.extended(
     "mixtral",
     "MixtralForCausalLM",
     MixtralConfig,
-    without=("layers.{layer}.mlp",),
     fields=(Field("num_local_experts", "num_experts", 8), Field("num_experts_per_tok", "num_chosen", 2)),
     ignored_fields={
         "output_router_logits": "what the reference's forward returns",

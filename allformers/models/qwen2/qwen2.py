@@ -74,7 +74,7 @@ Qwen2.format = Llama.format.extended(
     "qwen2",
     "Qwen2ForCausalLM",
     Qwen2Config,
-    without=("attention_bias", "mlp_bias", "layers.{layer}.self_attn.o_proj.bias"),
+    without=("attention_bias", "mlp_bias"),
     defaults=DEFAULTS,
     refused_fields=WINDOW_REFUSED,
     ignored_fields=WINDOW_IGNORED,

@@ -17,18 +17,19 @@ Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv:2010.119
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
-from allformers.configuration import Configuration, Count, Positive, Probability, one_of
+from allformers.configuration import Count, Probability
 from allformers.linear import Linear
-from allformers.models.bert.bert import SelfAttention
-from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP, size
+from allformers.models.bert.bert import ENCODER_FIELDS, EncoderConfig
+from allformers.models.bert.bert import Block as PostNormBlock
+from allformers.models.gpt2.gpt2 import size
 from allformers.shapes import checked
 
 IMAGENET: Mapping[str, Any] = {"image_size": 224, "patch_size": 16, "num_labels": 1000}
@@ -36,21 +37,14 @@ TESTS: Mapping[str, Any] = {"image_size": 32, "patch_size": 8, "num_labels": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(Configuration):
-    """The sizes and switches that define a ViT. Immutable; checked when made.
+class ViTConfig(EncoderConfig):
+    """The sizes and switches that define a ViT: BERT's of the blocks, and those of the images. Checked when made.
 
     Attributes:
         image_size: height and width of the images, in pixels; a multiple of `patch_size`.
         patch_size: height and width of a patch.
         num_channels: numbers a pixel: red, green and blue.
         num_labels: what an image may show.
-        embedding_dim: width of the residual stream; a multiple of `num_heads`.
-        num_layers: blocks.
-        num_heads: attention heads in each block.
-        mlp_dim: hidden width of the MLP.
-        dropout: probability of dropping a value, in training only.
-        norm_eps: what layer norm adds to the variance.
-        activation: the MLP's non-linearity, a key of `ACTIVATIONS`.
 
     Raises:
         ValueError: a value is out of range; the message says which, and what would do.
@@ -59,39 +53,20 @@ class ViTConfig(Configuration):
     image_size: Count
     patch_size: Count
     num_labels: Count
-    embedding_dim: Count
-    num_layers: Count
-    num_heads: Count
-    mlp_dim: Count
     num_channels: Count = 3
     dropout: Probability = 0.0
-    norm_eps: Positive = 1e-12
-    activation: Annotated[str, one_of(ACTIVATIONS)] = "gelu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.divides("embedding_dim", "num_heads")
         self.divides("image_size", "patch_size")
 
     @cached_property
     def axes(self) -> Mapping[str, int]:
         """The size of every axis that the configuration fixes."""
         side = self.image_size // self.patch_size
-        return {
-            "image_height": self.image_size,
-            "image_width": self.image_size,
-            "channels": self.num_channels,
-            "rows": side,
-            "columns": side,
-            "patch_height": self.patch_size,
-            "patch_width": self.patch_size,
-            "context": self.context_length,
-            "labels": self.num_labels,
-            "embed": self.embedding_dim,
-            "heads": self.num_heads,
-            "head_dim": self.embedding_dim // self.num_heads,
-            "mlp": self.mlp_dim,
-        }
+        images = {"channels": self.num_channels, "image_height": self.image_size, "image_width": self.image_size}
+        patches = {"rows": side, "columns": side, "patch_height": self.patch_size, "patch_width": self.patch_size}
+        return {**super().axes, **images, **patches, "context": self.context_length, "labels": self.num_labels}
 
     @property
     def context_length(self) -> int:
@@ -105,21 +80,15 @@ class ViTConfig(Configuration):
     vit_large = size("google/vit-large-patch16-224", 304_326_632, embed=1024, layers=24, heads=16, **IMAGENET)
 
 
-class Block(nn.Module):
-    """One layer: BERT's attention and GPT-2's MLP, each behind a norm, each only ever adding to the stream."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.attention_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.attention = SelfAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.mlp = MLP(config)
+class Block(PostNormBlock):
+    """BERT's block with its norms before the sub-layers and outside the stream, as in GPT-2."""
 
     @checked
-    def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
-        """Add to the stream what attention and then the MLP make of it."""
-        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x))
+    def forward(
+        self, x: Float[Tensor, "batch seq embed"], blocked: Bool[Tensor, "batch 1 1 seq_k"] | None = None
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Add to the stream what attention and then the MLP make of it. Arguments as for BERT's."""
+        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), blocked)
         return between + self.mlp(self.mlp_norm(between))
 
 
@@ -212,14 +181,9 @@ ViT.format = Format(
         Field("patch_size", "patch_size", 16),
         Field("num_channels", "num_channels", 3),
         Field("num_labels", "num_labels", _labels),
-        Field("hidden_size", "embedding_dim", 768),
-        Field("num_hidden_layers", "num_layers", 12),
-        Field("num_attention_heads", "num_heads", 12),
-        Field("intermediate_size", "mlp_dim", 3072),
         Field("hidden_dropout_prob", "dropout", 0.0),
         Field("attention_probs_dropout_prob", "dropout", 0.0),
-        Field("layer_norm_eps", "norm_eps", 1e-12),
-        Field("hidden_act", "activation", "gelu"),
+        *ENCODER_FIELDS,
     ),
     aliases={},
     refused_fields={
