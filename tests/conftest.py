@@ -4,16 +4,20 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do processes that they start
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 torch.set_num_threads(1)  # models this small only lose by sharing the work, and tests may run beside other things
@@ -25,6 +29,33 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--record-parity`, which writes what the comparisons with the reference found."""
     parser.addoption("--record-parity", type=Path, metavar="FOLDER", help="write the differences that were measured")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to record from several processes: each would know of its own comparisons only."""
+    if config.getoption("--record-parity") is not None and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--record-parity wants one process: say -n 0, too")
+
+
+TOGETHER = (
+    "tests/site/test_pages.py",
+    "tests/site/test_live.py",
+    "tests/test_experiments.py",
+    "tests/training/test_processes.py",
+)
+"""Files whose tests share something costly, so that one process runs them, one after the other."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out tests one by one, but for those files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((file for file in TOGETHER if nodeid.startswith(file)), nodeid)
+
+    return Scheduling(config, log)
 
 
 COMPARED: dict[str, dict[tuple[str, str, str], dict[str, object]]] = {}
@@ -108,16 +139,27 @@ def gpt2_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as its page for contributors says."""
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The site, built as its page for contributors says, once for all processes."""
     from docs import prepare
 
-    prepare.main()
-    folder = tmp_path_factory.mktemp("site")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "site"
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            return folder
+        prepare.main()
+        return build(folder)
+
+
+def build(folder: Path) -> Path:
+    """Build the site there, or leave nothing."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(command, cwd=Path(__file__).parents[1], env=quiet, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    if built.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.fail(built.stderr)
     return folder
 
 

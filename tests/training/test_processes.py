@@ -55,9 +55,9 @@ def agree(folder: Path, expected: Path) -> None:
     ("processes", "options"),
     [
         (2, []),
-        (4, ["--micro-batch-size", "1"]),
+        pytest.param(4, ["--micro-batch-size", "1"], marks=pytest.mark.slow),
         (2, ["--parallel", "fsdp"]),
-        (2, ["--parallel", "fsdp", "--log-every", "7"]),
+        pytest.param(2, ["--parallel", "fsdp", "--log-every", "7"], marks=pytest.mark.slow),
     ],
     ids=["ddp-2", "ddp-4", "fsdp-2", "fsdp-2-quiet"],
 )
@@ -72,7 +72,7 @@ def test_processes_learn_what_one_learns(alone: Path, tmp_path: Path, processes:
     agree(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize(("first", "then"), [("fsdp", "alone"), ("ddp", "fsdp")])
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "alone"), pytest.param("ddp", "fsdp", marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path, first: str, then: str) -> None:
     for parallel, options in ((first, ["--max-steps", "13"]), (then, ["--resume"])):
         how = [] if parallel == "alone" else ["--parallel", parallel]
