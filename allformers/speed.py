@@ -16,7 +16,6 @@ these gave.
 """
 
 import functools
-import inspect
 import logging
 import warnings
 from collections.abc import Callable
@@ -24,12 +23,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import pack, rearrange, reduce, unpack
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from allformers.linear import HAS_ONEDNN, Linear, onednn
-from allformers.shapes import checked
+from allformers.shapes import checked, unchecked
 
 LAYOUTS = ("packed", "int8", "int4")
 """What `prepare` can do to the weights."""
@@ -37,8 +36,8 @@ LAYOUTS = ("packed", "int8", "int4")
 GROUP = 32
 """Weights that share a scale in int4; in int8 those of a whole output do."""
 
-_COMPILED_FROM = 2**17
-"""Weights from which on the compiled loop pays: to call it takes some 30 µs."""
+_WORTHWHILE = 2**17
+"""Weights from which on a layer gains: to call the compiled loop takes some 30 µs."""
 
 _ROUNDED_ROWS = 8
 """Rows up to which rounded weights are turned back inside the loop; for more it is better done once, beforehand."""
@@ -52,8 +51,8 @@ def prepare(model: Model, weights: str = "packed") -> Model:
     Args:
         model: any model of the family.
         weights: "packed" keeps the weights and adds a packed copy of those of each linear layer, which takes twice the
-            memory; it is for processors, and changes nothing elsewhere. "int8" and "int4" replace them. Embeddings,
-            norms and experts stay as they are in any case.
+            memory; it is for processors, and changes nothing elsewhere. Layers too small to gain are left as they are.
+            "int8" and "int4" replace the weights. Embeddings, norms and experts stay as they are in any case.
 
     A model with packed weights computes what it computed before, to rounding, and can still be trained, saved, moved
     and cast: a layer whose weights have changed goes the ordinary way. A rounded one can only be used.
@@ -72,7 +71,10 @@ def prepare(model: Model, weights: str = "packed") -> Model:
     ]
     if not found:
         raise ValueError("this model has no linear layers to prepare: was it rounded before?")
-    make = PackedLinear if weights == "packed" else functools.partial(RoundedLinear, kind=weights)
+    make: Callable[[nn.Linear], nn.Module] = functools.partial(RoundedLinear, kind=weights)
+    if weights == "packed":
+        make = PackedLinear
+        found = [(parent, name, layer) for parent, name, layer in found if layer.weight.numel() >= _WORTHWHILE]
     made = [(parent, name, make(layer).train(layer.training)) for parent, name, layer in found]
     for parent, name, layer in made:  # all or none
         setattr(parent, name, layer)
@@ -104,40 +106,57 @@ def multiply_int8(
 @checked
 def multiply_int4(
     x: Float[Tensor, "... inputs"],
-    numbers: UInt8[Tensor, "outputs half groups"],
+    numbers: UInt8[Tensor, "outputs groups half"],
     scale: Float[Tensor, "outputs groups"],
     bias: Float[Tensor, "outputs"],
 ) -> Float[Tensor, "... outputs"]:
     """The same from two whole numbers a byte: each group of `GROUP` inputs has a scale at each output."""
     first, second = rearrange(
-        x.to(scale.dtype), "... (groups nibble half) -> nibble ... 1 half groups", nibble=2, half=GROUP // 2
+        x.to(scale.dtype), "... (groups nibble half) -> nibble ... 1 groups half", nibble=2, half=GROUP // 2
     )
     low, high = _halves(numbers, scale.dtype)
-    products = (first * low + second * high) * rearrange(scale, "outputs groups -> outputs 1 groups")
-    return (reduce(products, "... outputs half groups -> ... outputs", "sum") + bias).to(x.dtype)
+    products = (first * low + second * high) * rearrange(scale, "outputs groups -> outputs groups 1")
+    return (reduce(products, "... outputs groups half -> ... outputs", "sum") + bias).to(x.dtype)
 
 
 @checked
 def _halves(
-    numbers: UInt8[Tensor, "outputs half groups"], dtype: torch.dtype
-) -> tuple[Float[Tensor, "outputs half groups"], Float[Tensor, "outputs half groups"]]:
+    numbers: UInt8[Tensor, "outputs groups half"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "outputs groups half"], Float[Tensor, "outputs groups half"]]:
     """The two whole numbers of each byte, from -8 to 7."""
     return (numbers & 15).to(dtype) - 8, (numbers >> 4).to(dtype) - 8
 
 
+def in_a_loop(function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """What a function gives, by one loop in machine code.
+
+    It is compiled once for all tensors of the same shapes and dtypes, and for the number of threads.
+    """
+    given = tuple(one.contiguous() for one in given)
+    return _loop(function, torch.get_num_threads(), *((one.shape, one.dtype) for one in given))(*given)
+
+
 @functools.cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(inspect.unwrap(function), dynamic=True)  # unwrapped: the checks' wrapper is all functions' own
+def _loop(function: Callable[..., Tensor], threads: int, *kinds: tuple[torch.Size, torch.dtype]) -> Any:
+    return _lower(function, *(torch.zeros(shape, dtype=dtype) for shape, dtype in kinds))
+
+
+def _lower(function: Callable[..., Tensor], *given: Tensor) -> Any:
+    """What PyTorch's compiler makes of a function by itself: a call costs a quarter of one to `torch.compile`'s."""
+    from torch._inductor import compile as lower
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad(), unchecked(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own modules, about one another
+        return lower(make_fx(function)(*given), list(given))
 
 
 @functools.cache
 def _can_compile() -> bool:
-    """Whether a loop can be compiled here; it takes a C++ compiler."""
+    """Whether anything can be compiled here; it takes a C++ compiler."""
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own modules, about one another
-            _compiled(multiply_row)(torch.ones(1, 1, 32), torch.ones(48, 32), torch.ones(48))
-    except RuntimeError as error:
+        _lower(multiply_row, torch.ones(1, 32), torch.ones(48, 32), torch.ones(48))
+    except Exception as error:
         warnings.warn(
             f"nothing can be compiled here, so single rows go the ordinary way: {str(error).splitlines()[0]}",
             stacklevel=2,
@@ -147,7 +166,7 @@ def _can_compile() -> bool:
 
 
 @checked
-def pack(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
+def pack_weight(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
     """Weights in the blocks in which oneDNN's kernel reads them, or None where it does not serve."""
     if not HAS_ONEDNN or weight.device.type != "cpu" or weight.dtype not in {torch.float32, torch.bfloat16}:
         return None
@@ -167,17 +186,14 @@ class PackedLinear(Linear):
 
     def _lay_out(self) -> None:
         weight = self.weight.detach()
-        on_cpu = weight.device.type == "cpu"
-        self.compiled = on_cpu and weight.numel() >= _COMPILED_FROM and _can_compile()
-        self.packed = pack(weight)
-        # The same memory, but not as parameters: the compiler would make a loop for each size that a parameter has.
-        self.matrix = weight
-        self.shift = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+        self.packed = pack_weight(weight)
+        shift = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+        self.looped = (weight, shift) if weight.device.type == "cpu" and _can_compile() else None
         self.prepared_from = self._state()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: the layer itself. What is packed cannot be copied."""
-        return {**vars(self), "packed": None, "matrix": None, "prepared_from": None}
+        return {**vars(self), "packed": None, "looped": None, "prepared_from": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Lay the weights of a copy out anew."""
@@ -194,12 +210,12 @@ class PackedLinear(Linear):
             torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or torch.is_autocast_enabled(x.device.type)
-            or x.dtype is not self.shift.dtype
+            or x.dtype is not self.weight.dtype
             or self._state() != self.prepared_from
         ):
             return super().forward(x)
         if x.numel() == self.in_features:
-            return _compiled(multiply_row)(x, self.matrix, self.shift) if self.compiled else super().forward(x)
+            return super().forward(x) if self.looped is None else in_a_loop(multiply_row, x, *self.looped)
         return super().forward(x) if self.packed is None else onednn(x, self.packed, self.bias)
 
 
@@ -224,35 +240,41 @@ class RoundedLinear(nn.Module):
         if kind == "int4":
             first, second = rearrange(
                 (numbers + 8).to(torch.uint8),
-                "outputs (groups nibble half) -> nibble outputs half groups",
+                "outputs (groups nibble half) -> nibble outputs groups half",
                 nibble=2,
                 half=GROUP // 2,
             )
-            numbers = first | (second << 4)
+            numbers = (first | (second << 4)).contiguous()
         else:
             scale = rearrange(scale, "outputs 1 -> outputs")
         bias = weight.new_zeros(self.out_features) if layer.bias is None else layer.bias.detach()
         self.register_buffer("numbers", numbers)
         self.register_buffer("scale", scale.to(wide))
         self.register_buffer("bias", bias.to(wide))
-        self.compiled = numbers.numel() >= _COMPILED_FROM and _can_compile()
+        self.looped = weight.device.type == "cpu" and numbers.numel() >= _WORTHWHILE and _can_compile()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
-        if x.numel() > _ROUNDED_ROWS * self.in_features:
+        if torch.compiler.is_compiling() or x.numel() > _ROUNDED_ROWS * self.in_features:
             return F.linear(x, self.dequantised().to(x.dtype), self.bias.to(x.dtype))
         multiply: Any = multiply_int8 if self.kind == "int8" else multiply_int4
-        if self.compiled and not torch.compiler.is_compiling():
-            multiply = _compiled(multiply)
-        return multiply(x, self.numbers, self.scale, self.bias)
+        if self.looped:
+            multiply = functools.partial(in_a_loop, multiply)
+        held = (self.numbers, self.scale, self.bias)
+        if x.numel() == self.in_features:
+            return multiply(x, *held)
+        rows, leading = pack([x], "* inputs")
+        made = [multiply(row, *held) for row in rows]
+        (result,) = unpack(rearrange(made, "rows outputs -> rows outputs"), leading, "* outputs")
+        return result
 
     def dequantised(self) -> Tensor:
         """The weights as floating-point numbers again: `outputs inputs`."""
         if self.kind == "int8":
             return self.numbers.to(self.scale.dtype) * rearrange(self.scale, "outputs -> outputs 1")
-        scale = rearrange(self.scale, "outputs groups -> outputs 1 groups")
+        scale = rearrange(self.scale, "outputs groups -> outputs groups 1")
         scaled = [half * scale for half in _halves(self.numbers, scale.dtype)]
-        return rearrange(scaled, "nibble outputs half groups -> outputs (groups nibble half)")
+        return rearrange(scaled, "nibble outputs groups half -> outputs (groups nibble half)")
 
 
 def quiet_torchao() -> None:

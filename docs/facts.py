@@ -315,6 +315,28 @@ def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") ->
     return table(("what", *contenders, "ratio", "times the floor"), lines, title)
 
 
+def bounds(name: str = "benchmark.json") -> Markup:
+    """Of what a pass takes, how much its linear layers take by themselves, by the rows that time one of them."""
+    found = record(name)
+    model = presets("allformers.models.gpt2.gpt2")[found["preset"].replace("-", "_")]
+    inner = 12 * model.num_layers * model.embedding_dim**2  # four squares in attention, eight in the MLP
+    head = model.vocab_size * model.embedding_dim
+    timed = {
+        int(match[1]): (int(match[2]) * int(match[3]), row)
+        for what, row in found["rows"].items()
+        if (match := re.fullmatch(r"linear (\d+) x (\d+) to (\d+)", what)) and int(match[3]) != model.vocab_size
+    }
+    lines = []
+    for what, rows in (("prefill 1x512", 512), ("decode 128+64, batch 1", 1), ("decode 128+64, batch 8", 8)):
+        row = bench.Row(what, **{key: found["rows"][what][key] for key in ("unit", "measured", "floor")})
+        weights, one = timed[rows]
+        alone = min(statistics.median(times) for who, times in one["measured"].items() if who.startswith(bench.OURS))
+        linear, whole = alone * (inner + head) / weights, row.median(row.best)
+        lines.append((what, f"{row.floor:.1f}", f"{linear:.1f}", f"{whole - linear:.1f}", f"{whole:.1f}"))
+    title = f"What bounds a pass, in ms: {found['preset']}, {found['dtype']}, the better of ours"
+    return table(("what", "floor", "linear layers alone", "everything else", "whole"), lines, title)
+
+
 def layouts() -> Markup:
     """What each way to lay out weights costs: bytes of the linear layers, and the loss on text not learned from."""
     rows = [
@@ -438,6 +460,7 @@ NAMES: Mapping[str, Any] = {
     for function in (
         axes,
         benchmark_table,
+        bounds,
         layouts,
         scaling,
         damages,

@@ -18,7 +18,7 @@ from allformers import figures
 from allformers.experiments import EXPERIMENTS
 from allformers.linear import Linear
 from allformers.models.gpt2.gpt2 import GPT2
-from allformers.speed import LAYOUTS, RoundedLinear, prepare
+from allformers.speed import RoundedLinear, prepare
 from docs.breaks import loss_of
 from docs.exercises import write_pages
 from docs.facts import GENERATED, ROOT, inline_svg, stamp, summaries
@@ -40,16 +40,16 @@ def run_experiments() -> dict[str, dict[str, str]]:
 
 
 def lay_out() -> dict[str, dict[str, float]]:
-    """For each way to lay out the bundled model's weights: the bytes of its linear layers, and its loss."""
+    """For each way to round the bundled model's weights: the bytes of its linear layers, and its loss."""
     found: dict[str, dict[str, float]] = {}
-    for weights in ("plain", *LAYOUTS):
+    for weights in ("plain", "int8", "int4"):
         model: Any = GPT2.from_pretrained("bundled")
         linear = [module for module in model.modules() if isinstance(module, Linear)]
         size = sum(layer.weight.nbytes for layer in linear)
         if weights != "plain":
             prepare(model, weights)
             rounded = [module for module in model.modules() if isinstance(module, RoundedLinear)]
-            size = sum(layer.numbers.nbytes + layer.scale.nbytes for layer in rounded) or 2 * size
+            size = sum(layer.numbers.nbytes + layer.scale.nbytes for layer in rounded) or size
         found[weights] = {"bytes": size, "loss": loss_of(model)}
     return found
 

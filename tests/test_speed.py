@@ -22,8 +22,8 @@ SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().val
 
 @pytest.fixture(autouse=True)
 def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile the loop for layers as small as those of the tests."""
-    monkeypatch.setattr(speed, "_COMPILED_FROM", 0)
+    """Prepare layers as small as those of the tests."""
+    monkeypatch.setattr(speed, "_WORTHWHILE", 0)
 
 
 def make(name: str = "gpt2", std: float = 0.1) -> Any:
@@ -72,20 +72,31 @@ def test_a_layer_is_the_same_layer(leading: tuple[int, ...], bias: bool, dtype: 
         ours, theirs = PackedLinear(plain)(x), plain(x)
     assert ours.dtype == dtype
     assert ours.shape == theirs.shape
-    assert difference(ours, theirs) < {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 0.01}[dtype]
+    bar = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 0.01}[dtype]
+    assert difference(ours, theirs) < bar
+    with torch.inference_mode():  # rows that do not lie in one piece
+        apart = torch.randn(70, 2, dtype=dtype)[:, 0].expand(*leading, 70)
+        assert difference(PackedLinear(plain)(apart), plain(apart)) < bar
 
 
 def test_one_row_and_several_each_go_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, ways = PackedLinear(Linear(32, 64)), []
     original = speed.onednn
     monkeypatch.setattr(speed, "onednn", lambda *args: ways.append("packed") or original(*args))
-    monkeypatch.setattr(
-        speed, "_compiled", lambda function: lambda *args: ways.append(function.__name__) or function(*args)
-    )
+    monkeypatch.setattr(speed, "in_a_loop", lambda function, *args: ways.append(function.__name__) or function(*args))
     with torch.inference_mode():
         layer(torch.randn(1, 1, 32))
         layer(torch.randn(1, 2, 32))
     assert ways == ["multiply_row", "packed"] if HAS_ONEDNN else ["multiply_row"]
+
+
+def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make()
+    sizes = sorted(layer.weight.numel() for layer in linears(plain))
+    assert sizes[0] < sizes[-1]
+    monkeypatch.setattr(speed, "_WORTHWHILE", sizes[-1])
+    for layer in linears(prepare(plain)):
+        assert isinstance(layer, PackedLinear) == (layer.weight.numel() == sizes[-1])
 
 
 def test_where_nothing_can_be_compiled_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +112,7 @@ def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no compiler\nand much more")
 
     speed._can_compile.cache_clear()
-    monkeypatch.setattr(speed, "_compiled", lambda _: fail)
+    monkeypatch.setattr(speed, "_lower", fail)
     with pytest.warns(UserWarning, match="ordinary way: no compiler$"):
         assert not speed._can_compile()
     assert not speed._can_compile()

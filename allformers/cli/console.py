@@ -42,12 +42,14 @@ def lay_out(model: Any, weights: Layout) -> None:
     """
     if weights is Layout.plain:
         return
-    from allformers.speed import prepare
+    from allformers.speed import PackedLinear, prepare
 
     try:
         prepare(model, weights)
     except ImportError as error:
         raise ValueError(str(error)) from error
+    if weights is Layout.packed and not any(isinstance(layer, PackedLinear) for layer in model.modules()):
+        messages.print("[dim]no layer of this model is large enough to gain from packing[/dim]")
 
 
 def announce(model: str) -> None:

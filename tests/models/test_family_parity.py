@@ -214,7 +214,7 @@ def other_choices(ours: Any, reference: Any, token_ids: Tensor) -> list[str]:
 @pytest.fixture
 def _rows_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let prepared layers as small as these take the way that is meant for large ones."""
-    monkeypatch.setattr(speed, "_COMPILED_FROM", 0)
+    monkeypatch.setattr(speed, "_WORTHWHILE", 0)
 
 
 @pytest.mark.usefixtures("_rows_of_any_size")
