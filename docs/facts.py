@@ -22,6 +22,7 @@ from markupsafe import Markup
 from allformers import bench, figures, models
 from allformers.inspection import summarise
 from allformers.models import READING_ORDER
+from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.shapes import AXES
 from docs.breaks import outcome
 from docs.record import WalkError, presets
@@ -288,12 +289,17 @@ def family_parity() -> Markup:
     return table(header, rows, "Logits of every model beside those of the reference")
 
 
+def rows_of(found: Any) -> dict[str, bench.Row]:
+    """The rows of a benchmark's record."""
+    return {what: bench.Row(what, row["unit"], row["measured"], row["floor"]) for what, row in found["rows"].items()}
+
+
 def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") -> Markup:
     """The rows of a benchmark whose names contain a word, or all that say how long a model takes; as recorded."""
     found = record(name)
     measured = {
-        what: bench.Row(what, row["unit"], row["measured"], row["floor"])
-        for what, row in found["rows"].items()
+        what: row
+        for what, row in rows_of(found).items()
         if (rows in what if rows else what.startswith(("prefill", "decode", "train")))
     }
     contenders = list(dict.fromkeys(one for row in measured.values() for one in row.measured))
@@ -315,6 +321,27 @@ def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") ->
     return table(("what", *contenders, "ratio", "times the floor"), lines, title)
 
 
+def decoding() -> Markup:
+    """What a token takes in each size of the family that was measured, beside the reference."""
+    sizes = {
+        preset.replace("_", "-"): row.parameters
+        for entry in READING_ORDER
+        for preset, row in entry.load().format.config_class.published().items()
+    }
+    lines = []
+    for path in sorted(RECORDS.glob("decode/*.json"), key=lambda path: sizes[path.stem]):
+        found = record(f"decode/{path.name}")
+        (row,) = rows_of(found).values()
+        peer = min((name for name in row.measured if name in bench.PEERS), key=row.median)
+        times = [f"{row.median(name):,.1f}" for name in (bench.OURS, bench.PACKED, peer)]
+        count = f"{sizes[path.stem] / 1e6:,.1f}"
+        lines.append(
+            (path.stem, count, *times, f"{row.ratio(row.best):.2f}", f"{found['threads']}", f"{found['rounds']}")
+        )
+    header = ("preset", "million parameters", bench.OURS, bench.PACKED, "the faster peer", "ratio", "threads", "rounds")
+    return table(header, lines, "Decoding one text, ms a token, float32")
+
+
 def bounds(name: str = "benchmark.json") -> Markup:
     """Of what a pass takes, how much its linear layers take by themselves, by the rows that time one of them."""
     found = record(name)
@@ -328,7 +355,7 @@ def bounds(name: str = "benchmark.json") -> Markup:
     }
     lines = []
     for what, rows in (("prefill 1x512", 512), ("decode 128+64, batch 1", 1), ("decode 128+64, batch 8", 8)):
-        row = bench.Row(what, **{key: found["rows"][what][key] for key in ("unit", "measured", "floor")})
+        row = rows_of(found)[what]
         weights, one = timed[rows]
         alone = min(statistics.median(times) for who, times in one["measured"].items() if who.startswith(bench.OURS))
         linear, whole = alone * (inner + head) / weights, row.median(row.best)
@@ -347,17 +374,20 @@ def layouts() -> Markup:
 
 
 def scaling(name: str = "scale.json") -> Markup:
-    """How time and memory grow with the length and the batch."""
+    """How time and memory grow with the length, the batch and the model."""
     found = record(name)["rows"]
-
+    sizes = {preset.replace("_", "-"): row.parameters / 1e6 for preset, row in GPT2Config.published().items()}
     plots = []
     for title, pattern, across in (
         ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),
         ("time of a pass over 128 tokens, ms", r"prefill (\d+)x128", "batch"),
         ("memory of a pass, MiB", r"memory of 1x(\d+)", "tokens"),
+        ("time of a pass over 128 tokens, ms", r"(gpt2-\w+), 1x128", "million parameters"),
     ):
         rows = {
-            float(match[1]): row for what, row in found.items() if (match := re.fullmatch(f"scale: {pattern}", what))
+            round(sizes.get(match[1]) or float(match[1])): row
+            for what, row in found.items()
+            if (match := re.fullmatch(f"scale: {pattern}", what))
         }
         names = next(iter(rows.values()))["measured"]
         lines = {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}
@@ -461,6 +491,7 @@ NAMES: Mapping[str, Any] = {
         axes,
         benchmark_table,
         bounds,
+        decoding,
         layouts,
         scaling,
         damages,
