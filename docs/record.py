@@ -224,7 +224,7 @@ PROBE = {
 """Sizes that are all different, so that a size says which axis it is."""
 
 
-LAYERS = 8
+LAYERS = 6
 """How many layers are run to record shapes. In all models here later layers make what one of the first makes too."""
 
 PROBE_OF: Mapping[str, Mapping[str, int]] = {
