@@ -37,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--record-parity wants one process: say -n 0, too")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what needs the built site, and no browser."""
+    if "site" in getattr(item, "fixturenames", ()) and item.get_closest_marker("browser") is None:
+        item.add_marker(pytest.mark.site)
+
+
 TOGETHER = (
     "tests/site/test_pages.py",
     "tests/site/test_live.py",
