@@ -346,12 +346,17 @@ def _timed(setting: Setting, job: Callable[..., object], *given: object) -> floa
     return _now(setting) - start
 
 
+def _compiled_peer(models: dict[str, Any]) -> Any:
+    """The reference's best variant, compiled."""
+    return torch.compile([model for name, model in models.items() if name in PEERS][-1])
+
+
 def _pass(models: dict[str, Any], setting: Setting, given: Tensor) -> Measurement:
     """A forward pass, logits of every position."""
     work = flops_of(models[OURS], given)
     models = _with_packed(models, setting)
     if setting.compile:
-        models[COMPILED] = torch.compile(models["transformers, sdpa"])
+        models[COMPILED] = _compiled_peer(models)
 
     def job(model: Any) -> float:
         with torch.inference_mode():
@@ -570,7 +575,7 @@ def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int
     called = {**models, UNCHECKED: models[OURS]}
     if setting.compile:
         called["allformers, compiled"] = torch.compile(models[OURS])
-        called[COMPILED] = torch.compile(models[peers_of(config)[-1]])
+        called[COMPILED] = _compiled_peer(models)
 
     def job(name: str) -> float:
         model = called[name]
