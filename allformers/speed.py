@@ -37,7 +37,7 @@ GROUP = 32
 """Weights that share a scale in int4; in int8 those of a whole output do."""
 
 _WORTHWHILE = 2**17
-"""Weights from which on a layer gains: to call the compiled loop takes some 30 µs."""
+"""Weights from which on a layer gains: a call of the loop takes some 10 µs more than one of `F.linear`."""
 
 _ROUNDED_ROWS = 8
 """Rows up to which rounded weights are turned back inside the loop; for more it is better done once, beforehand."""
@@ -188,7 +188,7 @@ class PackedLinear(Linear):
         weight = self.weight.detach()
         self.packed = pack_weight(weight)
         shift = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
-        self.looped = (weight, shift) if weight.device.type == "cpu" and _can_compile() else None
+        self.looped = (weight.contiguous(), shift) if weight.device.type == "cpu" and _can_compile() else None
         self.prepared_from = self._state()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -255,16 +255,17 @@ class RoundedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
-        if torch.compiler.is_compiling() or x.numel() > _ROUNDED_ROWS * self.in_features:
+        count = x.numel() // self.in_features
+        if not 0 < count <= _ROUNDED_ROWS:
             return F.linear(x, self.dequantised().to(x.dtype), self.bias.to(x.dtype))
         multiply: Any = multiply_int8 if self.kind == "int8" else multiply_int4
-        if self.looped:
-            multiply = functools.partial(in_a_loop, multiply)
         held = (self.numbers, self.scale, self.bias)
-        if x.numel() == self.in_features:
+        if not self.looped or torch.compiler.is_compiling():
             return multiply(x, *held)
+        if count == 1:
+            return in_a_loop(multiply, x, *held)
         rows, leading = pack([x], "* inputs")
-        made = [multiply(row, *held) for row in rows]
+        made = [in_a_loop(multiply, row, *held) for row in rows]
         (result,) = unpack(rearrange(made, "rows outputs -> rows outputs"), leading, "* outputs")
         return result
 
