@@ -502,7 +502,7 @@ def _build(
     where: str,
 ) -> Any:
     """A model with the stored weights, or an error that lists everything that does not fit."""
-    model = _empty(cls, config)
+    model = without_memory(cls, config)
     rows = _fitting(model, stored, where)
     dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
     state: dict[str, Tensor] = {}
@@ -513,7 +513,7 @@ def _build(
             if torch.equal(state[row.ours], state[row.tied_to]):
                 del state[row.ours]
             else:  # a head of its own, whatever the configuration says: the reference keeps it too
-                model = _empty(cls, dataclasses.replace(config, tie_embeddings=False))
+                model = without_memory(cls, dataclasses.replace(config, tie_embeddings=False))
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -524,10 +524,10 @@ def _build(
     return model.to(device or "cpu").eval()
 
 
-def _empty(cls: type[Any], config: Any) -> Any:
-    """A model without memory for its weights."""
+def without_memory(model_class: type[Any], config: Any) -> Any:
+    """A model whose weights have shapes and nothing else; none are drawn."""
     with torch.device("meta"), _Undrawn():
-        return cls(config)
+        return model_class(config)
 
 
 class _Undrawn(TorchFunctionMode):

@@ -348,17 +348,16 @@ def bounds(name: str = "benchmark.json") -> Markup:
     model = presets("allformers.models.gpt2.gpt2")[found["preset"].replace("-", "_")]
     inner = 12 * model.num_layers * model.embedding_dim**2  # four squares in attention, eight in the MLP
     head = model.vocab_size * model.embedding_dim
+    measured = rows_of(found)
     timed = {
-        int(match[1]): (int(match[2]) * int(match[3]), row)
-        for what, row in found["rows"].items()
+        int(match[1]): row.median(row.best) / (int(match[2]) * int(match[3]))
+        for what, row in measured.items()
         if (match := re.fullmatch(r"linear (\d+) x (\d+) to (\d+)", what)) and int(match[3]) != model.vocab_size
     }
     lines = []
     for what, rows in (("prefill 1x512", 512), ("decode 128+64, batch 1", 1), ("decode 128+64, batch 8", 8)):
-        row = rows_of(found)[what]
-        weights, one = timed[rows]
-        alone = min(statistics.median(times) for who, times in one["measured"].items() if who.startswith(bench.OURS))
-        linear, whole = alone * (inner + head) / weights, row.median(row.best)
+        row = measured[what]
+        linear, whole = timed[rows] * (inner + head), row.median(row.best)
         lines.append((what, f"{row.floor:.1f}", f"{linear:.1f}", f"{whole - linear:.1f}", f"{whole:.1f}"))
     title = f"What bounds a pass, in ms: {found['preset']}, {found['dtype']}, the better of ours"
     return table(("what", "floor", "linear layers alone", "everything else", "whole"), lines, title)

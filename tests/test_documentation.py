@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from allformers import bench
 from allformers.cli import app
 from allformers.models import family
+from docs.facts import rows_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("allformers/models/*/README.md"))]
@@ -72,9 +72,8 @@ def test_the_readmes_table_of_times_is_what_was_recorded() -> None:
         record = json.loads((ROOT / "docs" / "records" / f"{name}.json").read_text())
         assert record["command"].partition(" --json")[0] in readme
         assert f"transformers {record['transformers']} and PyTorch {record['torch'].partition('+')[0]}" in readme
-        for what, row in record["rows"].items():
+        for what, row in rows_of(record).items():
             if what.startswith(("prefill", "decode", "train")):
-                measured = bench.Row(what, row["unit"], row["measured"], row["floor"])
-                cells = [f"{measured.median(one):,.1f}" if one in row["measured"] else "" for one in contenders]
-                line = f"| {what}, {row['unit']} | {' | '.join(cells)} | {measured.ratio(measured.best):.2f} |"
+                cells = [f"{row.median(one):,.1f}" if one in row.measured else "" for one in contenders]
+                line = f"| {what}, {row.unit} | {' | '.join(cells)} | {row.ratio(row.best):.2f} |"
                 assert " ".join(line.split()) in readme, line

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.checkpoints import weight_axes
+from allformers.checkpoints import weight_axes, without_memory
 
 
 class ModuleCost(NamedTuple):
@@ -49,8 +49,7 @@ class Summary(NamedTuple):
 
 def on_meta(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A model on the meta device: it has all shapes and no numbers, and takes no memory."""
-    with torch.device("meta"):
-        return model_class(config).to(dtype).to("meta").eval()
+    return without_memory(model_class, config).to(dtype).to("meta").eval()
 
 
 def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:

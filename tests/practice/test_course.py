@@ -158,9 +158,9 @@ def test_the_exit_status_says_whether_all_passed(run: Run, monkeypatch: pytest.M
     [
         (["check"], "nothing has been started in practice: begin with `allformers practice start`"),
         (["check", "softmax"], "practice/softmax.py is not there: begin with `allformers practice start softmax`"),
-        (["check", "sonnet"], "there is no exercise sonnet; there are: split-heads, "),
-        (["start", "sonnet"], "there is no exercise sonnet"),
-        (["solution", "sonnet"], "there is no exercise sonnet"),
+        (["check", "poetry"], "there is no exercise poetry; there are: split-heads, "),
+        (["start", "poetry"], "there is no exercise poetry"),
+        (["solution", "poetry"], "there is no exercise poetry"),
         (["start", "splt_heads"], "there is no exercise splt_heads; do you mean split-heads?"),
         (["check", "--folder", "/no/such"], "nothing has been started in /no/such"),
         (["dance"], "dance"),

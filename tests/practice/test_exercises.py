@@ -108,8 +108,8 @@ def test_an_exercise_is_found_by_name_number_or_file() -> None:
     first = entries()[0]
     for name in (first.name, first.stem, f"{first.stem}.py", str(first.number)):
         assert find(name) == first
-    with pytest.raises(ValueError, match="there is no exercise sonnet; there are: split-heads"):
-        find("sonnet")
+    with pytest.raises(ValueError, match="there is no exercise poetry; there are: split-heads"):
+        find("poetry")
 
 
 def test_the_tools_find_what_is_hunted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
