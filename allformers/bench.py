@@ -34,11 +34,12 @@ from allformers.linear import Linear, onednn
 from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
 from allformers.shapes import unchecked
-from allformers.speed import PackedLinear, pack_weight, prepare, quiet_torchao
+from allformers.speed import PackedLinear, compile_steps, pack_weight, prepare, quiet_torchao
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 
 OURS = "allformers"
 PACKED = "allformers, packed"
+STEPS = "allformers, compiled"
 UNCHECKED = "allformers, unchecked"
 RECOMPUTING = "allformers, recomputing"
 PEERS = {"transformers, eager": "eager", "transformers, sdpa": "sdpa"}
@@ -128,7 +129,8 @@ class Setting:
         device: where.
         dtype: of the weights, except in training, where they are float32.
         precision: of matrix products in training, as in a recipe.
-        compile: whether everybody's model is compiled, for training; and whether transformers' is, for prefill.
+        compile: whether everybody's model is compiled, for training and single calls; and whether transformers' is
+            otherwise. Our own steps are always compiled too.
     """
 
     device: str = "cpu"
@@ -323,7 +325,8 @@ def _with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
     if setting.device != "cpu":
         return models
     if PACKED not in models:
-        models[PACKED] = prepare(copy.deepcopy(models[OURS]))  # kept for the other rows
+        shared = {id(one): one for one in models[OURS].parameters()}
+        models[PACKED] = prepare(copy.deepcopy(models[OURS], shared))  # kept for the other rows
     return {OURS: models[OURS], PACKED: models[PACKED], **{name: models[name] for name in models if name in PEERS}}
 
 
@@ -346,9 +349,14 @@ def _timed(setting: Setting, job: Callable[..., object], *given: object) -> floa
     return _now(setting) - start
 
 
-def _compiled_peer(models: dict[str, Any]) -> Any:
-    """The reference's best variant, compiled."""
-    return torch.compile([model for name, model in models.items() if name in PEERS][-1])
+def _compiled_peer(models: dict[str, Any], steps: bool = False) -> Any:
+    """The reference's best variant, compiled; its steps too, which its own loop takes."""
+    best = [model for name, model in models.items() if name in PEERS][-1]
+    if not steps:
+        return torch.compile(best)
+    best = copy.copy(best)
+    best.forward = torch.compile(best.forward)
+    return best
 
 
 def _pass(models: dict[str, Any], setting: Setting, given: Tensor) -> Measurement:
@@ -414,15 +422,18 @@ def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, p
             min_new_tokens=new + 1,
             pad_token_id=0,
             streamer=clock,
+            cache_implementation="static" if "forward" in vars(model) else None,
         )
         return (clock.times[-1] - clock.times[1]) / new  # the first thing put is the prompt
 
     weights = _weights_read(models[OURS])
+    models = _with_packed(models, setting)
+    if "experts" not in config.axes:
+        models = {STEPS: compile_steps(copy.copy(models.get(PACKED, models[OURS]))), **models}
+    if setting.compile:
+        models[COMPILED] = _compiled_peer(models, steps=True)
     return Measurement(
-        {
-            name: partial(peer if name in PEERS else ours, model)
-            for name, model in _with_packed(models, setting).items()
-        },
+        {name: partial(ours if name.startswith(OURS) else peer, model) for name, model in models.items()},
         flops=2 * weights / getattr(torch, setting.dtype).itemsize * batch,
         nbytes=weights,
     )
@@ -574,7 +585,7 @@ def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int
     token_ids = _random_ids(config, setting, 1, seq)
     called = {**models, UNCHECKED: models[OURS]}
     if setting.compile:
-        called["allformers, compiled"] = torch.compile(models[OURS])
+        called[STEPS] = torch.compile(models[OURS])
         called[COMPILED] = _compiled_peer(models)
 
     def job(name: str) -> float:

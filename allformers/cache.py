@@ -43,9 +43,10 @@ class Cache:
         self.capacity = capacity
         self.length = 0
         self.padding = padding
+        self.windows = {size: Window(self, size) for size in windows or () if size is not None and size <= capacity}
         self.layers: list[LayerCache] = [
-            LayerCache(self) if window is None or window > capacity else WindowCache(self, window)
-            for window in windows or [None] * num_layers
+            WindowCache(self, self.windows[size]) if size in self.windows else LayerCache(self)
+            for size in windows or [None] * num_layers
         ]
 
     @property
@@ -57,6 +58,14 @@ class Cache:
         """How many of the first positions a layer with this window no longer has."""
         return 0 if window is None or window > self.capacity else max(0, self.length - (window - 1))
 
+    def make_room(self, seq: int) -> None:
+        """See to it that `seq` more positions only have to be written.
+
+        Every layer does so by itself; but a compiled pass can write into memory, and not move it.
+        """
+        for layer in self.layers:
+            layer.make_room(seq)
+
     def advance(self, seq: int) -> None:
         """Count `seq` more positions as held. The model calls this once per forward pass, after its last layer."""
         self.length += seq
@@ -66,6 +75,8 @@ class Cache:
         """Forget all positions but keep the memory, to read another text of the same batch size."""
         self.length = 0
         self.padding = padding
+        for window in self.windows.values():
+            window.first = 0
 
     @checked
     def positions(self, token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "#batch seq"]:
@@ -114,6 +125,9 @@ class LayerCache:
             buffer[..., start:stop, :] = tensor
         return tuple(buffer[..., :stop, :] for buffer in self.buffers)
 
+    def make_room(self, seq: int) -> None:
+        """See to it that `seq` more positions fit where they will be written; here they always do."""
+
     def _check_room(self, seq: int) -> int:
         """How many positions there will be with `seq` more."""
         stop = self.cache.length + seq
@@ -124,32 +138,64 @@ class LayerCache:
         return stop
 
 
+class Window:
+    """What layers that look back equally far have in common: how far, and which position lies first in their memory."""
+
+    def __init__(self, cache: Cache, size: int) -> None:
+        self.cache = cache
+        self.size = size
+        self.first = 0
+        self.layers: list[WindowCache] = []
+
+    def room(self, seq: int) -> int:
+        """Positions to take memory for: a quarter more than the window, or as many as a long pass needs."""
+        oldest = self.cache.dropped(self.size)
+        return max(self.cache.length - oldest + seq, min(self.size * 5 // 4 + 1, self.cache.capacity - oldest))
+
+    def make_room(self, seq: int) -> None:
+        """Move what will still be seen to the front of new memory."""
+        oldest, room = self.cache.dropped(self.size), self.room(seq)
+        for layer in self.layers:
+            kept = [buffer[..., oldest - self.first :, :][..., :room, :] for buffer in layer.buffers]
+            layer.buffers = tuple(buffer.new_empty((*buffer.shape[:-2], room, buffer.shape[-1])) for buffer in kept)
+            for buffer, held in zip(layer.buffers, kept, strict=True):
+                buffer[..., : held.shape[-2], :] = held
+        self.first = oldest
+
+
 class WindowCache(LayerCache):
     """One layer's part of a `Cache`, for a layer that looks back only so far: what has dropped out is forgotten.
 
-    It keeps `window - 1` positions, all that the next token sees beside itself, however long the text grows.
+    The next token sees one position less than the window holds, beside itself. There is room for a quarter more, so
+    that they are moved to the front only once in a while, however long the text grows.
     """
 
-    def __init__(self, cache: Cache, window: int) -> None:
+    def __init__(self, cache: Cache, window: Window) -> None:
         super().__init__(cache)
         self.window = window
-        self.ends: dict[int, tuple[Tensor, ...]] = {}
-        """What is held, by the length of the text that it is the end of: before the latest pass, and after it."""
+        window.layers.append(self)
 
     @checked
     def append(self, *new: Shaped[Tensor, "... seq _"]) -> tuple[Shaped[Tensor, "... seq_k _"], ...]:
-        """Put new positions behind those held, return all of them, and keep the last for later.
+        """Write new positions behind those held, and return views of all that the first of them sees, and on.
 
         As in any layer, a pass that fails half-way leaves what was held.
 
         Raises:
             ValueError: the positions do not fit the cache's capacity.
         """
-        start, stop = self.cache.length, self._check_room(new[0].shape[-2])
-        held = self.ends[start] if start else tuple(tensor[..., :0, :] for tensor in new)
-        whole = tuple(torch.cat([old, tensor], dim=-2) for old, tensor in zip(held, new, strict=True))
-        kept = tuple(tensor[..., max(0, tensor.shape[-2] - (self.window - 1)) :, :] for tensor in whole)
-        # Of much more, a copy, so that the rest can go; one position too many costs less than copying the others.
-        self.buffers = kept if whole[0].shape[-2] <= self.window else tuple(tensor.clone() for tensor in kept)
-        self.ends = {start: held, stop: self.buffers}
-        return whole
+        seq = new[0].shape[-2]
+        start, stop, window = self.cache.length, self._check_room(seq), self.window
+        if not self.buffers:
+            room = window.room(seq)
+            self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], room, tensor.shape[-1])) for tensor in new)
+        self.make_room(seq)
+        for buffer, tensor in zip(self.buffers, new, strict=True):
+            buffer[..., start - window.first : stop - window.first, :] = tensor
+        oldest = self.cache.dropped(window.size) - window.first
+        return tuple(buffer[..., oldest : stop - window.first, :] for buffer in self.buffers)
+
+    def make_room(self, seq: int) -> None:
+        """Move what is held, in all layers with this window, unless `seq` more positions fit behind it."""
+        if self.buffers and self.cache.length + seq > self.window.first + self.buffers[0].shape[-2]:
+            self.window.make_room(seq)

@@ -202,11 +202,16 @@ class Generative(nn.Module):
     def _next_logits(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache, prefill: int | None = None
     ) -> Float[Tensor, "batch vocab"]:
-        """Read tokens, so many at once, and score what may follow the last of them; the others need no logits."""
-        seq = token_ids.shape[1]
-        piece = prefill or seq
-        for start in range(0, seq, piece):
-            x = self.read(token_ids[:, start : start + piece], cache)
+        """Read tokens, so many at once, and score what may follow the last of them."""
+        *pieces, last = token_ids.split(prefill or token_ids.shape[1], dim=1)
+        for piece in pieces:
+            self.read(piece, cache)
+        return self.step(last, cache)
+
+    @checked
+    def step(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:
+        """Read the newest tokens, and score what may follow the last of them; the others need no logits."""
+        x = self.read(token_ids, cache)
         return rearrange(self.unembed(x[:, -1:]), "batch 1 vocab -> batch vocab")
 
     @property

@@ -11,10 +11,13 @@ multiplications count. PyTorch has one kernel for both. `prepare` gives each cas
 - int8 and int4: a half to an eighth of the bytes, for a little of the quality. torchao rounds the weights; they are
   turned back into floating point while they are multiplied.
 
+`compile_steps` does the rest for decoding: all that happens between one token and the next becomes one program.
+
 Nothing here is about a particular model, and no model knows of it. The site's page on performance says what each of
 these gave.
 """
 
+import copy
 import functools
 import logging
 import warnings
@@ -23,10 +26,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from einops import pack, rearrange, reduce, unpack
+from einops import einsum, pack, rearrange, reduce, repeat, unpack
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
+from allformers.cache import Cache
+from allformers.generation import Generative
 from allformers.linear import HAS_ONEDNN, Linear, onednn
 from allformers.shapes import checked, unchecked
 
@@ -42,7 +47,11 @@ _WORTHWHILE = 2**17
 _ROUNDED_ROWS = 8
 """Rows up to which rounded weights are turned back inside the loop; for more it is better done once, beforehand."""
 
+_DYNAMO = {"specialize_float": True, "recompile_limit": 64}
+"""While steps are compiled: constants stay constants, and there may be a program for each kind of batch and window."""
+
 Model = TypeVar("Model", bound=nn.Module)
+Writer = TypeVar("Writer", bound=Generative)
 
 
 def prepare(model: Model, weights: str = "packed") -> Model:
@@ -158,7 +167,7 @@ def _can_compile() -> bool:
         _lower(multiply_row, torch.ones(1, 32), torch.ones(48, 32), torch.ones(48))
     except Exception as error:
         warnings.warn(
-            f"nothing can be compiled here, so single rows go the ordinary way: {str(error).splitlines()[0]}",
+            f"nothing can be compiled here, so all goes the ordinary way: {str(error).splitlines()[0]}",
             stacklevel=2,
         )
         return False
@@ -260,7 +269,9 @@ class RoundedLinear(nn.Module):
             return F.linear(x, self.dequantised().to(x.dtype), self.bias.to(x.dtype))
         multiply: Any = multiply_int8 if self.kind == "int8" else multiply_int4
         held = (self.numbers, self.scale, self.bias)
-        if not self.looped or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return multiply(_written_down(x), *held)
+        if not self.looped:
             return multiply(x, *held)
         if count == 1:
             return in_a_loop(multiply, x, *held)
@@ -276,6 +287,107 @@ class RoundedLinear(nn.Module):
         scale = rearrange(self.scale, "outputs groups -> outputs groups 1")
         scaled = [half * scale for half in _halves(self.numbers, scale.dtype)]
         return rearrange(scaled, "nibble outputs groups half -> outputs (groups nibble half)")
+
+
+def compile_steps(model: Writer) -> Writer:
+    """Have a decoder's steps compiled, and return it; prompts are read as before.
+
+    All that happens between a token and the logits of the next one becomes one program: the small operations between
+    the linear layers are fused, and Python is asked once a step and not for each of them. Compiling takes some 10 to 30
+    seconds at the first step; blocks are alike, so one is compiled for all. The program serves texts of any length. For
+    several texts at once there is another, but only in small models: where there is much to multiply, several rows
+    are multiplied faster by `prepare`'s kernels.
+
+    A compiled model can still be trained, saved, moved, cast and copied. Where there is no compiler, a warning says so
+    and the model stays as it is.
+
+    Raises:
+        ValueError: the model does not write, or a router in it chooses what to compute while it runs.
+    """
+    if not isinstance(model, Generative):
+        raise ValueError(f"{type(model).__name__} does not write, so there are no steps to compile")
+    if "experts" in model.config.axes:
+        raise ValueError(
+            f"the steps of {type(model).__name__} cannot be compiled: which experts a token needs is known only then"
+        )
+    if next(model.parameters()).device.type != "cpu" or _can_compile():
+        vars(model)["step"] = CompiledSteps(model)
+    return model
+
+
+class CompiledSteps:
+    """A decoder's `step`, compiled when it is first called; a copy or a pickle of the model gets its own."""
+
+    def __init__(self, model: Generative) -> None:
+        # PyTorch would trace the parsing of each pattern anew for each use.
+        for function in (rearrange, reduce, repeat, einsum):
+            torch._dynamo.allow_in_graph(function)
+        self.model = model
+        self.is_small = all(
+            layer.weight.numel() < _WORTHWHILE for layer in model.modules() if isinstance(layer, nn.Linear)
+        )
+        blocks: Any = model.blocks
+        alike = copy.copy(model)  # the same parts in another shell
+        alike._modules = {**model._modules, "blocks": nn.ModuleList(_Region(block) for block in blocks)}
+        vars(alike).pop("step", None)
+        self.compiled = torch.compile(alike.step, backend=_compile, fullgraph=True, dynamic=True)
+
+    def __call__(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        """Take one step; a prompt goes the ordinary way."""
+        batch, seq = token_ids.shape
+        if seq > 1 or not cache.length or (batch > 1 and not self.is_small):
+            return type(self.model).step(self.model, token_ids, cache)
+        cache.make_room(1)
+        with torch.inference_mode(), unchecked(), torch._dynamo.config.patch(_DYNAMO):
+            return self.compiled(token_ids, cache)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledSteps":
+        """For a copy of the model."""
+        return CompiledSteps(copy.deepcopy(self.model, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a pickle takes along: the model."""
+        return CompiledSteps, (self.model,)
+
+
+class _Region(nn.Module):
+    """A block as the compiler is to see it: something that comes again and again."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    @torch.compiler.nested_compile_region
+    def forward(self, *given: Any) -> Tensor:
+        """What the block makes of it."""
+        return self.block(*given)
+
+
+def _compile(graph: Any, given: Any) -> Any:
+    """PyTorch's compiler, told that a product with one row is what `multiply_row` says."""
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    aten = torch.ops.aten
+    rows: dict[Any, Any] = {aten.mm.default: _row_times_matrix, aten.addmm.default: _row_times_matrix_plus}
+    return compile_fx(graph, given, decompositions={**select_decomp_table(), **rows})
+
+
+def _row_times_matrix(row: Tensor, matrix: Tensor) -> Tensor:
+    """`mm`, if it is of one row."""
+    return _row_times_matrix_plus(matrix.new_zeros(matrix.shape[1]), row, matrix)
+
+
+def _row_times_matrix_plus(shift: Tensor, row: Tensor, matrix: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """`addmm`, if it is of one row."""
+    if row.shape[0] != 1 or beta != 1 or alpha != 1 or row.device.type != "cpu":
+        return NotImplemented
+    return multiply_row(_written_down(row), rearrange(matrix, "inputs outputs -> outputs inputs"), shift)
+
+
+def _written_down(x: Tensor) -> Tensor:
+    """The same numbers in a place of their own; the compiler would compute them anew for every output."""
+    return x.as_strided(x.shape, x.stride())
 
 
 def quiet_torchao() -> None:

@@ -14,7 +14,8 @@ from allformers import speed
 from allformers.linear import HAS_ONEDNN, Linear
 from allformers.models import READING_ORDER
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.speed import GROUP, PackedLinear, RoundedLinear, prepare
+from allformers.models.mistral.mistral import Mistral, MistralConfig
+from allformers.speed import GROUP, CompiledSteps, PackedLinear, RoundedLinear, compile_steps, prepare
 from conftest import perturb
 
 SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().values())) for entry in READING_ORDER}
@@ -210,3 +211,103 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
     with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
         prepare(model, "int8")
     assert not any(isinstance(module, RoundedLinear | PackedLinear) for module in model.modules())
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Whatever is handed to the compiler; in small models, several rows too."""
+    graphs: list[Any] = []
+    compiler = speed._compile
+
+    def noting(graph: Any, given: Any) -> Any:
+        graphs.append(graph)
+        return compiler(graph, given)
+
+    monkeypatch.setattr(speed, "_compile", noting)
+    monkeypatch.setattr(speed, "_WORTHWHILE", 2**17)
+    return graphs
+
+
+def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: list[Any]) -> None:
+    plain = make(std=0.3)
+    compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
+
+    def both(length: int, **settings: Any) -> None:
+        expected = plain.generate(given[:1, :length], max_new_tokens=40, **settings)
+        assert torch.equal(compiled.generate(given[:1, :length], max_new_tokens=40, **settings), expected)
+
+    both(5, temperature=0)
+    both(1, temperature=0)
+    both(12, temperature=1.0, seed=3)
+    compiled.train()
+    both(12, temperature=0)
+    assert compiled.training
+    assert len(compilations) == 1
+    with torch.no_grad():  # new weights, the same program
+        for model in (plain, compiled):
+            model.blocks[1].mlp.up.weight.mul_(-1)
+    both(5, temperature=0)
+    assert len(compilations) == 1
+
+    texts = [given[0, :3], given[1, :9]]
+    together = compiled.generate_batch(texts, max_new_tokens=30, temperature=0)
+    for text, written in zip(texts, together, strict=True):
+        assert torch.equal(written, plain.generate(text[None], max_new_tokens=30, temperature=0)[0])
+    assert len(compilations) == 2
+
+
+def test_compiled_steps_past_the_window(compilations: list[Any]) -> None:
+    config = MistralConfig.mistral_tiny(sliding_window=7, num_layers=3)
+    plain = perturb(Mistral(config).eval(), 0.3)
+    compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
+    for length in (2, 12):
+        expected = plain.generate(given[:1, :length], max_new_tokens=60, temperature=0)
+        assert torch.equal(compiled.generate(given[:1, :length], max_new_tokens=60, temperature=0), expected)
+    assert len(compilations) <= 2  # before the window is full, and from then on
+    assert all(len([name for name, _ in graph.named_children()]) <= 2 for graph in compilations)  # not one a layer
+
+
+def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None:
+    model = compile_steps(make())
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copy.deepcopy(model), loaded):
+        assert isinstance(other.step, CompiledSteps)
+        assert other.step.model is other is not model
+    assert list(model.state_dict()) == list(make().state_dict())
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="Bert does not write"):
+        compile_steps(make("bert"))
+    with pytest.raises(ValueError, match="steps of Mixtral cannot be compiled: which experts"):
+        compile_steps(make("mixtral"))
+    monkeypatch.setattr(speed, "_can_compile", lambda: False)
+    assert "step" not in vars(compile_steps(make()))
+
+
+def test_only_a_product_of_one_row_is_rewritten() -> None:
+    shift, matrix, rows = torch.randn(24), torch.randn(40, 24), torch.randn(3, 40)
+    torch.testing.assert_close(speed._row_times_matrix(rows[:1], matrix), rows[:1] @ matrix)
+    torch.testing.assert_close(
+        speed._row_times_matrix_plus(shift, rows[:1], matrix), torch.addmm(shift, rows[:1], matrix)
+    )
+    assert speed._row_times_matrix(rows, matrix) is NotImplemented
+    assert speed._row_times_matrix_plus(shift, rows[:1], matrix, beta=2) is NotImplemented
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [None, "packed", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_steps_of_every_layout(layout: str | None, dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    if layout is not None:
+        prepare(model, layout)
+    given, compiled = read(model, 1), compile_steps(copy.copy(model))
+    caches = model.make_cache(), compiled.make_cache()
+    with torch.inference_mode():
+        expected, found = (
+            torch.cat([one.step(token, cache) for token in given.split(1, dim=1)])
+            for one, cache in zip((model, compiled), caches, strict=True)
+        )
+    assert difference(found, expected) < (1e-5 if dtype is torch.float32 else 3e-2)

@@ -173,7 +173,7 @@ def bench(
     dtype: Annotated[Dtype, typer.Option(help="Of the weights, except in training.")] = Dtype.float32,
     precision: Annotated[str, typer.Option(help="Of training: float32, or bfloat16 by autocast.")] = "float32",
     compile: Annotated[  # noqa: A002
-        bool, typer.Option(help="Compile everybody's model for training and single calls, transformers' for prefill.")
+        bool, typer.Option(help="Compile everybody's model for training and single calls, transformers' elsewhere too.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
 ) -> None:

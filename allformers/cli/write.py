@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,6 +57,9 @@ def generate(
     prefill: Annotated[
         int | None, typer.Option(help="Read a long prompt in pieces of so many tokens, which takes less memory.")
     ] = None,
+    compile: Annotated[  # noqa: A002
+        bool, typer.Option(help="Compile all that happens between two tokens; takes some 10 to 30 seconds first.")
+    ] = False,
 ) -> None:
     """Continue a text, and show it as it is written.
 
@@ -79,7 +84,8 @@ def generate(
             raise ValueError("there is nothing to continue: the prompt is empty")
         token_ids = [chosen.end_of_text]
     stop_tokens = () if chosen.end_of_text is None else (chosen.end_of_text,)
-    tokens = loaded.stream(
+    stream = partial(
+        loaded.stream,
         [token_ids],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -89,7 +95,13 @@ def generate(
         stop_tokens=stop_tokens,
         prefill=prefill,
     )
-    _write(text, chosen, (int(token) for token in tokens), stop_tokens)
+    if compile:
+        from allformers.speed import compile_steps
+
+        compile_steps(loaded)
+        messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")
+        list(islice(stream(), 2))
+    _write(text, chosen, (int(token) for token in stream()), stop_tokens)
 
 
 def _prompt(prompt: str | None) -> str:

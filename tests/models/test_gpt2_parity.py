@@ -22,7 +22,7 @@ from transformers import GPT2LMHeadModel
 from allformers import speed
 from allformers.checkpoints import checkpoint_tensors
 from allformers.models.gpt2.gpt2 import ACTIVATIONS, GPT2, GPT2Config
-from allformers.speed import prepare
+from allformers.speed import compile_steps, prepare
 from conftest import close_enough, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
@@ -151,6 +151,20 @@ def test_prepared_for_inference(rows: int, tmp_path: Path, monkeypatch: pytest.M
     reference, prompt = make_reference(n_positions=256, std=0.4), make_prompt(rows)
     theirs = their_answer(reference, prompt, 200)
     assert_equal("prepared for inference", prepare(reload(reference, tmp_path)), theirs, prompt, FLOAT32_BAR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 2])
+def test_compiled_steps(rows: int, tmp_path: Path) -> None:
+    reference, prompt = make_reference(n_positions=256, std=0.4), make_prompt(rows)
+    theirs = their_answer(reference, prompt, 200)
+    compiled = compile_steps(reload(reference, tmp_path))
+    assert_equal("compiled steps", compiled, theirs, prompt, FLOAT32_BAR)
+    with torch.inference_mode():
+        cache, logits = compiled.make_cache(), reference(prompt).logits
+        steps = torch.stack([compiled.step(token, cache) for token in prompt.split(1, dim=1)], dim=1)
+    found = ((steps - logits).abs().max() / logits.abs().max()).item()
+    assert close_enough("compiled steps", "logits", torch.float32, found, FLOAT32_BAR)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
