@@ -319,18 +319,23 @@ class CompiledSteps:
     """A decoder's `step`, compiled when it is first called; a copy or a pickle of the model gets its own."""
 
     def __init__(self, model: Generative) -> None:
+        self.model: Any = model
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """What is compiled: the same parts in another shell, in which blocks are marked as being alike."""
         # PyTorch would trace the parsing of each pattern anew for each use.
         for function in (rearrange, reduce, repeat, einsum):
             torch._dynamo.allow_in_graph(function)
-        self.model = model
-        self.is_small = all(
-            layer.weight.numel() < _WORTHWHILE for layer in model.modules() if isinstance(layer, nn.Linear)
-        )
-        blocks: Any = model.blocks
-        alike = copy.copy(model)  # the same parts in another shell
-        alike._modules = {**model._modules, "blocks": nn.ModuleList(_Region(block) for block in blocks)}
-        vars(alike).pop("step", None)
-        self.compiled = torch.compile(alike.step, backend=_compile, fullgraph=True, dynamic=True)
+        shell = copy.copy(self.model)
+        shell._modules = {**shell._modules, "blocks": nn.ModuleList(_Region(block) for block in shell.blocks)}
+        del vars(shell)["step"]
+        return torch.compile(shell.step, backend=_compile, fullgraph=True, dynamic=True)
+
+    @functools.cached_property
+    def is_small(self) -> bool:
+        """Whether no layer has so much to multiply that several rows are better left to another kernel."""
+        return all(layer.weight.numel() < _WORTHWHILE for layer in self.model.modules() if isinstance(layer, nn.Linear))
 
     def __call__(self, token_ids: Tensor, cache: Cache) -> Tensor:
         """Take one step; a prompt goes the ordinary way."""

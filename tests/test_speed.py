@@ -215,7 +215,8 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Whatever is handed to the compiler; in small models, several rows too."""
+    """Whatever is handed to the compiler, which remembers nothing of other tests."""
+    torch.compiler.reset()
     graphs: list[Any] = []
     compiler = speed._compile
 
@@ -257,14 +258,14 @@ def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: li
 
 
 def test_compiled_steps_past_the_window(compilations: list[Any]) -> None:
-    config = MistralConfig.mistral_tiny(sliding_window=7, num_layers=3)
+    config = MistralConfig.mistral_tiny(sliding_window=7, num_layers=6)
     plain = perturb(Mistral(config).eval(), 0.3)
     compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
     for length in (2, 12):
         expected = plain.generate(given[:1, :length], max_new_tokens=60, temperature=0)
         assert torch.equal(compiled.generate(given[:1, :length], max_new_tokens=60, temperature=0), expected)
     assert len(compilations) <= 2  # before the window is full, and from then on
-    assert all(len([name for name, _ in graph.named_children()]) <= 2 for graph in compilations)  # not one a layer
+    assert all(len(list(graph.children())) <= 3 for graph in compilations)  # and not one a layer
 
 
 def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None:
