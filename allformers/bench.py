@@ -429,7 +429,9 @@ def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, p
     weights = _weights_read(models[OURS])
     models = _with_packed(models, setting)
     if "experts" not in config.axes:
-        models = {STEPS: compile_steps(copy.copy(models.get(PACKED, models[OURS]))), **models}
+        compiled = compile_steps(copy.copy(models.get(PACKED, models[OURS])))
+        if batch == 1 or compiled.step.is_small:  # otherwise it takes the same way as without
+            models = {OURS: models[OURS], STEPS: compiled, **models}
     if setting.compile:
         models[COMPILED] = _compiled_peer(models, steps=True)
     return Measurement(

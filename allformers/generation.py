@@ -203,10 +203,12 @@ class Generative(nn.Module):
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache, prefill: int | None = None
     ) -> Float[Tensor, "batch vocab"]:
         """Read tokens, so many at once, and score what may follow the last of them."""
-        *pieces, last = token_ids.split(prefill or token_ids.shape[1], dim=1)
-        for piece in pieces:
-            self.read(piece, cache)
-        return self.step(last, cache)
+        seq = token_ids.shape[1]
+        piece = prefill or seq
+        *starts, last = range(0, seq, piece)
+        for start in starts:
+            self.read(token_ids[:, start : start + piece], cache)
+        return self.step(token_ids[:, last:], cache)
 
     @checked
     def step(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:

@@ -373,8 +373,8 @@ def _compile(graph: Any, given: Any) -> Any:
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    aten = torch.ops.aten
-    rows: dict[Any, Any] = {aten.mm.default: _row_times_matrix, aten.addmm.default: _row_times_matrix_plus}
+    rewritten = {"mm": _row_times_matrix, "addmm": _row_times_matrix_plus}
+    rows: dict[Any, Any] = {getattr(torch.ops.aten, name).default: function for name, function in rewritten.items()}
     return compile_fx(graph, given, decompositions={**select_decomp_table(), **rows})
 
 

@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "files": set(),
     "images": {"checkpoints", "shapes"},
     "linear": set(),
-    "speed": {"linear", "shapes"},
+    "speed": {"cache", "generation", "linear", "shapes"},
     "cache": {"shapes"},
     "rotary": {"configuration", "shapes"},
     "sampling": {"shapes"},
