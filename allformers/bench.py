@@ -34,7 +34,7 @@ from allformers.linear import Linear, onednn
 from allformers.models import READING_ORDER
 from allformers.recipes import gpt2_124m
 from allformers.shapes import unchecked
-from allformers.speed import PackedLinear, compile_steps, pack_weight, prepare, quiet_torchao
+from allformers.speed import CompiledSteps, PackedLinear, compile_steps, pack_weight, prepare, quiet_torchao
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 
 OURS = "allformers"
@@ -430,7 +430,8 @@ def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, p
     models = _with_packed(models, setting)
     if "experts" not in config.axes:
         compiled = compile_steps(copy.copy(models.get(PACKED, models[OURS])))
-        if batch == 1 or compiled.step.is_small:  # otherwise it takes the same way as without
+        steps = compiled.step  # as they were where there is no compiler; and of several texts, in a large model
+        if isinstance(steps, CompiledSteps) and (batch == 1 or steps.is_small):
             models = {OURS: models[OURS], STEPS: compiled, **models}
     if setting.compile:
         models[COMPILED] = _compiled_peer(models, steps=True)
