@@ -6,7 +6,8 @@ is measured too, each contender in a process of its own.
 
 What the machine can do at best is measured in the same run: how fast it reads memory, and how fast its best kernel
 multiplies. The floor of a row is the longer of two times: that of reading every weight once at the one rate, and that
-of all multiplications at the other. Nothing that computes the same can take less.
+of all multiplications at the other. Nothing that computes the same can take less. Where there is next to nothing to
+compute, it is the time of the same operators one after the other, called without Python.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -41,6 +43,7 @@ OURS = "allformers"
 PACKED = "allformers, packed"
 STEPS = "allformers, compiled"
 UNCHECKED = "allformers, unchecked"
+FLOOR = "floor"
 RECOMPUTING = "allformers, recomputing"
 PEERS = {"transformers, eager": "eager", "transformers, sdpa": "sdpa"}
 COMPILED = "transformers, compiled"
@@ -65,7 +68,7 @@ class Measurement(NamedTuple):
     """What is to be measured in one row.
 
     Attributes:
-        jobs: for each contender, what it does.
+        jobs: for each contender, what it does; `FLOOR` is none, but the least that they could take.
         unit: of what a job returns.
         flops: floating-point operations that it takes; 0 if that sets no limit.
         nbytes: bytes of memory that have to be read at least, likewise.
@@ -282,7 +285,8 @@ def run(
                 taken = job()
                 if count or once:  # the first round of times only warms up
                     measured[contender].append(taken)
-        yield Row(name, measurement.unit, measured, measurement.floor(bounds))
+        least = measured.pop(FLOOR, None)
+        yield Row(name, measurement.unit, measured, statistics.median(least) if least else measurement.floor(bounds))
 
 
 def limits(setting: Setting = Setting(), rounds: int = 5) -> Limits:
@@ -428,11 +432,10 @@ def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, p
 
     weights = _weights_read(models[OURS])
     models = _with_packed(models, setting)
-    if "experts" not in config.axes:
-        compiled = compile_steps(copy.copy(models.get(PACKED, models[OURS])))
-        steps = compiled.step  # as they were where there is no compiler; and of several texts, in a large model
-        if isinstance(steps, CompiledSteps) and (batch == 1 or steps.is_small):
-            models = {OURS: models[OURS], STEPS: compiled, **models}
+    compiled = compile_steps(copy.copy(models.get(PACKED, models[OURS])))
+    steps = compiled.step  # as they were where there is no compiler; and of several texts, in some models
+    if isinstance(steps, CompiledSteps) and (batch == 1 or steps.is_small):
+        models = {OURS: models[OURS], STEPS: compiled, **models}
     if setting.compile:
         models[COMPILED] = _compiled_peer(models, steps=True)
     return Measurement(
@@ -581,12 +584,19 @@ def _smallest(config: Any) -> Any:
     return next(iter(type(config).presets().values()))()
 
 
+def _without_python(model: Any, given: Tensor) -> Any:
+    """The operators of one pass, recorded, to be called one after the other by nothing that takes time itself."""
+    with torch.inference_mode(), unchecked(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that become constants, and that PyTorch has newer ways to record
+        return torch.jit.trace(model, (given,), check_trace=False)
+
+
 def _call(_: dict[str, Any], config: Any, setting: Setting, seq: int, calls: int = 100) -> Measurement:
     """One call of the smallest model, in which there is little to compute: what everything around it takes."""
     config = _smallest(config)
     models = contenders(config, setting=dataclasses.replace(setting, dtype="float32"))
     token_ids = _random_ids(config, setting, 1, seq)
-    called = {**models, UNCHECKED: models[OURS]}
+    called = {**models, UNCHECKED: models[OURS], FLOOR: _without_python(models[OURS], token_ids)}
     if setting.compile:
         called[STEPS] = torch.compile(models[OURS])
         called[COMPILED] = _compiled_peer(models)

@@ -302,14 +302,10 @@ def compile_steps(model: Writer) -> Writer:
     and the model stays as it is.
 
     Raises:
-        ValueError: the model does not write, or a router in it chooses what to compute while it runs.
+        ValueError: the model does not write, so it takes no steps.
     """
     if not isinstance(model, Generative):
         raise ValueError(f"{type(model).__name__} does not write, so there are no steps to compile")
-    if "experts" in model.config.axes:
-        raise ValueError(
-            f"the steps of {type(model).__name__} cannot be compiled: which experts a token needs is known only then"
-        )
     if next(model.parameters()).device.type != "cpu" or _can_compile():
         vars(model)["step"] = CompiledSteps(model)
     return model
@@ -334,8 +330,10 @@ class CompiledSteps:
 
     @functools.cached_property
     def is_small(self) -> bool:
-        """Whether no layer has so much to multiply that several rows are better left to another kernel."""
-        return all(layer.weight.numel() < _WORTHWHILE for layer in self.model.modules() if isinstance(layer, nn.Linear))
+        """Whether several rows are better compiled: there is little to multiply, and all of them go the same way."""
+        return "experts" not in self.model.config.axes and all(
+            layer.weight.numel() < _WORTHWHILE for layer in self.model.modules() if isinstance(layer, nn.Linear)
+        )
 
     def __call__(self, token_ids: Tensor, cache: Cache) -> Tensor:
         """Take one step; a prompt goes the ordinary way."""
@@ -373,7 +371,7 @@ def _compile(graph: Any, given: Any) -> Any:
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    rewritten = {"mm": _row_times_matrix, "addmm": _row_times_matrix_plus}
+    rewritten = {"mm": _row_times_matrix, "addmm": _row_times_matrix_plus, "bmm": _rows_times_matrices}
     rows: dict[Any, Any] = {getattr(torch.ops.aten, name).default: function for name, function in rewritten.items()}
     return compile_fx(graph, given, decompositions={**select_decomp_table(), **rows})
 
@@ -388,6 +386,15 @@ def _row_times_matrix_plus(shift: Tensor, row: Tensor, matrix: Tensor, *, beta: 
     if row.shape[0] != 1 or beta != 1 or alpha != 1 or row.device.type != "cpu":
         return NotImplemented
     return multiply_row(_written_down(row), rearrange(matrix, "inputs outputs -> outputs inputs"), shift)
+
+
+def _rows_times_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
+    """`bmm`, if it is of one row with each matrix."""
+    if rows.shape[1] != 1 or rows.device.type != "cpu":
+        return NotImplemented
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    products = _written_down(rows).to(wide) * rearrange(matrices, "... inputs outputs -> ... outputs inputs").to(wide)
+    return reduce(products, "... outputs inputs -> ... 1 outputs", "sum").to(rows.dtype)
 
 
 def _written_down(x: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def test_every_row_measures_every_contender_in_every_round(monkeypatch: pytest.M
         if row.name == "scale: tiny, 1x128":
             beside = set()
         assert set(row.measured) == {bench.OURS, *beside, *peers}
-        assert (row.floor is None) == row.name.startswith("call")
+        assert row.floor is not None
+        assert bench.FLOOR not in row.measured
 
 
 def test_what_grows_with_scale_is_measured_only_if_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,16 +54,23 @@ class Member(NamedTuple):
         parent: the name of the model that its class extends, or, if it extends none, of the latest that it takes from.
         takes_from: the names of the other models that it imports parts from.
         added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
-        lines: lines of new code in its file: no empty ones, no comments, no docstrings, no imports.
-        sizes: how many of them are rows of its table of sizes.
+        modules: lines of new code in its file that say what it computes: classes and functions.
+        configuration: lines that say of which sizes it may be, and is.
+        tables: lines that say how checkpoints call all that.
     """
 
     entry: Entry
     parent: str | None
     takes_from: tuple[str, ...]
     added: str
-    lines: int
-    sizes: int
+    modules: int
+    configuration: int
+    tables: int
+
+    @property
+    def lines(self) -> int:
+        """Lines of new code: no empty ones, no comments, no docstrings, no imports."""
+        return self.modules + self.configuration + self.tables
 
 
 def family() -> list[Member]:
@@ -85,20 +92,31 @@ def family() -> list[Member]:
         parent = next(iter(extended), taken[-1] if taken else None)
         text = re.sub(r"\s+", " ", (ast.get_docstring(tree) or "").partition("\n\n")[0])
         others = tuple(name for name in taken if name != parent)
-        rows = [row for node in tree.body if isinstance(node, ast.ClassDef) for row in node.body if _is_size(row)]
-        sizes = sum((row.end_lineno or row.lineno) - row.lineno + 1 for row in rows)
         added = text.partition(": ")[2] or text
-        members.append(Member(entry, parent, others, added, _code_lines(path, tree), sizes))
+        members.append(Member(entry, parent, others, added, **_lines_by_part(path, tree)))
     return members
 
 
-def _is_size(node: ast.stmt) -> bool:
-    """Whether a statement of a class is a row of a table of sizes: a name that is given what `size` makes."""
-    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "size"
+def _lines_by_part(path: Path, tree: ast.Module) -> dict[str, int]:
+    """How many lines of code each part of a model's file has; a constant belongs to the part that it stands before."""
+    code = _code_lines(path, tree)
+    counted = {"modules": 0, "configuration": 0, "tables": 0}
+    part = "tables"
+    for node in reversed(tree.body):
+        match node:
+            case ast.ClassDef(name=name):
+                part = "configuration" if name.endswith("Config") else "modules"
+            case ast.FunctionDef():
+                part = "modules"
+            case ast.Assign(targets=[ast.Attribute(attr="format")]):
+                part = "tables"
+        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
+        counted[part] += len(code & {*range(first, (node.end_lineno or node.lineno) + 1)})
+    return counted
 
 
-def _code_lines(path: Path, tree: ast.Module) -> int:
-    """How many lines of a file hold code of its own."""
+def _code_lines(path: Path, tree: ast.Module) -> set[int]:
+    """Which lines of a file hold code of its own."""
 
     def is_other(node: ast.AST) -> bool:
         is_told = (
@@ -113,9 +131,7 @@ def _code_lines(path: Path, tree: ast.Module) -> int:
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    return sum(
-        bool(line.strip()) and not line.lstrip().startswith("#") and number not in others for number, line in lines
-    )
+    return {number for number, line in lines if line.strip() and not line.lstrip().startswith("#")} - others
 
 
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:

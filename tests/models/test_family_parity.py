@@ -272,9 +272,7 @@ FIRST = {name: (name, family, fields) for name, family, fields in reversed(CASES
 
 
 @pytest.mark.slow  # compiling takes more than ten seconds each
-@pytest.mark.parametrize(
-    ("name", "family", "fields"), [case for name, case in FIRST.items() if name not in {"mixtral", "deepseek-v3"}]
-)
+@pytest.mark.parametrize(("name", "family", "fields"), FIRST.values())
 def test_compiled_steps(name: str, family: str, fields: dict[str, Any], tmp_path: Path) -> None:
     reference, token_ids = make_reference(family, fields), prompt()[:1]
     reference.save_pretrained(tmp_path)
@@ -518,6 +516,19 @@ def test_latent_attention_says_the_same_absorbed_and_expanded() -> None:
         model(token_ids, cache=cache)
     held = sum(buffer.shape[-1] for buffer in cache.layers[0].buffers)
     assert held == 20 + 8  # the latent and the turned key, whatever the number of heads
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_tokens_sent_to_experts_get_what_they_would_fetch(family: str) -> None:
+    model_class = next(entry for entry in READING_ORDER if entry.model_type == family).load()
+    config = next(iter(model_class.format.config_class.presets().values()))()
+    experts = perturb(model_class(config).double().eval()).blocks[-1].mlp
+    tokens = torch.randn(50, config.embedding_dim).double()
+    with torch.no_grad():
+        _, chosen = experts.choose(tokens)
+        made = experts.fetch(tokens, chosen)
+        torch.testing.assert_close(made, experts.send(tokens, chosen), atol=1e-12, rtol=1e-12)
+        assert not torch.allclose(made, experts.fetch(tokens, chosen.flip(-1)))
 
 
 def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.practice.course import SECTIONS, Entry, entries, find
 from allformers.practice.source import answer, code, stub
 from allformers.shapes import AXES
-from docs import facts, prepare, record
+from docs import facts, record
 from docs.record import Module, WalkError
 from reading import Element, parse
 
@@ -493,8 +493,8 @@ def test_a_change_that_the_source_does_not_have_is_refused() -> None:
         ("sizes('no such')", "AttributeError"),
     ],
 )
+@pytest.mark.usefixtures("site")
 def test_an_expression_that_fails_says_so(expression: str, message: str) -> None:
-    prepare.main()
     with pytest.raises(WalkError, match=re.escape(message)):
         facts.evaluate(expression)
 

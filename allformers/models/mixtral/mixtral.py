@@ -8,11 +8,12 @@ arXiv:1701.06538.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -49,8 +50,8 @@ class MixtralConfig(MistralConfig):
         if self.num_chosen > self.num_experts:
             raise ValueError(f"num_chosen {self.num_chosen} is more than there are experts, {self.num_experts}")
 
-    @property
-    def axes(self) -> dict[str, int]:
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
         """The size of every axis that the configuration fixes."""
         return {**super().axes, "experts": self.num_experts, "chosen": self.num_chosen}
 
@@ -76,19 +77,14 @@ class MixtureOfExperts(nn.Module):
 
     @checked
     def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
-        """Send each token to its experts and add up what they make of it."""
+        """Let each token's experts think about it, and add up what they make of it."""
         tokens = rearrange(x, "batch seq embed -> (batch seq) embed")
         weights, chosen = self.choose(tokens)
-        # Sorted by expert, so that each expert sees its tokens as one matrix.
-        assigned = rearrange(chosen, "tokens chosen -> (tokens chosen)")
-        order = assigned.argsort(stable=True)
-        token = order // chosen.shape[1]
-        made, start = [], 0
-        for expert, count in enumerate(_counts(assigned, self.config.num_experts)):
-            made.append(self.think(tokens[token[start : start + count]], expert))
-            start += count
-        shares = rearrange(rearrange(weights, "tokens chosen -> (tokens chosen)")[order], "some -> some 1")
-        summed = torch.zeros_like(tokens).index_add(0, token, (torch.cat(made) * shares).to(tokens.dtype))
+        # A compiler must know beforehand what there will be to do, and so not who is chosen by how many.
+        fetches = torch.compiler.is_compiling() and chosen.numel() <= self.config.num_experts
+        made = self.fetch(tokens, chosen) if fetches else self.send(tokens, chosen)
+        shares = made * rearrange(weights, "tokens chosen -> tokens chosen 1")
+        summed = reduce(shares.to(x.dtype), "tokens chosen embed -> tokens embed", "sum")
         return rearrange(summed, "(batch seq) embed -> batch seq embed", batch=x.shape[0])
 
     @checked
@@ -105,10 +101,35 @@ class MixtureOfExperts(nn.Module):
         return best.values / reduce(best.values, "tokens chosen -> tokens 1", "sum"), best.indices
 
     @checked
+    def send(
+        self, tokens: Float[Tensor, "tokens embed"], chosen: Int[Tensor, "tokens chosen"]
+    ) -> Float[Tensor, "tokens chosen embed"]:
+        """Send tokens to experts: sorted by expert, so that each sees those that chose it as one matrix."""
+        assigned = rearrange(chosen, "tokens chosen -> (tokens chosen)")
+        order = assigned.argsort(stable=True)
+        token = order // chosen.shape[1]
+        made, start = [], 0
+        for expert, count in enumerate(_counts(assigned, self.config.num_experts)):
+            made.append(self.think(tokens[token[start : start + count]], expert))
+            start += count
+        unsorted = torch.cat(made)[order.argsort()]
+        return rearrange(unsorted, "(tokens chosen) embed -> tokens chosen embed", chosen=chosen.shape[1])
+
+    @checked
     def think(self, some: Float[Tensor, "some embed"], expert: int) -> Float[Tensor, "some embed"]:
         """One expert's MLP, on the tokens that were sent to it."""
         opened = self.activation(F.linear(some, self.gate[expert]))
         return F.linear(opened * F.linear(some, self.up[expert]), self.down[expert])
+
+    @checked
+    def fetch(
+        self, tokens: Float[Tensor, "tokens embed"], chosen: Int[Tensor, "tokens chosen"]
+    ) -> Float[Tensor, "tokens chosen embed"]:
+        """The same the other way round: each token fetches the matrices of its experts, whichever they are."""
+        gate, up, down = self.gate[chosen], self.up[chosen], self.down[chosen]
+        opened = self.activation(einsum(tokens, gate, "tokens embed, tokens chosen mlp embed -> tokens chosen mlp"))
+        active = opened * einsum(tokens, up, "tokens embed, tokens chosen mlp embed -> tokens chosen mlp")
+        return einsum(active, down, "tokens chosen mlp, tokens chosen embed mlp -> tokens chosen embed")
 
 
 def _counts(assigned: Tensor, experts: int) -> list[int]:
