@@ -96,11 +96,11 @@ def generate(
         prefill=prefill,
     )
     if compile:
-        from allformers.speed import compile_steps
+        from allformers.speed import CompiledSteps, compile_steps
 
-        compile_steps(loaded)
-        messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")
-        list(islice(stream(), 2))
+        if isinstance(compile_steps(loaded).step, CompiledSteps):
+            messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")
+            list(islice(stream(), 2))
     _write(text, chosen, (int(token) for token in stream()), stop_tokens)
 
 
