@@ -273,7 +273,7 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     """The tokenizer that belongs to a checkpoint.
 
     It is the one that `tokenizer_config.json` names if that is one of ours, else what `tokenizer.json` describes, else
-    GPT-2's if the vocabulary lies beside the weights or has its size.
+    GPT-2's if the vocabulary lies beside the weights or has its size, else bytes if there are as many as bytes.
 
     Args:
         name: the checkpoint: a folder, or a name on the hub.
@@ -300,8 +300,13 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
         tokenizer = GPT2Tokenizer(files)
     elif 0 <= vocab_size - GPT2Tokenizer.vocab_size < 128:
         tokenizer = GPT2Tokenizer()
+    elif vocab_size == ByteTokenizer.vocab_size:
+        tokenizer = ByteTokenizer()
     else:
-        raise CheckpointError(f"{name} has a vocabulary of {vocab_size} tokens and no tokenizer known here: name one")
+        raise CheckpointError(
+            f"{name} has a vocabulary of {vocab_size} tokens and no tokenizer known here: put its tokenizer.json "
+            "beside the weights"
+        )
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{name}: a {type(tokenizer).__name__} has {tokenizer.vocab_size} tokens, but the model only {vocab_size}"

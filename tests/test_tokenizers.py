@@ -137,8 +137,9 @@ def test_a_saved_tokenizer_is_loaded_again(tokenizer: Tokenizer, tmp_path: Path)
     assert loaded.description() == tokenizer.description()
 
 
-def test_a_vocabulary_padded_to_a_round_number_still_finds_gpt2(tmp_path: Path) -> None:
+def test_the_size_of_a_vocabulary_may_tell_the_tokenizer(tmp_path: Path) -> None:
     assert isinstance(load_tokenizer(tmp_path, 50304), GPT2Tokenizer)
+    assert isinstance(load_tokenizer(tmp_path, 256), ByteTokenizer)
 
 
 @pytest.mark.parametrize(
