@@ -295,8 +295,8 @@ def compile_steps(model: Writer) -> Writer:
     All that happens between a token and the logits of the next one becomes one program: the small operations between
     the linear layers are fused, and Python is asked once a step and not for each of them. Compiling takes some 10 to 30
     seconds at the first step; blocks are alike, so one is compiled for all. The program serves texts of any length. For
-    several texts at once there is another, but only in small models: where there is much to multiply, several rows
-    are multiplied faster by `prepare`'s kernels.
+    several texts at once there is another, but only in small models without a router: where there is much to multiply,
+    several rows are multiplied faster by `prepare`'s kernels, and a router sends them different ways.
 
     A compiled model can still be trained, saved, moved, cast and copied. Where there is no compiler, a warning says so
     and the model stays as it is.

@@ -271,6 +271,9 @@ def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Bert does not write"):
         compile_steps(make("bert"))
+    monkeypatch.setattr(speed, "_WORTHWHILE", 2**17)
+    assert CompiledSteps(make()).is_small
+    assert not CompiledSteps(make("mixtral")).is_small  # several texts go different ways, one by one
     monkeypatch.setattr(speed, "_can_compile", lambda: False)
     assert "step" not in vars(compile_steps(make()))
 
