@@ -251,11 +251,16 @@ def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: li
     both(5, temperature=0)
     assert len(compilations) == 1
 
+
+@pytest.mark.slow  # a program of its own
+def test_compiled_steps_write_several_texts_at_once(compilations: list[Any]) -> None:
+    plain = perturb(Mistral(MistralConfig.mistral_tiny(sliding_window=7)).eval(), 0.3)
+    compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
     texts = [given[0, :3], given[1, :9]]
     together = compiled.generate_batch(texts, max_new_tokens=30, temperature=0)
     for text, written in zip(texts, together, strict=True):
         assert torch.equal(written, plain.generate(text[None], max_new_tokens=30, temperature=0)[0])
-    assert len(compilations) == 2
+    assert len(compilations) == 1
 
 
 def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None:
