@@ -1,8 +1,9 @@
 """Transformers to read: each model in named axes, checked at run time, proven equal to the reference.
 
-    from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+    from allformers import GPT2, GPT2Config, Llama, load
 
-Importing this package imports nothing else; `allformers.load` imports what the checkpoint at hand needs.
+Importing this package imports nothing else: a model is imported when its name is first used, and `load` imports what
+the checkpoint at hand needs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__version__ = "0.1.0"
+    from allformers.models.bert.bert import Bert, BertConfig
+    from allformers.models.deepseek_v3.deepseek_v3 import DeepSeekV3, DeepSeekV3Config
+    from allformers.models.gemma.gemma import Gemma, GemmaConfig
+    from allformers.models.gemma2.gemma2 import Gemma2, Gemma2Config
+    from allformers.models.gemma3.gemma3 import Gemma3, Gemma3Config
+    from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+    from allformers.models.llama.llama import Llama, LlamaConfig
+    from allformers.models.mistral.mistral import Mistral, MistralConfig
+    from allformers.models.mixtral.mixtral import Mixtral, MixtralConfig
+    from allformers.models.qwen2.qwen2 import Qwen2, Qwen2Config
+    from allformers.models.qwen3.qwen3 import Qwen3, Qwen3Config
+    from allformers.models.vit.vit import ViT, ViTConfig
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "GPT2",
+    "Bert",
+    "BertConfig",
+    "DeepSeekV3",
+    "DeepSeekV3Config",
+    "GPT2Config",
+    "Gemma",
+    "Gemma2",
+    "Gemma2Config",
+    "Gemma3",
+    "Gemma3Config",
+    "GemmaConfig",
+    "Llama",
+    "LlamaConfig",
+    "Mistral",
+    "MistralConfig",
+    "Mixtral",
+    "MixtralConfig",
+    "Qwen2",
+    "Qwen2Config",
+    "Qwen3",
+    "Qwen3Config",
+    "ViT",
+    "ViTConfig",
+    "load",
+]
 
 
 def load(name: "str | Path", **options: Any) -> Any:
@@ -23,6 +65,23 @@ def load(name: "str | Path", **options: Any) -> Any:
     Raises:
         CheckpointError: there is no such checkpoint, it is broken, or it is of a family that is not here.
     """
-    from allformers.models import load
+    from allformers.models.registry import load
 
     return load(name, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a model or its configuration at the first use of its name (PEP 562)."""
+    if name in __all__:
+        from allformers.models.registry import READING_ORDER
+
+        entry = next(entry for entry in READING_ORDER if entry.class_name == name.removesuffix("Config"))
+        found = getattr(entry.import_module(), name)
+        globals()[name] = found  # so that this is asked once for each name
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All names, those of models included that have not been imported yet."""
+    return sorted({*globals(), *__all__})

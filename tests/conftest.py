@@ -84,8 +84,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     import transformers
 
-    from allformers.models import READING_ORDER
-    from docs.facts import digest_of
+    from allformers.models.registry import READING_ORDER
+    from docs.engine.facts import digest_of
 
     folder.mkdir(parents=True, exist_ok=True)
     for entry in READING_ORDER:
@@ -147,7 +147,7 @@ def gpt2_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The site, built as its page for contributors says, once for all processes."""
-    from docs import prepare
+    from docs.engine import prepare
 
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "site"

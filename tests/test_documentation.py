@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from allformers.cli import app
-from allformers.models import family
-from docs.facts import rows_of
+from allformers.inspection.family import family
+from docs.engine.facts import rows_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("allformers/models/*/README.md"))]

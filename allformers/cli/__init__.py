@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
+from allformers.cli.compare import compare
+from allformers.cli.experiment import experiment
+from allformers.cli.inspect import inspect
 from allformers.cli.learn import data, train
-from allformers.cli.look import compare, experiment, inspect, trace
 from allformers.cli.measure import bench, evaluate, family, summary
 from allformers.cli.practice import practice
+from allformers.cli.trace import trace
 from allformers.cli.write import generate
 
 app = typer.Typer(

@@ -3,12 +3,25 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from allformers.inputs.tokenizers import Tokenizer
 
 messages = Console(stderr=True)
 """For what is said beside a command's output."""
+
+Model = Annotated[str, typer.Option(help="A folder, a model's name on the Hugging Face hub, or the bundled model.")]
+
+Out = Annotated[
+    Path | None, typer.Option("--out", help="A folder for figures (PNG and SVG), or a file.html for all in one page.")
+]
 
 
 class Dtype(StrEnum):
@@ -42,7 +55,7 @@ def lay_out(model: Any, weights: Layout) -> None:
     """
     if weights is Layout.plain:
         return
-    from allformers.speed import PackedLinear, prepare
+    from allformers.speed.prepare import PackedLinear, prepare
 
     try:
         prepare(model, weights)
@@ -54,7 +67,7 @@ def lay_out(model: Any, weights: Layout) -> None:
 
 def announce(model: str) -> None:
     """Say so before what may take a while: asking the hub."""
-    from allformers.checkpoints import is_hub_name
+    from allformers.checkpoints.hub import is_hub_name
 
     if is_hub_name(model):
         messages.print(f"[dim]looking for {model} on the Hugging Face hub[/dim]")
@@ -62,7 +75,7 @@ def announce(model: str) -> None:
 
 def find_presets() -> dict[str, tuple[Any, Any]]:
     """All presets by name, each with its model's class and the function that makes it."""
-    from allformers.models import READING_ORDER
+    from allformers.models.registry import READING_ORDER
 
     return {
         preset.replace("_", "-"): (model_class, make)
@@ -78,7 +91,7 @@ def find_config(name: str) -> tuple[Any, Any]:
         ValueError: it stands for none; the message lists the presets.
     """
     from allformers.checkpoints import CheckpointError
-    from allformers.models import load_config
+    from allformers.models.registry import load_config
 
     presets = find_presets()
     if name.replace("_", "-") in presets:
@@ -141,3 +154,60 @@ def read_text(source: str) -> str:
         raise ValueError(f"{source} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text: {error}") from error
+
+
+def load_model(model: str, device: str = "cpu") -> tuple[Any, "Tokenizer"]:
+    """A model that reads text, and its tokenizer."""
+    import allformers
+
+    announce(model)
+    loaded = allformers.load(model, device=find_device(device))
+    return loaded, tokenizer_of(loaded, model)
+
+
+def tokenizer_of(loaded: Any, model: str) -> "Tokenizer":
+    """The tokenizer of a model that reads text.
+
+    Raises:
+        ValueError: it reads images.
+    """
+    from allformers.inputs.tokenizers import load_tokenizer
+
+    if hasattr(loaded, "classify"):
+        raise ValueError(f"{model} is a {type(loaded).__name__}, which reads images and no text")
+    return load_tokenizer(model, loaded.config.vocab_size)
+
+
+def encode(text: str, tokenizer: "Tokenizer", context_length: int) -> "Tensor":
+    """The token ids of a text that is to be looked at, axis `seq`.
+
+    Raises:
+        ValueError: it is empty, or longer than the model's context.
+    """
+    import torch
+
+    token_ids = tokenizer.encode(text)
+    if not token_ids:
+        raise ValueError("there is nothing to look at: the prompt is empty")
+    if len(token_ids) > context_length:
+        raise ValueError(f"the prompt has {len(token_ids)} tokens; this model reads {context_length} at most")
+    return torch.tensor(token_ids)
+
+
+def write_figures(title: str, sections: dict[str, tuple[str, "Figure"]], out: Path) -> None:
+    """Put figures in a folder, or in a page of their own."""
+    from allformers.inspection import figures
+
+    if out.suffix == ".html":
+        if not out.parent.is_dir():
+            raise ValueError(f"there is no folder {out.parent} to put {out.name} in")
+        out.write_text(figures.to_html(title, sections), encoding="utf-8")
+        print(out)
+        return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a folder, or a file that ends in .html")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, (_, figure) in sections.items():
+        plain = "".join(c if c.isalnum() else "-" for c in name.lower())
+        for path in figures.save(figure, out / "-".join(part for part in plain.split("-") if part)):
+            print(path)

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from allformers.cli.console import find_device, messages
 
 if TYPE_CHECKING:
-    from allformers.training.recipe import Recipe
+    from allformers.training.recipes import Recipe
     from allformers.training.runs import Report
 
 FOLLOWS = {
@@ -33,12 +33,12 @@ class _Recipes(TyperGroup):
     """The recipes as commands, made when they are asked for: what they consist of takes a second to import."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        from allformers.recipes import RECIPES
+        from allformers.training.recipes import RECIPES
 
         return [*RECIPES, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from allformers.recipes import RECIPES
+        from allformers.training.recipes import RECIPES
 
         if cmd_name not in RECIPES:
             return super().get_command(ctx, cmd_name)
@@ -83,7 +83,7 @@ def _is_plain(kind: Any) -> bool:
 
 def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
     """The command that follows a recipe, with an option for each of its values."""
-    from allformers.training.recipe import Recipe
+    from allformers.training.recipes import Recipe
     from allformers.training.runs import Budget
 
     recipe = make()
@@ -93,7 +93,7 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
     budget_fields = dataclasses.fields(Budget)
 
     def follow(output: Path, file: Path | None, resume: bool, device: str, parallel: str, **given: Any) -> None:
-        from allformers.recipes import continuing
+        from allformers.training.recipes import continuing
 
         def chosen(fields: Any) -> dict[str, Any]:
             return {field.name: given[field.name] for field in fields}
@@ -160,8 +160,8 @@ def _follow(
     tensorboard: bool,
 ) -> None:
     """Train, and show how it goes: on standard error, by the first process only."""
-    from allformers import recipes
     from allformers.training.runs import find_checkpoints, read_result
+    from allformers.training.train import train as follow
 
     is_first = os.environ.get("RANK", "0") == "0"
     columns = (
@@ -176,7 +176,7 @@ def _follow(
     with _reading() as reading, contextlib.ExitStack() as shown:
         bar = Progress(*columns, console=messages, disable=not is_first)
         task = bar.add_task("", total=recipe.steps, loss=float("nan"), speed=0.0, mfu=0.0)
-        for report in recipes.train(
+        for report in follow(
             recipe,
             output,
             file=file,
@@ -253,7 +253,8 @@ def plot(
     by: Annotated[str, typer.Option(help="What to draw the loss against: steps, tokens or seconds.")] = "steps",
 ) -> None:
     """Draw the loss curves of runs, as PNG and as SVG."""
-    from allformers.figures import loss_curves, save
+    from allformers.inspection.figures import save
+    from allformers.training.curves import loss_curves
 
     place = output or runs[0] / "losses"
     for path in save(loss_curves(runs, by), place):
@@ -277,8 +278,8 @@ def prepare(
     So a text may be larger than memory. The digests tell whether two machines have prepared the same.
     """
     import allformers.training.data as texts
-    from allformers.models import load_config
-    from allformers.tokenizers import load_tokenizer
+    from allformers.inputs.tokenizers import load_tokenizer
+    from allformers.models.registry import load_config
 
     chosen: Any = tokenizer
     if tokenizer not in texts.TOKENIZERS:

@@ -110,7 +110,7 @@ def evaluate(
     import torch
 
     import allformers
-    from allformers.tokenizers import load_tokenizer
+    from allformers.inputs.tokenizers import load_tokenizer
     from allformers.training import evaluation
 
     content = read_text(text)
@@ -185,8 +185,9 @@ def bench(
     import torch
     from rich.table import Table
 
-    from allformers import bench as benchmark
-    from allformers.training.recipe import PRECISIONS
+    from allformers.benchmark.contenders import OURS, Setting
+    from allformers.benchmark.run import run
+    from allformers.training.recipes import PRECISIONS
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
@@ -201,10 +202,10 @@ def bench(
     if not hasattr(model_class, "generate"):
         messages.print(f"[dim]a {model_class.__name__} does not write: there are no rows decode and train for it[/dim]")
     config = make()
-    setting = benchmark.Setting(str(find_device(device)), dtype, precision, compile)
+    setting = Setting(str(find_device(device)), dtype, precision, compile)
     measured = []
     try:
-        for row in benchmark.run(config, rows or (), rounds, setting):
+        for row in run(config, rows or (), rounds, setting):
             measured.append(row)
             messages.print(f"[dim]{row.name}: {row.ratio():.2f}[/dim]")
     except ImportError as error:
@@ -215,7 +216,7 @@ def bench(
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for row in measured:
         for place, name in enumerate(row.measured):
-            ratio = f"{row.ratio(name):.2f}" if name.startswith(benchmark.OURS) else ""
+            ratio = f"{row.ratio(name):.2f}" if name.startswith(OURS) else ""
             taken = f"{row.median(name):,.1f} {row.unit} ±{row.spread(name):4.0%}"
             floor = f"{row.median(name) / row.floor:.2f}" if row.floor else ""
             table.add_row("" if place else row.name, name, taken, ratio, floor)
@@ -235,7 +236,7 @@ def family() -> None:
     """Print the family tree, drawn from the imports of the models' files, with what each added."""
     from rich.tree import Tree
 
-    from allformers.models import family as members
+    from allformers.inspection.family import family as members
 
     places: dict[str | None, Tree] = {None: Tree("transformers", hide_root=True)}
     for member in members():

@@ -22,7 +22,7 @@ from allformers.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from allformers.tokenizers import Tokenizer
+    from allformers.inputs.tokenizers import Tokenizer
 
 
 class TokenizerName(StrEnum):
@@ -69,7 +69,7 @@ def generate(
     import torch
 
     import allformers
-    from allformers.tokenizers import NAMED, load_tokenizer
+    from allformers.inputs.tokenizers import NAMED, load_tokenizer
 
     announce(model)
     loaded = allformers.load(
@@ -96,7 +96,7 @@ def generate(
         prefill=prefill,
     )
     if compile:
-        from allformers.speed import CompiledSteps, compile_steps
+        from allformers.speed.steps import CompiledSteps, compile_steps
 
         if isinstance(compile_steps(loaded).step, CompiledSteps):
             messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from allformers.shapes import ShapeError
+from allformers.nn.shapes import ShapeError
 
 Edit = Callable[[Tensor], Tensor]
 """Something that takes a captured tensor and gives the one to go on with, of the same shape."""

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.inspection.capture import capture, names
-from allformers.shapes import checked
+from allformers.nn.shapes import checked
 
 
 @dataclass(frozen=True)

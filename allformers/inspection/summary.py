@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.checkpoints import weight_axes, without_memory
+from allformers.checkpoints.loading import weight_axes, without_memory
 
 
 class ModuleCost(NamedTuple):

@@ -26,8 +26,8 @@ import torch
 from einops.parsing import ParsedExpression
 from torch import Tensor, nn
 
-from allformers.checkpoints import weight_axes
-from allformers.linear import Linear
+from allformers.checkpoints.loading import weight_axes
+from allformers.nn.linear import Linear
 
 EINOPS: Mapping[str, Callable[..., Any]] = {
     name: getattr(einops, name) for name in ("rearrange", "repeat", "reduce", "einsum")

@@ -23,11 +23,12 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor, nn
 
+from allformers.nn.shapes import ShapeError, checked
+from allformers.practice.course import entry_of
 from allformers.practice.exercise import Case, Exercise, Fault, label, largest
 from allformers.practice.named import violations
 from allformers.practice.report import Outcome
 from allformers.practice.source import is_unwritten, left_to_write, stub
-from allformers.shapes import ShapeError, checked
 
 SEED = 20260101
 
@@ -390,7 +391,7 @@ def read_file(exercise: Exercise, path: Path) -> Subject:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Fault(f"{path.name} cannot be read: {error}") from None
-    module = types.ModuleType(exercise.entry.stem)
+    module = types.ModuleType(entry_of(exercise).stem)
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     linecache.checkcache(str(path))

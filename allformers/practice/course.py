@@ -124,3 +124,8 @@ def find(name: str) -> Entry:
     raise ValueError(
         f"there is no exercise {name}; " + (f"do you mean {near[0]}?" if near else f"there are: {', '.join(names)}")
     )
+
+
+def entry_of(exercise: "Exercise") -> Entry:
+    """An exercise's place in the course."""
+    return find(exercise.module.rpartition(".")[2])

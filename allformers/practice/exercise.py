@@ -16,8 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from allformers.practice.course import Entry, find
-
 Property = Callable[..., str | None]
 """Something that has to hold of what was written, beyond its values.
 
@@ -97,11 +95,6 @@ class Exercise:
     reference: Any = None
     bug: Bug | None = None
     tolerance: float = 1e-5
-
-    @property
-    def entry(self) -> Entry:
-        """Its place in the course."""
-        return find(self.module.rpartition(".")[2])
 
     @property
     def main(self) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allformers.files import digest, replacing
+from allformers.checkpoints.atomic import digest, replacing
 from allformers.practice.course import Entry, entries
 from allformers.practice.report import Report
 

@@ -15,7 +15,10 @@ UNNAMED = frozenset(
 
 def violations(source: ast.AST) -> Iterator[tuple[int, str]]:
     """Every operation on axes that does not name them: its line, and what it is."""
+    of_text = {id(node.func) for node in ast.walk(source) if isinstance(node, ast.Call) and _splits_text(node)}
     for node in ast.walk(source):
+        if id(node) in of_text:
+            continue
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
             yield node.lineno, "@"
         elif isinstance(node, ast.Attribute) and (node.attr in UNNAMED or node.attr.startswith("Transformer")):
@@ -25,3 +28,9 @@ def violations(source: ast.AST) -> Iterator[tuple[int, str]]:
             is_type = isinstance(node.value, ast.Name) and node.value.id[0].isupper()  # such as Callable[..., None]
             if not is_type and any(isinstance(part, ast.Constant) and part.value is None for part in parts):
                 yield node.lineno, "[None]"
+
+
+def _splits_text(call: ast.Call) -> bool:
+    """Whether a call of `split` is that of a string: it takes nothing, or a separator, and a tensor's takes sizes."""
+    is_split = isinstance(call.func, ast.Attribute) and call.func.attr == "split"
+    return is_split and all(isinstance(a, ast.Constant) and isinstance(a.value, str) for a in call.args)

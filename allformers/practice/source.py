@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from types import ModuleType
 
+from allformers.practice.course import entry_of
 from allformers.practice.exercise import Exercise
 
 NOT_WRITTEN = "not written yet"
@@ -19,7 +20,7 @@ _HERE = "allformers.practice."
 
 def stub(exercise: Exercise) -> str:
     """The file that a learner begins with: the task, the imports, signatures without bodies, or code with a bug."""
-    entry = exercise.entry
+    entry = entry_of(exercise)
     told = f"{entry.title}: {entry.teaches}"
     check = f"    allformers practice check {entry.name}"
     docstring = "\n\n".join([textwrap.fill(told, 120, initial_indent='"""').strip(), entry.task, check])

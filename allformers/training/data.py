@@ -21,10 +21,10 @@ from einops import rearrange
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from allformers.checkpoints import read_json
-from allformers.files import digest, new_folder
-from allformers.shapes import checked
-from allformers.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
+from allformers.checkpoints.atomic import digest, new_folder
+from allformers.checkpoints.hub import read_json
+from allformers.inputs.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
+from allformers.nn.shapes import checked
 
 TOKENIZERS = ("bytes", "characters", "gpt2")
 """How a text can be cut into tokens: bytes, the characters that occur in it, or GPT-2's BPE."""

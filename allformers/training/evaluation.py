@@ -18,8 +18,8 @@ from einops import rearrange
 from jaxtyping import Integer
 from torch import Tensor, nn
 
-from allformers.generation import evaluating
-from allformers.shapes import checked
+from allformers.generation.generate import evaluating
+from allformers.nn.shapes import checked
 from allformers.training.processes import ALONE, Processes
 
 

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from allformers.shapes import checked
+from allformers.nn.shapes import checked
 from allformers.training.data import draw_batch
 from allformers.training.processes import ALONE, Processes
-from allformers.training.recipe import Recipe
+from allformers.training.recipes import Recipe
 
 
 class Progress(NamedTuple):

@@ -28,12 +28,15 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from allformers.checkpoints import checkpoint_tensors, read_json, save_tensors, write_pretrained
-from allformers.files import digest, new_folder, remove_drafts, remove_folder, replacing
-from allformers.tokenizers import Tokenizer
+from allformers.checkpoints.atomic import digest, new_folder, remove_drafts, remove_folder, replacing
+from allformers.checkpoints.hub import read_json
+from allformers.checkpoints.loading import checkpoint_tensors
+from allformers.checkpoints.pretrained import write_pretrained
+from allformers.checkpoints.tensors import save_tensors
+from allformers.inputs.tokenizers import Tokenizer
 from allformers.training.evaluation import evaluate
 from allformers.training.loop import Trainer
-from allformers.training.recipe import Recipe
+from allformers.training.recipes import Recipe
 
 KEPT = 2
 """How many checkpoints of a run are kept."""

@@ -9,11 +9,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from allformers.checkpoints import checkpoint_tensors, write_config
+from allformers.checkpoints.config_json import write_config
+from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.inspection import capture, names, replaced_by, without_heads
-from allformers.models import READING_ORDER
 from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
-from allformers.shapes import ShapeError
+from allformers.models.registry import READING_ORDER
+from allformers.nn.shapes import ShapeError
 from conftest import perturb
 
 LAYERS = 3

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from allformers.checkpoints import checkpoint_tensors, write_config
+from allformers.checkpoints.config_json import write_config
+from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.inspection.compare import compare_models, compare_texts, entropy, jensen_shannon, run_through
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from conftest import perturb

@@ -16,10 +16,11 @@ import transformers
 from einops import rearrange
 from torch import Tensor, nn
 
-from allformers import speed
 from allformers.inspection import on_meta, summarise, trace
-from allformers.models import READING_ORDER, load
-from allformers.speed import compile_steps, prepare
+from allformers.models.registry import READING_ORDER, load
+from allformers.speed import prepare as prepare_module
+from allformers.speed.prepare import prepare
+from allformers.speed.steps import compile_steps
 from conftest import close_enough, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
@@ -214,7 +215,7 @@ def other_choices(ours: Any, reference: Any, token_ids: Tensor) -> list[str]:
 @pytest.fixture
 def _rows_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let prepared layers as small as these take the way that is meant for large ones."""
-    monkeypatch.setattr(speed, "_WORTHWHILE", 0)
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
 
 
 @pytest.mark.usefixtures("_rows_of_any_size")
@@ -532,7 +533,8 @@ def test_tokens_sent_to_experts_get_what_they_would_fetch(family: str) -> None:
 
 
 def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
-    from allformers.checkpoints import CheckpointError, read_config
+    from allformers.checkpoints import CheckpointError
+    from allformers.checkpoints.config_json import read_config
     from allformers.models.gemma3.gemma3 import Gemma3
     from allformers.models.llama.llama import Llama
 

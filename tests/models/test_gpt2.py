@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.shapes import ShapeError
+from allformers.nn.shapes import ShapeError
 from conftest import perturb
 
 ODD = GPT2Config(vocab_size=97, context_length=24, embedding_dim=39, num_layers=3, num_heads=3, mlp_dim=53, dropout=0.0)

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from allformers.inspection import capture, compare_models
-from allformers.models import load
+from allformers.models.registry import load
 from allformers.practice.course import Entry, entries, find
 from allformers.practice.folder import Folder
 from allformers.practice.loading import Loader

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import allformers
+from allformers.generation.sampling import apply_temperature, greedy, keep_top_k, keep_top_p
 from allformers.inspection import capture
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.sampling import apply_temperature, greedy, keep_top_k, keep_top_p
-from docs.live import write_weights
+from docs.engine.live import write_weights
 
 ASSETS = Path(__file__).parents[2] / "docs" / "assets"
 LOWEST = torch.finfo(torch.float32).min
@@ -236,7 +236,7 @@ SETTINGS: list[tuple[float, int | None, float | None]] = [
 
 
 def python_distribution(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """What `allformers.sampling.sample` draws from."""
+    """What `allformers.generation.sampling.sample` draws from."""
     if temperature == 0:
         return F.one_hot(greedy(logits), logits.shape[-1]).float()
     logits = apply_temperature(logits, temperature)

@@ -20,13 +20,13 @@ from einops import einsum, rearrange
 from markdown import Markdown
 
 from allformers.inspection import capture, on_meta
-from allformers.models import READING_ORDER, load
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.registry import READING_ORDER, load
+from allformers.nn.axes import AXES
 from allformers.practice.course import SECTIONS, Entry, entries, find
 from allformers.practice.source import answer, code, stub
-from allformers.shapes import AXES
-from docs import facts, record
-from docs.record import Module, WalkError
+from docs.engine import facts, record
+from docs.engine.record import Module, WalkError
 from reading import Element, parse
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_every_module_that_is_walked_is_shown_as_it_is(pages: dict[str, str]) ->
             found[module] = wrong_code(walk, source)
     assert not any(found.values()), found
     assert {entry.module for entry in READING_ORDER} <= set(found)  # every model has its page
-    assert {"allformers.shapes", "allformers.sampling", "allformers.training.loop"} <= set(found)
+    assert {"allformers.shapes", "allformers.generation.sampling", "allformers.training.loop"} <= set(found)
 
 
 # -- Shapes and numbers ------------------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ def test_a_changed_source_is_not_covered_by_the_record_of_parity(
 
 
 def test_a_change_that_the_source_does_not_have_is_refused() -> None:
-    from docs.breaks import outcome
+    from docs.engine.breaks import outcome
 
     with pytest.raises(WalkError, match="0 times, expected once"):
         outcome("what is not there", "anything")
@@ -500,7 +500,7 @@ def test_an_expression_that_fails_says_so(expression: str, message: str) -> None
 
 
 def test_a_formula_names_axes_that_there_are() -> None:
-    from docs.blocks import formula_html
+    from docs.engine.blocks import formula_html
 
     assert 'data-ax="head_dim"' in formula_html(r"\sqrt{\ax{head_dim}}")
     with pytest.raises(WalkError, match="names width, which is no axis"):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allformers.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+from allformers.inputs.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from allformers.training import data
 from allformers.training.data import (
     CORPORA,

@@ -75,7 +75,8 @@ def test_the_loss_is_what_a_loop_over_windows_gives(model: GPT2, length: int, wi
 def test_a_sliding_window_measures_as_the_reference_documents_it(model: GPT2) -> None:
     """The loop of transformers' page on perplexity, written anew: labels of -100 for what was predicted before."""
     transformers = pytest.importorskip("transformers")
-    from allformers.checkpoints import checkpoint_tensors, write_config
+    from allformers.checkpoints.config_json import write_config
+    from allformers.checkpoints.loading import checkpoint_tensors
 
     config = transformers.GPT2Config(**write_config(GPT2.format, model.config))
     reference = transformers.GPT2LMHeadModel(config).eval()

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from allformers import recipes
-from allformers.checkpoints import BUNDLED, checkpoint_tensors, write_config
+from allformers.checkpoints.config_json import write_config
+from allformers.checkpoints.hub import BUNDLED
+from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.inspection import summarise
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.training import recipes
 from allformers.training.data import HELLO_WORLD, python_documentation, split
 from allformers.training.evaluation import evaluate
 from allformers.training.loop import Trainer, learning_rate_at, make_optimizer, next_token_loss
-from allformers.training.recipe import Recipe
+from allformers.training.recipes import Recipe
 from conftest import perturb, true_float64
 
 TINY = dataclasses.replace(GPT2Config.tiny(), dropout=0.1)

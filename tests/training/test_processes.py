@@ -109,7 +109,7 @@ def test_alone_nothing_is_exchanged() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    from allformers.recipes import hello_world
+    from allformers.training.recipes import hello_world
 
     recipe = hello_world()
     with pytest.raises(ValueError, match="a batch of 1 sequences does not divide into equal parts for 2 processes"):

@@ -19,14 +19,13 @@ from typing import Any
 import pytest
 import torch
 
-from allformers import recipes
 from allformers.checkpoints import CheckpointError
-from allformers.files import digest
+from allformers.checkpoints.atomic import digest
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.recipes import train
-from allformers.training import runs
-from allformers.training.recipe import Recipe
+from allformers.training import data, recipes, runs
+from allformers.training.recipes import Recipe
 from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
+from allformers.training.train import train
 from conftest import SHARED, perturb
 
 MODEL = GPT2Config(
@@ -236,7 +235,7 @@ def test_another_text_is_refused(stopped: Path) -> None:
     shutil.rmtree(stopped / "data")
     text = stopped / "other.txt"
     text.write_text("Hello, world? I am a transformer, and this is the one sentence that I know by heart!!")
-    recipes.prepare(str(text), stopped / "data", "characters")
+    data.prepare(str(text), stopped / "data", "characters")
     with pytest.raises(
         RunError, match=r"cannot go on with another recipe: model\.vocab_size|learned from another text"
     ):
@@ -401,7 +400,7 @@ def test_a_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
 def test_a_text_with_more_kinds_of_tokens_than_the_checkpoint_is_refused(tmp_path: Path) -> None:
     perturb(small := GPT2(MODEL))
     small.save_pretrained(tmp_path / "small")
-    recipes.prepare("hello-world", tmp_path / "bytes", "bytes")
+    data.prepare("hello-world", tmp_path / "bytes", "bytes")
     recipe = recipes.continuing(make_recipe(), str(tmp_path / "small"))
     with pytest.raises(ValueError, match=r"cut into 256 kinds of tokens, but .* has a vocabulary of 24"):
         follow(tmp_path / "run", dataclasses.replace(recipe, corpus=str(tmp_path / "bytes")))
@@ -409,7 +408,7 @@ def test_a_text_with_more_kinds_of_tokens_than_the_checkpoint_is_refused(tmp_pat
 
 
 def test_prepared_data_is_used_where_it_lies_with_its_own_tokenizer(tmp_path: Path) -> None:
-    recipes.prepare("hello-world", tmp_path / "tokens", "bytes")
+    data.prepare("hello-world", tmp_path / "tokens", "bytes")
     follow(tmp_path / "run", make_recipe(corpus=str(tmp_path / "tokens")))
     assert not (tmp_path / "run" / "data").exists()
     assert GPT2.from_pretrained(tmp_path / "run").config.vocab_size == 256

@@ -27,11 +27,12 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
-from allformers.configuration import Configuration, Count, Positive, Probability, one_of
-from allformers.linear import Linear
+from allformers.checkpoints.pretrained import Checkpointed
+from allformers.checkpoints.tables import NOT_ARITHMETIC, Field, Format, Weight, each_layer, linear, norm
 from allformers.models.gpt2.gpt2 import ACTIVATIONS, MLP, size
-from allformers.shapes import check_token_ids, checked
+from allformers.nn.config import Configuration, Count, Positive, Probability, one_of
+from allformers.nn.linear import Linear
+from allformers.nn.shapes import check_token_ids, checked
 
 WORDS: Mapping[str, Any] = {"vocab_size": 30522, "context_length": 512}
 BYTES: Mapping[str, Any] = {"vocab_size": 256, "context_length": 128}

@@ -22,14 +22,14 @@ from einops import einsum, rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allformers.cache import LayerCache
-from allformers.checkpoints import Field, Weight, each_layer, linear
-from allformers.configuration import Count, EvenCount, Positive, Whole
-from allformers.linear import Linear
+from allformers.checkpoints.tables import Field, Weight, each_layer, linear
 from allformers.models.llama.llama import MLP, TINY, Block, Llama, LlamaConfig, RMSNorm, size
 from allformers.models.mixtral.mixtral import MixtureOfExperts
-from allformers.rotary import rotate, sharpen_like_yarn
-from allformers.shapes import checked
+from allformers.nn.cache import LayerCache
+from allformers.nn.config import Count, EvenCount, Positive, Whole
+from allformers.nn.linear import Linear
+from allformers.nn.rope import rotate, sharpen_like_yarn
+from allformers.nn.shapes import checked
 
 LATENT_EPS = 1e-6
 """What the norms of both latents add, whatever `norm_eps` says: the reference has it so."""

@@ -12,11 +12,11 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.checkpoints import Field
-from allformers.configuration import Positive, one_of
+from allformers.checkpoints.tables import Field
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
 from allformers.models.llama.llama import TINY, Block, Llama, LlamaConfig, size
-from allformers.shapes import checked
+from allformers.nn.config import Positive, one_of
+from allformers.nn.shapes import checked
 
 PUBLISHED: Mapping[str, Any] = {"vocab_size": 256000, "context_length": 8192}
 

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from allformers.cache import LayerCache
-from allformers.checkpoints import Field, Weight, each_layer
-from allformers.configuration import Count, Positive
+from allformers.checkpoints.tables import Field, Weight, each_layer
 from allformers.models.gemma.gemma import PUBLISHED, Gemma, GemmaBlock, GemmaConfig
 from allformers.models.llama.llama import TINY, Attention, size
 from allformers.models.mistral.mistral import Mistral
-from allformers.shapes import checked
+from allformers.nn.cache import LayerCache
+from allformers.nn.config import Count, Positive
+from allformers.nn.shapes import checked
 
 Kind = Literal["sliding_attention", "full_attention"]
 LOCAL: Kind = "sliding_attention"

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from allformers.checkpoints import Field
-from allformers.configuration import Positive
+from allformers.checkpoints.tables import Field
 from allformers.models.gemma.gemma import GemmaNorm
 from allformers.models.gemma2.gemma2 import GLOBAL, LOCAL, Gemma2, Gemma2Attention, Gemma2Block, Gemma2Config, Kind
 from allformers.models.llama.llama import TINY, size
 from allformers.models.qwen3.qwen3 import QK_NORMS, Qwen3Attention
-from allformers.rotary import frequencies
+from allformers.nn.config import Positive
+from allformers.nn.rope import frequencies
 
 SMALL: Mapping[str, Any] = {"vocab_size": 262144, "context_length": 32768, "sliding_window": 512}
 SCALED: Mapping[str, Any] = {"rope_type": "linear", "rope_factor": 8.0}

@@ -32,12 +32,13 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allformers.cache import Cache, LayerCache
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
-from allformers.configuration import Configuration, Count, Positive, Preset, Probability, one_of
-from allformers.generation import Generative
-from allformers.linear import Linear
-from allformers.shapes import check_token_ids, checked
+from allformers.checkpoints.pretrained import Checkpointed
+from allformers.checkpoints.tables import NOT_ARITHMETIC, Field, Format, Weight, each_layer, linear, norm
+from allformers.generation.decoder import Generative
+from allformers.nn.cache import Cache, LayerCache
+from allformers.nn.config import Configuration, Count, Positive, Preset, Probability, one_of
+from allformers.nn.linear import Linear
+from allformers.nn.shapes import check_token_ids, checked
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {

@@ -30,14 +30,15 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allformers.cache import Cache, LayerCache
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear
-from allformers.configuration import Count, EvenCount, Positive, Preset, Probability, one_of
-from allformers.generation import Generative
-from allformers.linear import Linear
+from allformers.checkpoints.pretrained import Checkpointed
+from allformers.checkpoints.tables import NOT_ARITHMETIC, Field, Format, Weight, each_layer, linear
+from allformers.generation.decoder import Generative
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
-from allformers.rotary import Rotations, angles, rotate, turns
-from allformers.shapes import check_token_ids, checked
+from allformers.nn.cache import Cache, LayerCache
+from allformers.nn.config import Count, EvenCount, Positive, Preset, Probability, one_of
+from allformers.nn.linear import Linear
+from allformers.nn.rope import Rotations, angles, rotate, turns
+from allformers.nn.shapes import check_token_ids, checked
 
 SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "embedding_dim", "mlp_dim")
 

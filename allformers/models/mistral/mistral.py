@@ -14,11 +14,11 @@ from typing import Any, Literal
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from allformers.cache import Cache
-from allformers.checkpoints import Field
-from allformers.configuration import Count
+from allformers.checkpoints.tables import Field
 from allformers.models.llama.llama import TINY, Llama, LlamaConfig, size
-from allformers.shapes import checked
+from allformers.nn.cache import Cache
+from allformers.nn.config import Count
+from allformers.nn.shapes import checked
 
 V01: Mapping[str, Any] = {"vocab_size": 32000, "context_length": 32768, "sliding_window": 4096}
 V03: Mapping[str, Any] = {"vocab_size": 32768, "context_length": 32768, "rope_theta": 1e6}

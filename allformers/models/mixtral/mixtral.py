@@ -17,13 +17,13 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.checkpoints import Field, Weight, each_layer
-from allformers.configuration import Count
-from allformers.linear import Linear
+from allformers.checkpoints.tables import Field, Weight, each_layer
 from allformers.models.gpt2.gpt2 import ACTIVATIONS
 from allformers.models.llama.llama import TINY, Block, size
 from allformers.models.mistral.mistral import Mistral, MistralConfig
-from allformers.shapes import checked
+from allformers.nn.config import Count
+from allformers.nn.linear import Linear
+from allformers.nn.shapes import checked
 
 EIGHT: Mapping[str, Any] = {"num_experts": 8, "num_chosen": 2, "rope_theta": 1e6}
 SMALL: Mapping[str, Any] = {**EIGHT, "vocab_size": 32000, "context_length": 32768}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from allformers.linear import Linear
 from allformers.models.llama.llama import TINY, Attention, Block, Llama, LlamaConfig, size
+from allformers.nn.linear import Linear
 
 TIED: Mapping[str, Any] = {"tie_embeddings": True, "norm_eps": 1e-6}
 SMALL: Mapping[str, Any] = {**TIED, "vocab_size": 151936, "context_length": 32768, "rope_theta": 1e6}

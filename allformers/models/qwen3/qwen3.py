@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from allformers.checkpoints import Weight, each_layer
+from allformers.checkpoints.tables import Weight, each_layer
 from allformers.models.llama.llama import TINY, Attention, Block, Llama, LlamaConfig, RMSNorm, size
 from allformers.models.qwen2.qwen2 import DEFAULTS, WINDOW_IGNORED, WINDOW_REFUSED
-from allformers.shapes import checked
+from allformers.nn.shapes import checked
 
 UNTIED: Mapping[str, Any] = {"vocab_size": 151936, "context_length": 40960, "rope_theta": 1e6, "norm_eps": 1e-6}
 TIED: Mapping[str, Any] = {**UNTIED, "tie_embeddings": True}

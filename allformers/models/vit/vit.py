@@ -24,13 +24,14 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from allformers.checkpoints import NOT_ARITHMETIC, Checkpointed, Field, Format, Weight, each_layer, linear, norm
-from allformers.configuration import Count, Probability
-from allformers.linear import Linear
+from allformers.checkpoints.pretrained import Checkpointed
+from allformers.checkpoints.tables import NOT_ARITHMETIC, Field, Format, Weight, each_layer, linear, norm
 from allformers.models.bert.bert import ENCODER_FIELDS, EncoderConfig
 from allformers.models.bert.bert import Block as PostNormBlock
 from allformers.models.gpt2.gpt2 import size
-from allformers.shapes import checked
+from allformers.nn.config import Count, Probability
+from allformers.nn.linear import Linear
+from allformers.nn.shapes import checked
 
 IMAGENET: Mapping[str, Any] = {"image_size": 224, "patch_size": 16, "num_labels": 1000}
 TESTS: Mapping[str, Any] = {"image_size": 32, "patch_size": 8, "num_labels": 10}

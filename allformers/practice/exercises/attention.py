@@ -40,8 +40,8 @@ from torch import Tensor, nn
 
 from allformers.models.gpt2 import gpt2
 from allformers.models.gpt2.gpt2 import GPT2Config
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 class CausalSelfAttention(nn.Module):

@@ -30,9 +30,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.split_heads import split_heads
-from allformers.shapes import checked
 
 
 @checked

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from allformers.models.gpt2 import gpt2
 from allformers.models.gpt2.gpt2 import GPT2Config
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.attention import CausalSelfAttention
 from allformers.practice.exercises.layer_norm import LayerNorm
 from allformers.practice.exercises.mlp import MLP
-from allformers.shapes import checked
 
 
 class Block(nn.Module):

@@ -26,8 +26,8 @@ from einops import rearrange, reduce
 from jaxtyping import Bool
 from torch import Tensor
 
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, paragraphs
-from allformers.shapes import checked
 
 
 @checked

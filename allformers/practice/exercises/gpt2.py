@@ -37,13 +37,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.models import load
 from allformers.models.gpt2 import gpt2
 from allformers.models.gpt2.gpt2 import GPT2Config
+from allformers.models.registry import load
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.block import Block
 from allformers.practice.exercises.causal_mask import causal_mask
-from allformers.shapes import checked
 
 
 class GPT2(nn.Module):

@@ -31,8 +31,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, paragraphs
-from allformers.shapes import checked
 
 
 @checked
@@ -148,7 +148,7 @@ exercise = Exercise(
         torch.cat([text, rearrange(likeliest, "batch -> batch 1")], dim=1)`.
         """
     ),
-    page="writing.html#Generative._write.for",
-    part_of="allformers.generation.Generative._write",
+    page="writing.html#write.for",
+    part_of="allformers.generation.generate.write",
     after=("gpt2",),
 )

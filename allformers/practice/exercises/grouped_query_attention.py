@@ -45,10 +45,10 @@ from torch import Tensor, nn
 
 from allformers.models.llama import llama
 from allformers.models.llama.llama import LlamaConfig
+from allformers.nn.rope import angles, frequencies, turns
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.rotary import rotate
-from allformers.rotary import angles, frequencies, turns
-from allformers.shapes import checked
 
 
 class GroupedQueryAttention(nn.Module):

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from allformers.models.gpt2 import gpt2
 from allformers.models.gpt2.gpt2 import GPT2Config
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 class KeyValueCache:
@@ -203,6 +203,6 @@ exercise = Exercise(
         """
     ),
     page="writing.html#LayerCache.append",
-    part_of="allformers.cache.LayerCache.append",
+    part_of="allformers.nn.cache.LayerCache.append",
     after=("attention",),
 )

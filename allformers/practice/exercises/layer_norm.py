@@ -31,8 +31,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 class LayerNorm(nn.Module):

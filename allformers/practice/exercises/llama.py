@@ -43,13 +43,13 @@ from torch import Tensor, nn
 
 from allformers.models.llama import llama
 from allformers.models.llama.llama import LlamaConfig
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.causal_mask import causal_mask
 from allformers.practice.exercises.grouped_query_attention import GroupedQueryAttention
 from allformers.practice.exercises.rms_norm import RMSNorm
 from allformers.practice.exercises.rotary import angles, frequencies
 from allformers.practice.exercises.swiglu import SwiGLU
-from allformers.shapes import checked
 
 
 class Block(nn.Module):

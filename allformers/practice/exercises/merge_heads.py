@@ -24,9 +24,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.split_heads import split_heads
-from allformers.shapes import checked
 
 
 @checked

@@ -34,8 +34,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, paragraphs
-from allformers.shapes import checked
 
 
 @checked

@@ -30,8 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allformers.models.llama import llama
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 class RMSNorm(nn.Module):

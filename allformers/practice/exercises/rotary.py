@@ -36,9 +36,9 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allformers import rotary
+from allformers.nn import rope
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 @checked
@@ -148,7 +148,7 @@ def only_the_distance_counts(frequencies: Function, angles: Function, rotate: Fu
 
 def reference(x: Tensor, turned: Tensor) -> Tensor:
     """The package's own, which takes cosines and sines once for all layers."""
-    return rotary.rotate(x, rotary.turns(turned))
+    return rope.rotate(x, rope.turns(turned))
 
 
 def _said(numbers: list[float]) -> str:
@@ -183,6 +183,6 @@ exercise = Exercise(
         """
     ),
     page="llama.html#rotate",
-    part_of="allformers.rotary.rotate",
+    part_of="allformers.nn.rope.rotate",
     after=("split-heads", "attention"),
 )

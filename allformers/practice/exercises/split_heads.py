@@ -23,8 +23,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, paragraphs
-from allformers.shapes import checked
 
 
 @checked

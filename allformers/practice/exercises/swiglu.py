@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from allformers.models.llama import llama
 from allformers.models.llama.llama import LlamaConfig
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 class SwiGLU(nn.Module):

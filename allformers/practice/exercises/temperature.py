@@ -35,9 +35,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allformers import sampling
+from allformers.generation import sampling
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, paragraphs
-from allformers.shapes import checked
 
 
 @checked
@@ -121,6 +121,6 @@ exercise = Exercise(
         """
     ),
     page="writing.html#apply_temperature",
-    part_of="allformers.sampling.apply_temperature",
+    part_of="allformers.generation.sampling.apply_temperature",
     after=("greedy",),
 )

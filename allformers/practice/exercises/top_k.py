@@ -25,9 +25,9 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from allformers import sampling
+from allformers.generation import sampling
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 @checked
@@ -104,6 +104,6 @@ exercise = Exercise(
         """
     ),
     page="writing.html#keep_top_k",
-    part_of="allformers.sampling.keep_top_k",
+    part_of="allformers.generation.sampling.keep_top_k",
     after=("temperature",),
 )

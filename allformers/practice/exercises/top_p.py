@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from allformers import sampling
+from allformers.generation import sampling
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
-from allformers.shapes import checked
 
 
 @checked
@@ -135,6 +135,6 @@ exercise = Exercise(
         """
     ),
     page="writing.html#keep_top_p",
-    part_of="allformers.sampling.keep_top_p",
+    part_of="allformers.generation.sampling.keep_top_p",
     after=("top-k",),
 )

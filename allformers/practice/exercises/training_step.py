@@ -36,9 +36,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, paragraphs
 from allformers.practice.exercises.loss import inputs_and_targets, next_token_loss
-from allformers.shapes import checked
 
 
 @checked

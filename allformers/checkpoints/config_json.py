@@ -1,0 +1,88 @@
+"""A model's configuration, read from a `config.json` and written to one by its table of fields."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.tables import Format
+
+
+def read_config(form: Format, given: Mapping[str, Any], where: str = "config.json") -> Any:
+    """A model's configuration from the contents of a `config.json`.
+
+    Raises:
+        CheckpointError: another architecture, a field with which the model would be another one, or a value out of
+            range; all of them at once.
+    """
+    if given.get("model_type") != form.model_type:
+        raise CheckpointError(
+            f"{where}: model_type is {given.get('model_type')!r}, but this is the class for {form.model_type!r}"
+        )
+    given = _renamed(_flat(_renamed(given, form.aliases), form), form.aliases)
+    faults: list[str] = []
+    for name, (accepted, reason) in form.refused_fields.items():
+        if given.get(name, accepted) != accepted:
+            faults.append(f"{name} is {given[name]!r}; only {accepted!r} is supported: {reason}")
+    known = {field.theirs for field in form.fields} | set(form.ignored_fields) | set(form.refused_fields)
+    unknown = sorted(set(given) - known)
+    if unknown:
+        warnings.warn(
+            f"{where}: ignoring {', '.join(unknown)}, unknown to the reference implementation too", stacklevel=3
+        )
+    ours: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for field in form.fields:
+        value = given.get(field.theirs)
+        if value is None:
+            value = field.default({**given, **ours}) if callable(field.default) else field.default
+        if field.ours in ours and ours[field.ours] != value:
+            faults.append(
+                f"{sources[field.ours]} is {ours[field.ours]!r} but {field.theirs} is {value!r}; here both are "
+                f"{field.ours}, so make them equal"
+            )
+        ours.setdefault(field.ours, value)
+        sources.setdefault(field.ours, field.theirs)
+    if not faults:
+        try:
+            return form.config_class(**ours)
+        except (ValueError, TypeError) as error:
+            named = [theirs for name, theirs in sources.items() if name in str(error)]
+            faults.append(f"{error} ({', '.join(named)})")
+    raise CheckpointError("\n  ".join([f"{where} does not describe a model that can be built here:", *faults]))
+
+
+def _renamed(given: Mapping[str, Any], aliases: Mapping[str, str]) -> Mapping[str, Any]:
+    """The fields under the names that the table has."""
+    for alias, name in aliases.items():
+        if alias in given:
+            given = {name: given[alias], **{key: value for key, value in given.items() if key != alias}}
+    return given
+
+
+def _flat(given: Mapping[str, Any], form: Format) -> Mapping[str, Any]:
+    """Fields of a nested object as fields of their own, with a dot in their names, where the table has such."""
+    nested = {field.theirs.rpartition(".")[0] for field in form.fields} - {""}
+    nested |= {name.partition(".")[0] for name in nested}
+    while inner := {name: value for name, value in given.items() if name in nested and (value is None or value)}:
+        given = {name: value for name, value in given.items() if name not in nested}
+        for name, value in inner.items():
+            if not isinstance(value, Mapping | None):
+                raise CheckpointError(f"{name} should be an object, not {value!r}")
+            given |= {f"{name}.{key}": one for key, one in (value or {}).items()}
+    return given
+
+
+def write_config(form: Format, config: Any) -> dict[str, Any]:
+    """The contents of a `config.json` for a model's configuration."""
+    fields: dict[str, Any] = {}
+    for field in form.fields:
+        if not field.is_written(config):
+            continue
+        *outer, name = field.theirs.split(".")
+        place = fields
+        for key in outer:
+            place = place.setdefault(key, {})
+        value = getattr(config, field.ours)
+        place[name] = list(value) if isinstance(value, tuple) else value
+    return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.written(config)}

@@ -1,0 +1,182 @@
+"""Weights, from a checkpoint into a model and back, by the model's table.
+
+Nothing is guessed and nothing dropped in silence: every name in the checkpoint and every parameter of the model is
+accounted for exactly once, or the whole list of what does not fit is one `CheckpointError`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from einops.parsing import ParsedExpression
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.tables import Weight
+from allformers.checkpoints.tensors import Stored
+
+if TYPE_CHECKING:
+    from allformers.checkpoints.pretrained import Checkpointed
+
+
+def checkpoint_tensors(model: "Checkpointed") -> dict[str, Tensor]:
+    """A model's weights, named and laid out as in its checkpoints, on the processor; a tied head is left out.
+
+    Of a model that is spread over several processes each gets the whole weights, and all have to call this.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {}
+    for row in _rows(model):
+        parameter = parameters[row.ours]
+        if row.tied_to is None or parameter is not parameters[row.tied_to]:
+            prefix = "" if row.tied_to else model.format.prefix
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
+            names = row.names(model.config.axes)
+            for name, part in zip(names, whole.detach() if len(names) > 1 else [whole.detach()], strict=True):
+                tensors[prefix + name] = _to_theirs(part.cpu(), row.each, model.config.axes).contiguous()
+    return tensors
+
+
+def weight_axes(model: "Checkpointed") -> dict[str, str]:
+    """The named axes of every parameter, by its name in the model."""
+    return {row.ours: row.our_axes for row in _rows(model)}
+
+
+def _rows(model: "Checkpointed") -> list[Weight]:
+    """The weight table with `{layer}` written out, as far as a model has these weights."""
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rows = []
+    for row in model.format.weights:
+        for layer in range(model.config.num_layers) if "{layer}" in row.theirs else ["0"]:
+            theirs, ours = (name.replace("{layer}", str(layer)) for name in (row.theirs, row.ours))
+            if ours in there:
+                rows.append(row._replace(theirs=theirs, ours=ours))
+    return rows
+
+
+def _sizes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
+    return {name: axes[name] for name in ParsedExpression(pattern).identifiers}
+
+
+def _shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that one side of a pattern describes: `"embed (heads head_dim)"` is (768, 12 * 64)."""
+    return tuple(torch.Size(axes[name] for name in group).numel() for group in ParsedExpression(pattern).composition)
+
+
+def _to_ours(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
+    return rearrange(tensor, row.axes, **_sizes(row.our_axes, axes)) if "->" in row.axes else tensor
+
+
+def _to_theirs(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
+    if "->" not in row.axes:
+        return tensor
+    return rearrange(tensor, f"{row.our_axes} -> {row.their_axes}", **_sizes(row.our_axes, axes))
+
+
+def _place(
+    stored: list[Stored], row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Read a weight into our layout: straight into place where their layout is another view of the same memory."""
+    whole = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
+    for one, ours in zip(stored, whole if len(stored) > 1 else [whole], strict=True):
+        theirs = _to_theirs(ours, row.each, axes)
+        one.copy_to(theirs)
+        if theirs.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
+            ours.copy_(_to_ours(theirs, row.each, axes))
+    return whole
+
+
+def build(
+    cls: type[Any],
+    config: Any,
+    stored: Mapping[str, Stored],
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    where: str,
+) -> Any:
+    """A model with the stored weights, or an error that lists everything that does not fit."""
+    model = without_memory(cls, config)
+    rows = _fitting(model, stored, where)
+    dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
+    state: dict[str, Tensor] = {}
+    for names, row in rows:
+        state[row.ours] = _place([stored[name] for name in names], row, config.axes, dtype, device or "cpu")
+    for _, row in rows:
+        if row.tied_to is not None and config.tie_embeddings:
+            if torch.equal(state[row.ours], state[row.tied_to]):
+                del state[row.ours]
+            else:  # a head of its own, whatever the configuration says: the reference keeps it too
+                model = without_memory(cls, dataclasses.replace(config, tie_embeddings=False))
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    for known in places.values():
+        filled = nn.Parameter(next(state[name] for name in known if name in state))
+        for owner, _, leaf in (name.rpartition(".") for name in known):
+            setattr(model.get_submodule(owner), leaf, filled)
+    return model.to(device or "cpu").eval()
+
+
+def without_memory(model_class: type[Any], config: Any) -> Any:
+    """A model whose weights have shapes and nothing else; none are drawn."""
+    with torch.device("meta"), _Undrawn():
+        return model_class(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skip drawing initial weights: the meta device has none, and asking it imports PyTorch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+def _today(name: str, endings: Mapping[str, str]) -> str:
+    """A weight's name with the ending that newer files have."""
+    for old, new in endings.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def _fitting(model: "Checkpointed", stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
+    """Each row of the table with the stored names that it stands for, once all names and all rows are accounted for."""
+    form, config = model.format, model.config
+    names = {_today(name.removeprefix(form.prefix), form.endings): name for name in stored}
+    rows = _rows(model)
+    table = {name: row for row in rows for name in row.names(config.axes)}
+    ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
+    faults = [
+        f"twice, with and without {form.prefix}: {name}"
+        for name in stored
+        if form.prefix and form.prefix + name in stored
+    ]
+    for theirs, row in table.items():
+        if theirs not in names:
+            if row.tied_to is None or not config.tie_embeddings:
+                faults.append(f"missing: {theirs} (for {row.ours})")
+            continue
+        one, expected = stored[names[theirs]], _shape(row.each.their_axes, config.axes)
+        if one.shape != expected:
+            faults.append(f"misshapen: {names[theirs]} is {one.shape}, expected {expected}: axes {row.each.their_axes}")
+        if not one.dtype.is_floating_point:
+            faults.append(f"not floating-point: {names[theirs]} is {one.dtype}")
+    faults += [
+        f"surplus: {original}"
+        for name, original in names.items()
+        if name not in table and not any(pattern.fullmatch(name) for pattern in ignored)
+    ]
+    if faults:
+        shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
+        raise CheckpointError("\n  ".join([f"the weights of {where} do not fit {type(model).__name__}:", *shown]))
+    found = [([names[theirs] for theirs in row.names(config.axes) if theirs in names], row) for row in rows]
+    return [(present, row) for present, row in found if present]

@@ -1,0 +1,209 @@
+"""Tables that connect a model with its checkpoints: what each weight and each field is called, and how it lies.
+
+What a model calls things, and how its matrices lie, differs from what the checkpoint says; each model states the
+differences once, as data, and the other files of this folder apply them in both directions:
+
+    Weight("h.{layer}.mlp.c_fc.weight", "blocks.{layer}.mlp.up.weight", "embed mlp -> mlp embed")
+    Field("n_embd", "embedding_dim", 768)
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Weight(NamedTuple):
+    """One row of a weight table.
+
+    Attributes:
+        theirs: the name in the checkpoint. `{layer}` stands for each layer's number. `{expert}` stands for each
+            expert's: theirs are single matrices, and ours holds them all, along its first axis `experts`.
+        ours: the name in the model.
+        axes: the axes of the weight; where it lies differently in the two, an einops pattern from theirs to ours.
+        tied_to: for a weight that the checkpoint may leave out: the parameter of ours that it then equals.
+
+    A row counts for the models that have such a parameter: without biases, the rows of biases stand for nothing, and
+    where only some layers have experts, the rows of experts are for those layers.
+    """
+
+    theirs: str
+    ours: str
+    axes: str
+    tied_to: str | None = None
+
+    @property
+    def their_axes(self) -> str:
+        """The axes as they lie in the checkpoint."""
+        return self.axes.split("->")[0].strip()
+
+    @property
+    def our_axes(self) -> str:
+        """The axes as they lie in the model."""
+        return self.axes.split("->")[-1].strip()
+
+    def names(self, axes: Mapping[str, int]) -> list[str]:
+        """The names in the checkpoint: one, or one for each expert."""
+        if "{expert}" not in self.theirs:
+            return [self.theirs]
+        return [self.theirs.replace("{expert}", str(expert)) for expert in range(axes["experts"])]
+
+    @property
+    def each(self) -> "Weight":
+        """The row for a single matrix of those that are joined: without the first axis, `experts`."""
+        if "{expert}" not in self.theirs:
+            return self
+        sides = [side.strip().removeprefix("experts").strip() for side in self.axes.split("->")]
+        return self._replace(axes=" -> ".join(sides))
+
+
+class Field(NamedTuple):
+    """One row of a configuration table.
+
+    Attributes:
+        theirs: the field in `config.json`; a dot stands for nesting.
+        ours: the field of the model's configuration. Rows that share it must agree in a checkpoint.
+        default: what the field means if it is missing or null: a value, or a function of what is known by then: all of
+            `config.json` under its names, and the rows above under ours.
+        when: for a field that only some kinds of configuration write: the field of ours that says so, then its values.
+    """
+
+    theirs: str
+    ours: str
+    default: Any | Callable[[Mapping[str, Any]], Any]
+    when: tuple[str, ...] = ()
+
+    def is_written(self, config: Any) -> bool:
+        """Whether a configuration writes it."""
+        return not self.when or getattr(config, self.when[0]) in self.when[1:]
+
+
+def linear(theirs: str, ours: str, axes: str) -> tuple[Weight, Weight]:
+    """The rows of a linear layer: its matrix, of these axes, and its bias, along the first axis of the matrix."""
+    matrix = Weight(f"{theirs}.weight", f"{ours}.weight", axes)
+    outputs = re.match(r"\(.*?\)|\w+", matrix.our_axes)
+    assert outputs is not None
+    return matrix, Weight(f"{theirs}.bias", f"{ours}.bias", outputs[0])
+
+
+def norm(theirs: str, ours: str, axes: str = "embed") -> tuple[Weight, Weight]:
+    """The rows of a layer norm: its gain and its shift."""
+    return Weight(f"{theirs}.weight", f"{ours}.weight", axes), Weight(f"{theirs}.bias", f"{ours}.bias", axes)
+
+
+def each_layer(theirs: str, ours: str, *rows: Weight) -> tuple[Weight, ...]:
+    """Rows for every layer, with what all names begin with."""
+    return tuple(row._replace(theirs=f"{theirs}.{row.theirs}", ours=f"{ours}.{row.ours}") for row in rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a model's checkpoints look: its two tables, and what is left out on purpose.
+
+    Attributes:
+        model_type: the value of `model_type` in `config.json`.
+        architecture: the reference's class, written to `architectures` when saving.
+        config_class: the model's configuration.
+        fields: the configuration table.
+        aliases: other names that the reference takes for the same fields.
+        ignored_fields: fields with no part in the arithmetic, each with the reason.
+        refused_fields: fields with which the model would be another one: the only value accepted, and the reason.
+        weights: the weight table.
+        ignored_weights: names that hold no weights, each with the reason.
+        prefix: what some checkpoints put before the names of everything except the head.
+        written: further fields to write for a configuration, where the reference's default would not fit it.
+        endings: other endings that older files have for the names of some weights.
+        from_disk: whether a live model names or lays out its weights otherwise than its files do, so that it has to be
+            copied by way of these.
+    """
+
+    model_type: str
+    architecture: str
+    config_class: type
+    fields: tuple[Field, ...]
+    aliases: Mapping[str, str]
+    ignored_fields: Mapping[str, str]
+    refused_fields: Mapping[str, tuple[Any, str]]
+    weights: tuple[Weight, ...]
+    ignored_weights: Mapping[str, str]
+    prefix: str = ""
+    written: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    endings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    from_disk: bool = False
+
+    def extended(
+        self,
+        model_type: str,
+        architecture: str,
+        config_class: type,
+        *,
+        without: tuple[str, ...] = (),
+        renamed: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        fields: tuple[Field, ...] = (),
+        refused_fields: Mapping[str, tuple[Any, str]] | None = None,
+        ignored_fields: Mapping[str, str] | None = None,
+        weights: tuple[Weight, ...] = (),
+        **others: Any,
+    ) -> "Format":
+        """The format of a descendant: this one, and what it says besides.
+
+        Args:
+            model_type: as for any format, like all that is not named here.
+            architecture: likewise.
+            config_class: likewise.
+            without: the rows that it does not have: beginnings of their names.
+            renamed: other beginnings of fields' names.
+            defaults: other defaults, by their names.
+            fields: further rows.
+            refused_fields: further fields.
+            ignored_fields: further fields.
+            weights: further rows.
+            others: what takes the place of what is here.
+        """
+
+        def now(theirs: str) -> str:
+            return functools.reduce(lambda name, pair: name.replace(*pair, 1), (renamed or {}).items(), theirs)
+
+        kept = [row._replace(theirs=now(row.theirs)) for row in self.fields if not row.theirs.startswith(without)]
+        changed = [row._replace(default=(defaults or {}).get(row.theirs, row.default)) for row in kept]
+        refused = {now(name): row for name, row in self.refused_fields.items() if not name.startswith(without)}
+        return dataclasses.replace(
+            self,
+            model_type=model_type,
+            architecture=architecture,
+            config_class=config_class,
+            fields=(*changed, *fields),
+            refused_fields={**refused, **(refused_fields or {})},
+            ignored_fields={**self.ignored_fields, **(ignored_fields or {})},
+            weights=(*(row for row in self.weights if not row.theirs.startswith(without)), *weights),
+            **others,
+        )
+
+
+NOT_ARITHMETIC: Mapping[str, str] = {
+    "model_type": "checked before anything else",
+    "architectures": "the class it was saved from; the weights say what there is",
+    "initializer_range": "for fresh weights only",
+    "dtype": "the weights say it themselves",
+    "torch_dtype": "the weights say it themselves",
+    "transformers_version": "who wrote the file",
+    "_name_or_path": "where it was loaded from",
+    "_num_labels": "for classification heads",
+    "id2label": "for classification heads",
+    "label2id": "for classification heads",
+    "problem_type": "for classification heads",
+    "bos_token_id": "for generation; say it in stop_tokens or the prompt",
+    "eos_token_id": "for generation; say it in stop_tokens or the prompt",
+    "pad_token_id": "padding is hidden whatever its id",
+    "task_specific_params": "settings for generation",
+    "use_cache": "whether to cache is the caller's choice",
+    "gradient_checkpointing": "memory in training, not arithmetic",
+    "return_dict": "what the reference's forward returns",
+    "output_attentions": "what the reference's forward returns",
+    "output_hidden_states": "what the reference's forward returns",
+    "chunk_size_feed_forward": "memory, not arithmetic",
+}
+"""Fields that any `config.json` may have and that change nothing in the model, each with the reason."""

@@ -1,0 +1,35 @@
+"""`allformers experiment`: answer a learner's question."""
+
+from typing import Annotated
+
+import typer
+
+from allformers.cli.console import Out, messages, write_figures
+
+
+def experiment(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="causal-mask, pre-norm, positions, shifted-targets, sampling, scale, kv-cache, weight-tying; or all."
+        ),
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Answer a learner's question by an experiment: numbers, a figure, and what they say."""
+    from allformers.experiments import EXPERIMENTS
+
+    unknown = [name for name in names or () if name not in EXPERIMENTS]
+    if unknown:
+        raise ValueError(f"there is no experiment {unknown[0]}; there are: {', '.join(EXPERIMENTS)}")
+    sections = {}
+    for name in names or EXPERIMENTS:
+        found = EXPERIMENTS[name]()
+        messages.print(f"[dim]{name}[/dim]")
+        print(f"{found.question}\n{found.conclusion}\n")
+        sections[found.question if out is not None and out.suffix == ".html" else name] = (
+            found.conclusion,
+            found.figure,
+        )
+    if out is not None:
+        write_figures("Experiments", sections, out)

@@ -1,0 +1,128 @@
+"""Rotary positions beside learned ones, beyond the length of training."""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from allformers.experiments.experiment import Experiment, question_of
+from allformers.inputs.tokenizers import ByteTokenizer
+from allformers.inspection import figures
+from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
+from allformers.nn.cache import Cache, LayerCache
+from allformers.nn.rope import angles, frequencies, rotate, turns
+from allformers.nn.shapes import checked
+from allformers.training.data import python_documentation
+from allformers.training.loop import Trainer
+from allformers.training.recipes import Recipe
+
+
+class RotaryAttention(CausalSelfAttention):
+    """GPT-2's attention with two lines more: queries and keys are turned by their positions."""
+
+    @checked
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq embed"],
+        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Let each position gather from itself and the positions before it, knowing how far away they are."""
+        fused = self.query_key_value(x)
+        queries, keys, values = rearrange(
+            fused,
+            "batch seq (three heads head_dim) -> three batch heads seq head_dim",
+            three=3,
+            heads=self.config.num_heads,
+        )
+        start = 0 if cache is None else cache.cache.length
+        speeds = frequencies(queries.shape[-1], 10_000.0)
+        turned = turns(angles(torch.arange(start, start + x.shape[1]), speeds))
+        queries, keys = rotate(queries, turned), rotate(keys, turned)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        scores = einsum(
+            queries * self.scale,
+            keys,
+            "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k",
+        )
+        scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
+        weights = self.weights_dropout(nn.functional.softmax(scores, dim=-1))
+        mixed = einsum(
+            weights, values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim"
+        )
+        merged = rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
+        return self.output_dropout(self.output(merged))
+
+
+class RotaryGPT2(GPT2):
+    """GPT-2 with rotary positions in place of learned ones. The table of learned ones is there and is not used."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        for layer, block in enumerate(self.blocks):
+            block.attention = RotaryAttention(config, layer)
+        self.initialise()
+
+    @checked
+    def embed(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Look up each token's vector, and nothing else."""
+        return self.embedding_dropout(self.token_embedding(token_ids))
+
+
+def rotary(steps: int = 300, trained: int = 32) -> Experiment:
+    """What do rotary positions know of places that were never trained, beside learned ones?"""
+    text = torch.tensor(ByteTokenizer().encode(python_documentation()))
+    recipe = Recipe(
+        corpus="python-docs",
+        model=GPT2Config(
+            vocab_size=256,
+            context_length=4 * trained,
+            embedding_dim=64,
+            num_layers=3,
+            num_heads=4,
+            mlp_dim=256,
+            dropout=0.0,
+        ),
+        steps=steps,
+        batch_size=32,
+        seq_length=trained,
+        learning_rate=3e-3,
+        final_learning_rate=1e-4,
+        warmup_steps=50,
+    )
+    unseen = text[-(len(text) // 10) :]
+    starts = torch.linspace(0, len(unseen) - 4 * trained - 1, 128).long().tolist()
+    windows = torch.cat([rearrange(unseen[start : start + 4 * trained + 1], "seq -> 1 seq") for start in starts])
+    by_place: dict[str, list[float]] = {}
+    within, beyond = {}, {}
+    for name, model_class in {"rotary": RotaryGPT2, "learned": GPT2}.items():
+        torch.manual_seed(recipe.seed)
+        trainer = Trainer(model_class(recipe.model), text[: -len(unseen)], recipe)
+        for _ in range(steps):
+            trainer.advance()
+        with torch.no_grad():
+            logits = trainer.model.eval()(windows[:, :-1])
+            surprises = nn.functional.cross_entropy(
+                rearrange(logits, "batch seq vocab -> batch vocab seq"), windows[:, 1:], reduction="none"
+            ).mean(0)
+        by_place[name] = rearrange(surprises, "(batch seq) -> batch seq", seq=4).mean(-1).tolist()
+        within[name] = float(surprises[trained // 2 : trained].mean())
+        beyond[name] = float(surprises[trained : 2 * trained].mean())
+    places = [str(4 * part) for part in range(len(by_place["rotary"]))]
+    figure = figures.lines_by_place(by_place, places, "position", "loss, in nats a token")
+    rise = {name: beyond[name] - within[name] for name in by_place}
+    return Experiment(
+        question=question_of(rotary),
+        numbers={"trained length": trained, "steps": steps, "loss within": within, "loss beyond": beyond},
+        conclusion=(
+            f"Two small models learned from passages of {trained} tokens, in {steps} steps each. At places that they "
+            f"know the rotary one loses {within['rotary']:.2f} nats a token and the learned one "
+            f"{within['learned']:.2f}. At the next {trained} places, which neither has met, they lose "
+            f"{beyond['rotary']:.2f} and {beyond['learned']:.2f}: {rise['rotary']:.2f} and {rise['learned']:.2f} more. "
+            "A rotary model meets new distances there, a learned one vectors that nobody has trained."
+        ),
+        figure=figure,
+    )

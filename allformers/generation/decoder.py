@@ -1,0 +1,167 @@
+"""What a decoder can do beyond one forward pass: write a text, whole or token by token."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from allformers.generation.generate import Prompts, as_tensor, pad, write
+from allformers.generation.sampling import sample, validate
+from allformers.nn.cache import Cache
+from allformers.nn.shapes import check_token_ids, checked
+
+
+class Generative(nn.Module):
+    """What a decoder can do beyond one forward pass: `generate`, `generate_batch`, `stream`, `make_cache`.
+
+    A subclass has a `config` with `context_length`, `vocab_size` and `num_layers`, and the methods `read` (token ids
+    and a cache to the residual stream) and `unembed` (the residual stream to logits).
+    """
+
+    config: Any
+
+    @checked
+    def make_cache(self, capacity: int | None = None, padding: Int[Tensor, "batch"] | None = None) -> Cache:
+        """A new, empty cache for this model, with room for `capacity` positions (its whole context if None)."""
+        return Cache(self.config.num_layers, self.config.context_length if capacity is None else capacity, padding)
+
+    def read(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Run the model up to its last block; a subclass says how."""
+        raise NotImplementedError
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Turn the residual stream into logits; a subclass says how."""
+        raise NotImplementedError
+
+    @checked
+    def generate(
+        self,
+        token_ids: Int[Tensor, "batch seq"],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop_tokens: Iterable[int] = (),
+        prefill: int | None = None,
+    ) -> Int[Tensor, "batch total"]:
+        """Continue a batch of prompts of one length; the prompt, followed by the new tokens.
+
+        Args:
+            token_ids: the prompts. Of a prompt longer than the context the model reads only the end.
+            max_new_tokens: how many tokens to write, at most.
+            temperature: 0 takes the likeliest token each time; see `allformers.generation.sampling` for the rest.
+            top_k: choose among that many tokens only.
+            top_p: choose among the likeliest tokens that hold that much probability.
+            seed: row r draws with the seed `seed + r`, whatever its neighbours are; None draws from PyTorch's global
+                generator.
+            stop_tokens: a row ends with the first of these that it writes; it then repeats that token until all rows
+                have ended.
+            prefill: how many tokens of a prompt to read at once. The longer the piece, the more memory the scores of
+                attention take, and the faster it goes; None reads all at once. The text does not depend on it.
+
+        Raises:
+            ShapeError: the prompts are not a tensor of integers with two axes.
+            ValueError: a setting is out of range, a prompt is empty, or a token is not in the vocabulary.
+        """
+        tokens = self.stream(
+            token_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop_tokens=stop_tokens,
+            prefill=prefill,
+        )
+        columns = [rearrange(token, "batch -> batch 1") for token in tokens]
+        return torch.cat([token_ids.to(self._device), *columns], dim=1)
+
+    @checked
+    def generate_batch(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop_tokens: Iterable[int] = (),
+        prefill: int | None = None,
+    ) -> list[Int[Tensor, "_"]]:
+        """Continue prompts of different lengths in one batch; each gets what it would get alone.
+
+        Arguments and errors as for `generate`. Each result is its prompt followed by the new tokens, up to and
+        including the first stop token.
+        """
+        stop_tokens = tuple(stop_tokens)
+        tokens = self.stream(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop_tokens=stop_tokens,
+            prefill=prefill,
+        )
+        written: list[list[int]] = [[] for _ in prompts]
+        for column in tokens:
+            for row, token in zip(written, column.tolist(), strict=True):
+                if not row or row[-1] not in stop_tokens:
+                    row.append(token)
+        return [
+            torch.cat([as_tensor(prompt), torch.tensor(row, dtype=torch.long)]).to(self._device)
+            for prompt, row in zip(prompts, written, strict=True)
+        ]
+
+    @checked
+    def stream(
+        self,
+        token_ids: Int[Tensor, "batch seq"] | Prompts,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop_tokens: Iterable[int] = (),
+        prefill: int | None = None,
+    ) -> Iterator[Int[Tensor, "batch"]]:
+        """Write token by token: an iterator over the next token of every row, as soon as it is known.
+
+        Arguments and errors as for `generate`; prompts of different lengths as for `generate_batch`.
+        """
+        validate(temperature, top_k, top_p)
+        if prefill is not None and prefill < 1:
+            raise ValueError(f"prefill must be at least 1, not {prefill}")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+        stop = torch.tensor(tuple(stop_tokens), dtype=torch.long, device=self._device)
+        prompt, padding = pad(token_ids)
+        check_token_ids(prompt, self.config.vocab_size)
+        check_token_ids(stop.cpu(), self.config.vocab_size)
+        generators = None
+        if seed is not None and temperature > 0:
+            generators = [torch.Generator(self._device).manual_seed(seed + row) for row in range(len(prompt))]
+
+        def pick(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
+            return sample(logits, temperature, top_k, top_p, generators)
+
+        prompt, padding = prompt.to(self._device), None if padding is None else padding.to(self._device)
+        return write(self, prompt, padding, max_new_tokens, pick, stop, prefill)
+
+    @checked
+    def step(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:
+        """Read the newest tokens, and score what may follow the last of them; the others need no logits."""
+        x = self.read(token_ids, cache)
+        return rearrange(self.unembed(x[:, -1:]), "batch 1 vocab -> batch vocab")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device

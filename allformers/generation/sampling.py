@@ -1,0 +1,107 @@
+"""From logits to a token: small pure functions, each of which only reshapes the odds.
+
+They are applied in the usual order (temperature, then top-k, then top-p), each on what the one before has left; a
+token that one of them rules out gets a logit of minus infinity, which is a probability of zero.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allformers.nn.shapes import checked
+
+
+def validate(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse settings that mean nothing.
+
+    Raises:
+        ValueError: a setting is out of range; the message says which and what its range is.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (always the likeliest token) or above, not {temperature!r}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p!r}")
+
+
+@checked
+def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
+    """The likeliest token of each row; the first of them if several are equally likely."""
+    return logits.argmax(dim=-1)
+
+
+@checked
+def apply_temperature(logits: Float[Tensor, "batch vocab"], temperature: float) -> Float[Tensor, "batch vocab"]:
+    """Sharpen (below 1) or flatten (above 1) the distribution.
+
+    Dividing logits by T raises probabilities to the power 1/T: at 2 the odds of 9 to 1 become 3 to 1.
+    """
+    return logits / temperature
+
+
+@checked
+def keep_top_k(logits: Float[Tensor, "batch vocab"], top_k: int) -> Float[Tensor, "batch vocab"]:
+    """Rule out all but the `top_k` likeliest tokens: exactly that many, even where logits are equal.
+
+    Source: Fan et al. 2018, arXiv:1805.04833.
+    """
+    kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
+
+
+@checked
+def keep_top_p(logits: Float[Tensor, "batch vocab"], top_p: float) -> Float[Tensor, "batch vocab"]:
+    """Rule out the tail: keep the fewest likeliest tokens whose probabilities add up to at least `top_p`.
+
+    So the token that crosses the threshold is kept, and one token always is. Few survive where the model is sure,
+    many where it is not. Source: Holtzman et al. 2019, arXiv:1904.09751.
+    """
+    if top_p >= 1:
+        return logits
+    ranked = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = F.softmax(ranked.values.float(), dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    before[:, 0] = 0.0  # exactly, whatever rounding says: the likeliest token stays
+    kept = ranked.values.masked_fill(before >= top_p, -torch.inf)
+    return torch.empty_like(logits).scatter(-1, ranked.indices, kept)
+
+
+@checked
+def sample(
+    logits: Float[Tensor, "batch vocab"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Int[Tensor, "batch"]:
+    """Draw one token for each row.
+
+    Args:
+        logits: one distribution a row.
+        temperature: 0 means `greedy`, and then nothing else matters.
+        top_k: how many tokens to choose from; all if None.
+        top_p: how much probability to choose from; all if None.
+        generators: a source of randomness for each row, so that a row's draws do not depend on its neighbours;
+            PyTorch's global one if None.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    validate(temperature, top_k, top_p)
+    if temperature == 0:
+        return greedy(logits)
+    logits = apply_temperature(logits, temperature)
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
+    probabilities = F.softmax(logits.float(), dim=-1)
+    if generators is None:
+        return rearrange(torch.multinomial(probabilities, 1), "batch 1 -> batch")
+    draws = [torch.multinomial(row, 1, generator=own) for row, own in zip(probabilities, generators, strict=True)]
+    return torch.cat(draws)

@@ -1,0 +1,1 @@
+"""From text and images to what a model reads."""

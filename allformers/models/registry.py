@@ -1,0 +1,73 @@
+"""The models in reading order, and how a checkpoint finds its own. None is imported until it is asked for."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.config_json import read_config
+from allformers.checkpoints.hub import locate, read_json, require
+
+
+class Entry(NamedTuple):
+    """One model of the family.
+
+    Attributes:
+        name: how the command line calls it.
+        module: where it is defined.
+        class_name: its class there.
+        model_type: what its checkpoints' `config.json` says.
+    """
+
+    name: str
+    module: str
+    class_name: str
+    model_type: str
+
+    def import_module(self) -> ModuleType:
+        """Import the module that defines the model."""
+        return importlib.import_module(self.module)
+
+    def load(self) -> Any:
+        """Import the model's class."""
+        return getattr(self.import_module(), self.class_name)
+
+
+READING_ORDER: tuple[Entry, ...] = (
+    Entry("gpt2", "allformers.models.gpt2.gpt2", "GPT2", "gpt2"),
+    Entry("llama", "allformers.models.llama.llama", "Llama", "llama"),
+    Entry("mistral", "allformers.models.mistral.mistral", "Mistral", "mistral"),
+    Entry("mixtral", "allformers.models.mixtral.mixtral", "Mixtral", "mixtral"),
+    Entry("qwen2", "allformers.models.qwen2.qwen2", "Qwen2", "qwen2"),
+    Entry("qwen3", "allformers.models.qwen3.qwen3", "Qwen3", "qwen3"),
+    Entry("gemma", "allformers.models.gemma.gemma", "Gemma", "gemma"),
+    Entry("gemma2", "allformers.models.gemma2.gemma2", "Gemma2", "gemma2"),
+    Entry("gemma3", "allformers.models.gemma3.gemma3", "Gemma3", "gemma3_text"),
+    Entry("bert", "allformers.models.bert.bert", "Bert", "bert"),
+    Entry("vit", "allformers.models.vit.vit", "ViT", "vit"),
+    Entry("deepseek-v3", "allformers.models.deepseek_v3.deepseek_v3", "DeepSeekV3", "deepseek_v3"),
+)
+"""Each model may import earlier ones, never later ones."""
+
+
+def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
+    """Load a checkpoint of any model here; see `allformers.load`."""
+    model_class, _ = load_config(name, revision)
+    return model_class.from_pretrained(name, revision=revision, **options)
+
+
+def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
+    """The class and the configuration of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is not of a family that is here.
+    """
+    given = read_json(require(locate(name, revision), "config.json", name))
+    model_type = given.get("model_type")
+    for entry in READING_ORDER:
+        if entry.model_type == model_type:
+            model_class = entry.load()
+            return model_class, read_config(model_class.format, given, where=f"{name}/config.json")
+    known = ", ".join(entry.model_type for entry in READING_ORDER)
+    raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")

@@ -1,0 +1,1 @@
+"""What models share and a learner reads too: axes, shape checks, rotary positions, caches, configurations."""

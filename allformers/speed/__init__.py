@@ -1,0 +1,1 @@
+"""What makes a prepared model fast. No model file knows of it."""

@@ -1,0 +1,186 @@
+"""Follow a recipe: text to tokens, a model, a run in a folder of its own, resumed if it was interrupted."""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from allformers.checkpoints.hub import read_json
+from allformers.inputs.tokenizers import load_tokenizer
+from allformers.inspection import summarise
+from allformers.models.registry import READING_ORDER, load
+from allformers.nn.linear import Linear
+from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
+from allformers.training.loop import Trainer
+from allformers.training.processes import Processes, join
+from allformers.training.recipes import Recipe
+from allformers.training.runs import Budget, Report, Run, RunError, open_checkpoint, prepare_folder, write_record
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    file: str | Path | None = None,
+    resume: bool = False,
+    budget: Budget = Budget(),  # noqa: B008  (immutable)
+    device: torch.device | str = "cpu",
+    parallel: str = "ddp",
+    peak_flops: float | None = None,
+    tensorboard: bool = False,
+    report: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[Report]:
+    """Follow a recipe in a folder of its own; what happens comes as it happens.
+
+    Under `torchrun` every process calls this, and the first one writes.
+
+    Args:
+        recipe: what to do.
+        folder: where to keep everything; see `allformers.training.runs`.
+        file: where the recipe's corpus lies, if it would have to be fetched.
+        resume: go on from the newest checkpoint in the folder; begin if there is none.
+        budget: when to stop early.
+        device: where to compute. With several processes each takes the GPU with its own number.
+        parallel: with several processes, "ddp" (each has the model) or "fsdp" (each has a slice of it).
+        peak_flops: what the device can do in a second, for the MFU; looked up or measured if None.
+        tensorboard: whether to write the metrics for TensorBoard too.
+        report: called with the bytes done and the bytes in all while the text is prepared.
+
+    Raises:
+        RunError: the folder holds a run already (and `resume` is False), or a checkpoint of another recipe or text, or
+            one that is damaged; the loss is no longer a number; the disk is full.
+        ValueError: the corpus cannot be had or does not fit the recipe.
+    """
+    folder = Path(folder)
+    if not recipe.corpus:
+        raise ValueError(
+            "this recipe has no corpus of its own: name a text, or a folder that `allformers data prepare` wrote"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; a run needs a folder")
+    with join(torch.device(device), parallel) as processes:
+        with processes.first_goes_first():
+            if processes.is_first:
+                if not resume and (folder / "training.json").exists():
+                    raise RunError(f"{folder} holds a run already: go on with it (--resume), or choose another folder")
+                prepare_folder(folder)
+            tokens = _tokens(recipe, folder, file, report)
+        run = _set_up(recipe, folder, tokens, processes, budget, peak_flops, tensorboard)
+        yield from run.go()
+        del run  # before its processes part
+
+
+def _set_up(
+    recipe: Recipe,
+    folder: Path,
+    tokens: Tokens,
+    processes: Processes,
+    budget: Budget,
+    peak: float | None,
+    tensorboard: bool,
+) -> Run:
+    """A run that has a model, a text, and the state of its checkpoint if there is one."""
+    learn, measure = split(tokens.ids, recipe.validation_fraction)
+    if recipe.prompt:
+        tokens.tokenizer.encode(recipe.prompt)  # complains early about what it does not know
+    if not recipe.start:
+        padded = math.ceil(tokens.tokenizer.vocab_size / recipe.vocab_multiple) * recipe.vocab_multiple
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=padded))
+    elif recipe.model.vocab_size < tokens.tokenizer.vocab_size:
+        raise ValueError(
+            f"the text was cut into {tokens.tokenizer.vocab_size} kinds of tokens, but {recipe.start} has a vocabulary "
+            f"of {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
+        )
+    checkpoint = open_checkpoint(folder, recipe, tokens.tokens_sha256)
+    model_class = next(
+        entry_class
+        for entry_class in (entry.load() for entry in READING_ORDER)
+        if entry_class.format.config_class is type(recipe.model)
+    )
+    cost = summarise(model_class, dataclasses.replace(recipe.model, context_length=recipe.seq_length))
+    peak = peak or peak_rate(processes.device, recipe.precision)
+    torch.manual_seed(recipe.seed)
+    if checkpoint is not None:
+        model = load(checkpoint)
+    elif recipe.start:
+        model = load(recipe.start, dtype=torch.float32)
+    else:
+        model = model_class(recipe.model)
+    record = {
+        "recipe": dataclasses.asdict(recipe),
+        "corpus": {**read_json(_data_folder(recipe, folder) / "data.json")},
+        "tokens_to_learn_from": len(learn),
+        "tokens_to_measure_on": len(measure),
+        "parameters": cost.parameters,
+        "processes": processes.count,
+        "device": processes.device.type,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+    }
+    if processes.is_first:
+        write_record(folder, record)
+    run = Run(
+        folder=folder,
+        trainer=Trainer(model, learn, recipe, processes),
+        tokenizer=tokens.tokenizer,
+        measure=measure,
+        record=record,
+        budget=budget,
+        flops_per_token=3 * cost.flops_per_token,  # each product has two in the backward pass
+        peak_flops=peak,
+        tensorboard=tensorboard,
+    )
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    return run
+
+
+def _data_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where the text lies as tokens: where it was prepared before, or in the run's own folder."""
+    return Path(recipe.corpus) if is_prepared(recipe.corpus) else folder / "data"
+
+
+def _tokens(recipe: Recipe, folder: Path, file: str | Path | None, report: Callable[[int, int], object]) -> Tokens:
+    """The recipe's text as tokens, prepared if it has not been."""
+    place = _data_folder(recipe, folder)
+    if is_prepared(place):
+        return open_tokens(place)
+    if recipe.tokenizer not in TOKENIZERS:
+        raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {recipe.tokenizer!r}")
+    own = load_tokenizer(recipe.start, recipe.model.vocab_size) if recipe.start else recipe.tokenizer
+    return prepare(recipe.corpus, place, own, file=file, report=report)
+
+
+PEAK_TFLOPS = {
+    "A100": {"bfloat16": 312, "float32": 156},
+    "H100": {"bfloat16": 989, "float32": 495},
+    "H200": {"bfloat16": 989, "float32": 495},
+}
+"""What a GPU's tensor cores can do, from NVIDIA's data sheets: dense, SXM form, float32 as TF32."""
+
+
+def peak_rate(device: torch.device, precision: str) -> float:
+    """The floating-point operations that a device can do in a second, in matrix products of a precision.
+
+    From its data sheet if it is known here, else measured: the best of several products of two 2048 x 2048 matrices.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, rates in PEAK_TFLOPS.items():
+            if known in name:
+                return rates[precision] * 1e12
+    size = 2048
+    dtype = getattr(torch, precision)
+    x, layer = torch.randn(size, size, device=device, dtype=dtype), Linear(size, size, bias=False)
+    layer = layer.to(device=device, dtype=dtype)
+    best = math.inf
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            float(layer(x)[0, 0])  # reading a number waits for the device
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,529 @@
+"""What a page says in numbers: figures that code determines, put in by `{{ ... }}`, and what was measured before.
+
+A page writes `{{ sizes("parameters") }}` and not 124,439,808. An expression may use what `NAMES` holds.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import math
+import re
+import statistics
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from markupsafe import Markup
+
+from allformers.benchmark.contenders import OURS, PACKED, PEERS, STEPS
+from allformers.benchmark.measure import Row
+from allformers.inspection import figures, summarise
+from allformers.inspection.family import Member
+from allformers.inspection.family import family as members_of_the_family
+from allformers.models.gpt2.gpt2 import GPT2Config
+from allformers.models.registry import READING_ORDER
+from allformers.nn.axes import AXES
+from docs.engine.breaks import outcome
+from docs.engine.record import WalkError, presets
+
+ROOT = Path(__file__).parents[1]
+GENERATED = ROOT / "docs" / "generated"
+"""What `python -m docs.prepare` makes."""
+
+RECORDS = ROOT / "docs" / "records"
+"""What was measured once, by a command that stands beside it, and is kept."""
+
+SIZES_SHOWN = "gpt2_small"
+"""The preset whose sizes a page shows before its reader chooses another."""
+
+
+def stamp() -> str:
+    """What decides about everything that is prepared: the package, and the programs that prepare."""
+    found = hashlib.sha256(torch.__version__.encode())
+    for pattern in ("allformers/**/*.py", "allformers/bundled/*", "docs/prepare.py", "docs/live.py"):
+        for path in sorted(ROOT.glob(pattern)):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+@functools.cache
+def prepared(name: str) -> Any:
+    """What was prepared, from the package as it is now.
+
+    Raises:
+        WalkError: nothing was prepared, or from another state of the package.
+    """
+    written = GENERATED / "stamp.txt"
+    if not written.is_file() or written.read_text(encoding="utf-8") != stamp():
+        raise WalkError("what the pages show has not been prepared from this source: run `python -m docs.prepare`")
+    return json.loads((GENERATED / name).read_text(encoding="utf-8"))
+
+
+# -- What depends on the size of a model -------------------------------------------------------------------------------
+
+
+def bytes_text(number: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            return f"{number:,.0f} {unit}" if unit == "bytes" or number >= 100 else f"{number:,.2f} {unit}"
+        number /= 1024
+    raise AssertionError
+
+
+def flops_text(number: float) -> str:
+    """A number of floating-point operations in the unit that suits it."""
+    for unit in ("", "kilo", "mega", "giga"):
+        if number < 1000 or unit == "giga":
+            return f"{number:,.2f} {unit}FLOPs"
+        number /= 1000
+    raise AssertionError
+
+
+@functools.cache
+def _summary(module: str, preset: str) -> Any:
+    """What a preset costs."""
+    return types.SimpleNamespace(**prepared("summaries.json")[module][preset])
+
+
+def summaries() -> dict[str, dict[str, dict[str, float]]]:
+    """What every preset of every model costs, each measured by a whole pass on the meta device."""
+    names = ("parameters", "flops_per_token", "weight_bytes", "cache_bytes_per_token")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for entry in READING_ORDER:
+        for preset, config in presets(entry.module).items():
+            told = summarise(entry.load(), config)
+            found.setdefault(entry.module, {})[preset] = {name: getattr(told, name) for name in names}
+    return found
+
+
+MEASURES: Mapping[str, Callable[[str, str], str]] = {
+    "parameters": lambda module, preset: f"{_summary(module, preset).parameters:,}",
+    "FLOPs": lambda module, preset: flops_text(_summary(module, preset).flops_per_token),
+    "weight bytes": lambda module, preset: bytes_text(_summary(module, preset).weight_bytes),
+    "cache bytes": lambda module, preset: bytes_text(_summary(module, preset).cache_bytes_per_token),
+    "whole cache": lambda module, preset: bytes_text(
+        _summary(module, preset).cache_bytes_per_token * presets(module)[preset].context_length
+    ),
+}
+"""What can be said of each preset, beside its configuration's fields and its axes."""
+
+
+def shown(names: Iterable[str]) -> str:
+    """Which of several presets a page shows first: the smallest published one."""
+    known = list(names)
+    return SIZES_SHOWN if SIZES_SHOWN in known else known[min(1, len(known) - 1)]
+
+
+def sizes_html(numbers: Mapping[str, str]) -> Markup:
+    """A figure that depends on the model's size: that of the size shown and, for the page's switch, all others."""
+    first = numbers[shown(numbers)]
+    if len(set(numbers.values())) == 1:
+        return Markup("<b>{}</b>").format(first)
+    return Markup('<b data-sizes="{}">{}</b>').format(json.dumps(numbers), first)
+
+
+def sizes(what: str, module: str = "allformers.models.gpt2.gpt2") -> Markup:
+    """A measure, a field of the configuration or an axis, for every preset."""
+    found = {}
+    for preset, config in presets(module).items():
+        if what in MEASURES:
+            found[preset] = MEASURES[what](module, preset)
+        elif what in config.axes:
+            found[preset] = f"{config.axes[what]:,}"
+        else:
+            found[preset] = f"{getattr(config, what):,}"
+    return sizes_html(found)
+
+
+def size(preset: str, what: str, module: str = "allformers.models.gpt2.gpt2") -> str:
+    """The same of one preset, whatever the page's switch says."""
+    config = presets(module)[preset]
+    if what in MEASURES:
+        return MEASURES[what](module, preset)
+    return f"{config.axes[what] if what in config.axes else getattr(config, what):,}"
+
+
+# -- Tables ------------------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> Markup:
+    """A table whose numbers stand to the right, which scrolls by itself where it is too wide."""
+
+    def cell(value: Any) -> Markup:
+        number = isinstance(value, str) and re.fullmatch(r"[\d.,]+(e-?\d+)?( \w*[bB]\w*)?", value)
+        return Markup('<td class="number">{}</td>' if number else "<td>{}</td>").format(value)
+
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(title) for title in header)
+    body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(cell(value) for value in row)) for row in rows)
+    return Markup(
+        '<div class="scrolls" tabindex="0" role="region" aria-label="{0}"><table class="facts"><caption>{0}</caption>'
+        "<thead><tr>{1}</tr></thead><tbody>{2}</tbody></table></div>"
+    ).format(caption, head, body)
+
+
+def axes() -> Markup:
+    """The vocabulary of axes, with its meanings."""
+    rows = [
+        (Markup('<code><span class="ax" data-ax="{0}">{0}</span></code>').format(axis), meaning)
+        for axis, meaning in AXES.items()
+    ]
+    return table(("axis", "meaning"), rows, "Axes of all models here")
+
+
+def preset_table(module: str = "allformers.models.gpt2.gpt2") -> Markup:
+    """Every preset with its sizes."""
+    fields = ("num_layers", "heads", "embed", "mlp", "vocab", "context", "parameters", "weight bytes", "cache bytes")
+    rows = [
+        (Markup("<code>{}()</code>").format(name), *(size(name, f, module) for f in fields)) for name in presets(module)
+    ]
+    return table(
+        ("preset", "layers", *fields[1:-2], "weights", "cache a token"), rows, "Sizes of the presets, in float32"
+    )
+
+
+def strip(module: str, year: str, parent: str, paper: str) -> Markup:
+    """What a model's page begins with: where it comes from, what it costs in each size, and how it is known right."""
+    (entry,) = (entry for entry in READING_ORDER if entry.module == module)
+    options = Markup("").join(
+        Markup('<option value="{}"{}>{}</option>').format(
+            name, Markup(" selected") if name == shown(presets(module)) else "", name.replace("_", " ")
+        )
+        for name in presets(module)
+    )
+    costs = {
+        "parameters": sizes("parameters", module),
+        "layers": sizes("num_layers", module),
+        "FLOPs for a token, mean over a context": sizes("FLOPs", module),
+        "weights": sizes("weight bytes", module),
+        "cache for a token": sizes("cache bytes", module),
+        "cache of a whole context": sizes("whole cache", module),
+    }
+    if not hasattr(entry.load(), "make_cache"):  # what does not write has none
+        costs = {what: cost for what, cost in costs.items() if "cache" not in what}
+    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*item) for item in costs.items())
+    return Markup(
+        '<div class="strip"><p>{year}, after {parent}. Paper: <cite>{paper}</cite>.</p>'
+        '<label>Sizes of <select class="sizes">{options}</select></label><dl>{cells}</dl>'
+        '<p>Proven equal: {badge}. <a href="parity.html">How that is measured</a></p></div>'
+    ).format(
+        year=year,
+        parent=parent,
+        paper=paper,
+        options=options,
+        cells=cells,
+        badge=parity_badge(entry.name, hasattr(entry.load(), "generate")),
+    )
+
+
+# -- What was recorded -------------------------------------------------------------------------------------------------
+
+
+def digest_of(module: str) -> str:
+    """SHA-256 of a module's source and of all that it imports from this package: what a record was made with."""
+    found: dict[str, str] = {}
+
+    def visit(name: str) -> None:
+        path = ROOT.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():
+            return
+        found[name] = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(found[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("allformers."):
+                visit(node.module or "")
+
+    visit(module)
+    return hashlib.sha256("".join(found[name] for name in sorted(found)).encode()).hexdigest()
+
+
+@functools.cache
+def record(name: str) -> Any:
+    """A record by its file's name.
+
+    Raises:
+        WalkError: there is none.
+    """
+    path = RECORDS / name
+    if not path.is_file():
+        raise WalkError(f"there is no record {path.relative_to(ROOT)}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def parity_badge(name: str = "gpt2", writes: bool = True) -> Markup:
+    """One sentence: how far the logits are from the reference's at most, over how many comparisons."""
+    found = record(f"{name}-parity.json")
+    rows = [row for row in found["rows"] if row["dtype"] == "float32" and row["of"] == "logits"]
+    worst, count = max(row["largest"] for row in rows), sum(row["comparisons"] for row in rows)
+    return Markup("{} comparisons of logits with transformers {}, all within {:.1e} of the largest{}").format(
+        count, found["transformers"], worst, "; every greedy token the same" if writes else ""
+    )
+
+
+def parity_table(name: str = "gpt2") -> Markup:
+    """Every comparison with the reference, as the tests recorded it."""
+    found = record(f"{name}-parity.json")
+    rows = [
+        (row["what"], row["of"], row["dtype"], f"{row['comparisons']:,}", f"{row['largest']:.1e}", f"{row['bar']:.0e}")
+        for row in found["rows"]
+    ]
+    title = (
+        f"Differences from transformers {found['transformers']}, PyTorch {found['torch']}, every parameter perturbed"
+    )
+    return table(("what", "of", "in", "comparisons", "largest difference", "bar"), rows, title)
+
+
+def family_parity() -> Markup:
+    """For every model, how many settings were compared, and the largest difference in each precision."""
+    rows = []
+    for entry in READING_ORDER:
+        found = [row for row in record(f"{entry.name}-parity.json")["rows"] if row["of"] == "logits"]
+        count = sum(row["comparisons"] for row in found if row["dtype"] == "float32")
+        worst = [
+            f"{max(row['largest'] for row in found if row['dtype'] == dtype):.1e}" for dtype in ("float32", "float64")
+        ]
+        link = Markup('<a href="{}.html">{}</a>').format(entry.name, entry.class_name)
+        rows.append((link, f"{count:,}", *worst))
+    header = ("model", "comparisons in float32", "largest difference in float32", "in float64")
+    return table(header, rows, "Logits of every model beside those of the reference")
+
+
+def rows_of(found: Any) -> dict[str, Row]:
+    """The rows of a benchmark's record."""
+    return {what: Row(what, row["unit"], row["measured"], row["floor"]) for what, row in found["rows"].items()}
+
+
+def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") -> Markup:
+    """The rows of a benchmark whose names contain a word, or all that say how long a model takes; as recorded."""
+    found = record(name)
+    measured = {
+        what: row
+        for what, row in rows_of(found).items()
+        if (rows in what if rows else what.startswith(("prefill", "decode", "train")))
+    }
+    contenders = list(dict.fromkeys(one for row in measured.values() for one in row.measured))
+    contenders.sort(key=lambda one: not one.startswith(OURS))
+    lines = []
+    for what, row in measured.items():
+        lines.append(
+            (
+                f"{what}, {row.unit}",
+                *(f"{row.median(one):,.1f}" if one in row.measured else "" for one in contenders),
+                f"{row.ratio(row.best):.2f}",
+                f"{row.median(row.best) / row.floor:.2f}" if row.floor else "",
+            )
+        )
+    title = (
+        f"{about}: {found['preset']}, {found['dtype']}, {found['device']}, {found['threads']} threads, medians of "
+        f"{found['rounds']} rounds; transformers {found['transformers']}, PyTorch {found['torch']}"
+    )
+    return table(("what", *contenders, "ratio", "times the floor"), lines, title)
+
+
+def decoding() -> Markup:
+    """What a token takes in each size of the family that was measured, beside the reference."""
+    sizes = {
+        preset.replace("_", "-"): row.parameters
+        for entry in READING_ORDER
+        for preset, row in entry.load().format.config_class.published().items()
+    }
+    ours = (OURS, PACKED, STEPS)
+    lines = []
+    for path in sorted(RECORDS.glob("decode/*.json"), key=lambda path: sizes[path.stem]):
+        found = record(f"decode/{path.name}")
+        (row,) = rows_of(found).values()
+        peer = min((name for name in row.measured if name in PEERS), key=row.median)
+        times = [f"{row.median(name):,.1f}" if name in row.measured else "" for name in (*ours, peer)]
+        count = f"{sizes[path.stem] / 1e6:,.1f}"
+        lines.append(
+            (path.stem, count, *times, f"{row.ratio(row.best):.2f}", f"{found['threads']}", f"{found['rounds']}")
+        )
+    header = ("preset", "million parameters", *ours, "the faster peer", "ratio", "threads", "rounds")
+    return table(header, lines, "Decoding one text, ms a token, float32")
+
+
+def bounds(name: str = "benchmark.json") -> Markup:
+    """Of what a pass takes, how much its linear layers take by themselves, by the rows that time one of them."""
+    found = record(name)
+    model = presets("allformers.models.gpt2.gpt2")[found["preset"].replace("-", "_")]
+    inner = 12 * model.num_layers * model.embedding_dim**2  # four squares in attention, eight in the MLP
+    head = model.vocab_size * model.embedding_dim
+    measured = rows_of(found)
+    timed = {
+        int(match[1]): row.median(PACKED) / (int(match[2]) * int(match[3]))
+        for what, row in measured.items()
+        if (match := re.fullmatch(r"linear (\d+) x (\d+) to (\d+)", what)) and int(match[3]) != model.vocab_size
+    }
+    lines = []
+    for what, rows in (("prefill 1x512", 512), ("decode 128+64, batch 1", 1), ("decode 128+64, batch 8", 8)):
+        row = measured[what]
+        linear, whole = timed[rows] * (inner + head), row.median(PACKED)
+        compiled = f"{row.median(STEPS):.1f}" if STEPS in row.measured else ""
+        lines.append((what, f"{row.floor:.1f}", f"{linear:.1f}", f"{whole - linear:.1f}", f"{whole:.1f}", compiled))
+    title = f"What bounds a pass, in ms: {found['preset']}, {found['dtype']}, packed"
+    return table(("what", "floor", "linear layers alone", "everything else", "whole", "compiled"), lines, title)
+
+
+def layouts() -> Markup:
+    """What each way to lay out weights costs: bytes of the linear layers, and the loss on text not learned from."""
+    rows = [
+        (name, bytes_text(found["bytes"]), f"{found['loss']:.4f}", f"{math.exp(found['loss']):.4f}")
+        for name, found in prepared("layouts.json").items()
+    ]
+    return table(("weights", "linear layers", "loss, nats a byte", "perplexity"), rows, "The bundled model")
+
+
+def scaling(name: str = "scale.json") -> Markup:
+    """How time and memory grow with the length, the batch and the model."""
+    found = record(name)["rows"]
+    sizes = {preset.replace("_", "-"): row.parameters / 1e6 for preset, row in GPT2Config.published().items()}
+    plots = []
+    for title, pattern, across in (
+        ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),
+        ("time of a pass over 128 tokens, ms", r"prefill (\d+)x128", "batch"),
+        ("memory of a pass, MiB", r"memory of 1x(\d+)", "tokens"),
+        ("time of a pass over 128 tokens, ms", r"(gpt2-\w+), 1x128", "million parameters"),
+    ):
+        rows = {
+            round(sizes.get(match[1]) or float(match[1])): row
+            for what, row in found.items()
+            if (match := re.fullmatch(f"scale: {pattern}", what))
+        }
+        names = next(iter(rows.values()))["measured"]
+        lines = {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}
+        plots.append((title, lines, list(rows), across))
+    drawn = [
+        inline_svg(figures.to_svg(figures.plots_of(*two, log=(True, True))), f"scale{number}")
+        for number, two in enumerate((plots[:2], plots[2:]))
+    ]
+    return Markup(
+        '<div class="scrolls" tabindex="0" role="group" aria-label="Figure: how time and memory grow">{}</div>'
+    ).format(Markup("".join(drawn)))
+
+
+def recorded_command(name: str) -> Markup:
+    """The command that made a record."""
+    return Markup("<code>{}</code>").format(record(name)["command"])
+
+
+def inline_svg(drawn: str, prefix: str) -> str:
+    """An SVG to be put into a page beside others: only the ids that it refers to, and these its own."""
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', drawn))
+    drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
+    drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
+    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", drawn))
+
+
+# -- Why ---------------------------------------------------------------------------------------------------------------
+
+
+def why(name: str) -> Markup:
+    """A question, its answer in a sentence and a figure, and the command that gives both."""
+    known = prepared("experiments.json")
+    if name not in known:
+        raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(known)}")
+    found = known[name]
+    return Markup(
+        '<details class="why" id="why-{name}"><summary>{question}</summary><p>{conclusion}</p>'
+        '<div class="scrolls" tabindex="0" role="group" aria-label="Figure: {question}">{figure}</div>'
+        "<p>Measured by <code>allformers experiment {name}</code>.</p></details>"
+    ).format(name=name, question=found["question"], conclusion=found["conclusion"], figure=Markup(found["figure"]))
+
+
+def questions() -> Markup:
+    """A list of all questions, each a link to its answer."""
+    items = Markup("").join(
+        Markup('<li><a href="gpt2.html#why-{}">{}</a></li>').format(name, found["question"])
+        for name, found in prepared("experiments.json").items()
+    )
+    return Markup("<ul>{}</ul>").format(items)
+
+
+def breaks() -> list[tuple[str, str, str]]:
+    """All changes that the pages make to break the model: title, what is replaced, by what."""
+    found = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for title, options in re.findall(
+            r"^/// break \| (.+)\n((?:    .+\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            values = yaml.safe_load(options)
+            found.append((title, values["replace"], values["with"]))
+    return found
+
+
+def damages() -> Markup:
+    """What each change did to the loss, the worst first."""
+    outcomes = [(title, outcome(replace, by)) for title, replace, by in breaks()]
+    ran = sorted((found.loss, title) for title, found in outcomes if not found.error)
+    rows = [("As it is", f"{outcome().loss:.4f}")] + [(title, f"{loss:.4f}") for loss, title in reversed(ran)]
+    rows += [(title, "an error") for title, found in outcomes if found.error]
+    return table(("change", "loss in nats a token"), rows, "Loss of the bundled model on text that it has not seen")
+
+
+# -- The family --------------------------------------------------------------------------------------------------------
+
+
+def family() -> Markup:
+    """The tree of models, drawn from their imports."""
+    members = members_of_the_family()
+
+    def draw(member: Member) -> Markup:
+        entry = member.entry
+        below = Markup("").join(draw(child) for child in members if child.parent == entry.name)
+        others = ", ".join(known[name].entry.class_name for name in member.takes_from)
+        return Markup('<li><a href="{}.html">{}</a>: {}{}{}</li>').format(
+            entry.name,
+            entry.class_name,
+            member.added,
+            f" Takes parts from {others} too." if others else "",
+            Markup("<ul>{}</ul>").format(below) if below else "",
+        )
+
+    known = {member.entry.name: member for member in members}
+    roots = Markup("").join(draw(member) for member in members if member.parent is None)
+    return Markup('<ul class="family">{}</ul>').format(roots)
+
+
+NAMES: Mapping[str, Any] = {
+    function.__name__: function
+    for function in (
+        axes,
+        benchmark_table,
+        bounds,
+        decoding,
+        layouts,
+        scaling,
+        damages,
+        family,
+        family_parity,
+        parity_badge,
+        parity_table,
+        preset_table,
+        questions,
+        recorded_command,
+        size,
+        sizes,
+        strip,
+        why,
+    )
+} | {"torch_version": torch.__version__.split("+")[0]}
+"""What an expression on a page may use."""
+
+
+def evaluate(expression: str, names: Mapping[str, Any] = NAMES) -> str:
+    """What `{{ expression }}` stands for.
+
+    Raises:
+        WalkError: it fails, or uses a name that is not among those.
+    """
+    try:
+        return str(Markup.escape(eval(expression, {"__builtins__": {"True": True, "False": False}}, dict(names))))
+    except WalkError:
+        raise
+    except Exception as error:
+        raise WalkError(f"{{{{ {expression} }}}} fails: {error!r}") from error

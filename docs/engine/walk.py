@@ -1,0 +1,342 @@
+"""A Python-Markdown extension that sets a module's source beside its explanation, with the shapes of a real pass.
+
+    //// walk | allformers.models.gpt2.gpt2
+
+    /// step | Queries, keys and values
+        code: CausalSelfAttention.forward: queries .. queries, keys, values
+    Prose, in Markdown.
+    ///
+
+    ////
+
+A step names the code that it explains by symbol and by how statements begin, never by line number. Every line of every
+class and function of the module belongs to exactly one step: a leftover, an overlap or a vanished target fails the
+build. In the margin stand the tensors that each statement makes, recorded from a pass through the model, with the size
+of each axis; in patterns, annotations and prose each axis has a colour and a line of its own.
+"""
+
+import base64
+import html
+import io
+import keyword
+import re
+import tokenize
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+import torch
+from markdown import Markdown
+from matplotlib import colormaps
+from PIL import Image
+from pymdownx.blocks.block import Block, type_string
+from torch import Tensor
+
+from allformers.inspection.figures import HEAT
+from allformers.nn.axes import AXES
+from allformers.practice.course import entries
+from docs.engine.facts import shown, sizes_html
+from docs.engine.record import PROMPT, Made, Module, Unit, WalkError, is_pattern, presets, recorded
+
+CELLS, LEVELS = 64, 32
+"""How much of an axis a picture in the margin shows, and in how many shades: it should stay small."""
+
+
+def axis_html(name: str) -> str:
+    """An axis, to be coloured and found."""
+    return f'<span class="ax" data-ax="{name}">{name}</span>' if name in AXES else html.escape(name)
+
+
+def pattern_html(text: str) -> str:
+    """The words of a pattern or an annotation, each axis marked."""
+    return "".join(axis_html(word) if word in AXES else html.escape(word) for word in re.split(r"(\w+)", text))
+
+
+def code_html(source: str) -> list[str]:
+    """Each line of a piece of Python, highlighted, with axes marked in patterns and annotations."""
+    rows = source.splitlines(keepends=True)
+    marks: list[tuple[int, int, int, int, str]] = []
+    docstrings = _docstring_lines(source)
+    for token in _tokens(source):
+        kind = ""
+        if token.type == tokenize.COMMENT:
+            kind = "c"
+        elif token.type == tokenize.STRING:
+            kind = "d" if token.start[0] in docstrings else "p" if is_pattern(token.string[1:-1]) else "s"
+        elif token.type == tokenize.NUMBER:
+            kind = "m"
+        elif token.type == tokenize.NAME and keyword.iskeyword(token.string):
+            kind = "k"
+        if kind:
+            marks.append((*token.start, *token.end, kind))
+    output: list[str] = []
+    for number, row in enumerate(rows, 1):
+        done, pieces = 0, []
+        for top, left, bottom, right, kind in marks:
+            if top <= number <= bottom:
+                start, stop = (left if number == top else 0), (right if number == bottom else len(row.rstrip("\n")))
+                pieces.append(html.escape(row[done:start]))
+                body = row[start:stop]
+                shown = pattern_html(body) if kind == "p" else html.escape(body)
+                pieces.append(f'<span class="{kind}">{shown}</span>')
+                done = stop
+        pieces.append(html.escape(row[done:].rstrip("\n")))
+        output.append("".join(pieces))
+    return output
+
+
+def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    """The tokens of a piece of a module, which may begin and end inside a block."""
+    try:
+        yield from tokenize.generate_tokens(io.StringIO(source).readline)
+    except (tokenize.TokenError, IndentationError):
+        return
+
+
+def _docstring_lines(source: str) -> set[int]:
+    return {n for n, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith('"""')}
+
+
+def shape_html(made: Made) -> str:
+    """A tensor's axes and sizes and, on demand, what it held when the bundled model read the example."""
+    parts = []
+    for place, name in enumerate(made.axes):
+        label = f"{pattern_html(name)} " if re.search("[a-z]", name) else ""
+        size = sizes_html({preset: f"{shape[place]:,}" for preset, shape in made.shapes.items()})
+        parts.append(f'<span class="walk-axis">{label}{size}</span>')
+    listed = "".join(parts) or "<span>a number</span>"
+    return f'<div class="walk-shape"><code>{html.escape(made.name)}</code>{listed}{values_html(made)}</div>'
+
+
+def values_html(made: Made) -> str:
+    """Statistics of a tensor of numbers, and a picture of its last two axes."""
+    values = made.values
+    if values is None or values.numel() < 2 or not (values.is_floating_point() or values.dtype is torch.bool):
+        return ""
+    if values.dtype is torch.bool:
+        lines = f"True in {int(values.sum()):,} of {values.numel():,} places"
+        return _values_box(made, lines, _picture_html(made.name, values.float(), 0.0, 1.0))
+    shown = values[values > torch.finfo(values.dtype).min].double()
+    shown = shown[shown.isfinite()]
+    lines = f"mean {shown.mean():.3g}, spread {shown.std():.3g}, from {shown.min():.3g} to {shown.max():.3g}"
+    hidden = values.numel() - shown.numel()
+    lines += f", leaving out {hidden:,} of {values.numel():,} that are masked" if hidden else ""
+    picture = _picture_html(made.name, values, float(shown.min()), float(shown.max())) if values.ndim >= 2 else ""
+    return _values_box(made, lines, picture)
+
+
+def _values_box(made: Made, lines: str, picture: str) -> str:
+    assert made.values is not None
+    shape = " x ".join(str(size) for size in made.values.shape)
+    return (
+        f'<details class="walk-values"><summary aria-label="numbers in {html.escape(made.name)}">numbers</summary>'
+        f"<p>In the bundled model, reading “{html.escape(PROMPT)}”: {shape}; {lines}</p>{picture}</details>"
+    )
+
+
+def _picture_html(name: str, values: Tensor, lowest: float, highest: float) -> str:
+    """The last two axes of a tensor as a picture, from few (dark) to many (light): a cell for each number."""
+    grid = values.reshape(-1, *values.shape[-2:])[0][:, :CELLS]
+    level = ((grid.clamp(min=lowest) - lowest) / max(highest - lowest, 1e-12) * (LEVELS - 1)).round()
+    image = Image.fromarray(level.to(torch.uint8).numpy())
+    image.putpalette([round(255 * part) for n in range(LEVELS) for part in colormaps[HEAT](n / (LEVELS - 1))[:3]])
+    drawn = io.BytesIO()
+    image.save(drawn, "png", bits=5, optimize=True)
+    rows, columns = grid.shape
+    which = "the first " if grid.numel() < values.numel() else ""
+    return (
+        f'<img src="data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}" '
+        f'width="{4 * columns}" height="{4 * rows}" alt="{which}{rows} by {columns} values of {html.escape(name)}">'
+    )
+
+
+class State:
+    """What is known while a page is read: the module that it walks, and which lines have been explained."""
+
+    def __init__(self) -> None:
+        self.module: Module | None = None
+        self.explained: dict[int, str] = {}
+        self.ids: set[str] = set()
+
+
+class Walk(Block):
+    """`//// walk | module`: holds the steps, and checks at its end that nothing was left out."""
+
+    NAME = "walk"
+    ARGUMENT = True
+
+    def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
+        """Open the walk, with the legend of axes and the switch of sizes."""
+        state = _state(self.md)
+        state.module = Module(self.argument.strip())
+        state.explained.clear()
+        walk = ElementTree.SubElement(parent, "div", {"class": "walk", "data-module": state.module.name})
+        if state.module.axes():
+            legend = ElementTree.SubElement(walk, "div", {"class": "walk-legend-place"})
+            legend.text = self.md.htmlStash.store(legend_html(state.module))
+        return walk
+
+    def on_end(self, block: ElementTree.Element) -> None:
+        """Complain about what no step has explained."""
+        state = _state(self.md)
+        assert state.module is not None
+        left = [unit for unit in state.module.units if unit.first not in state.explained]
+        if left:
+            texts = [f"{unit.symbol}: {state.module.text(unit)[:60]}" for unit in left]
+            raise WalkError(f"no step explains {len(left)} parts of {state.module.name}: {'; '.join(texts)}")
+
+
+class Step(Block):
+    """`/// step | title`, with `code:` what it explains: prose on one side, code and shapes on the other."""
+
+    NAME = "step"
+    ARGUMENT = True
+    OPTIONS = {"code": ["", type_string]}  # noqa: RUF012  (as the base class has it)
+
+    def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
+        """Set up both sides; prose goes into the first."""
+        state = _state(self.md)
+        if state.module is None:
+            raise WalkError(f"the step {self.argument!r} stands outside a walk")
+        targets = [target.strip() for target in self.options["code"].split(";") if target.strip()]
+        symbol, _, part = (targets[0] if targets else self.argument).partition(":")
+        words = re.findall(r"\w+", part)
+        name = f"{symbol}.{words[0]}" if words and words[0] != "head" else symbol
+        if name in state.ids:
+            raise WalkError(f"two steps begin with {name}: let one begin with another statement")
+        state.ids.add(name)
+        step = ElementTree.SubElement(parent, "section", {"class": "walk-step", "tabindex": "-1"})
+        ElementTree.SubElement(step, "h3", {"id": name}).text = self.argument
+        prose = ElementTree.SubElement(step, "div", {"class": "walk-prose"})
+        code = ElementTree.SubElement(step, "div", {"class": "walk-code"})
+        units = [unit for target in targets for unit in self._units(state, target)]
+        code.text = self.md.htmlStash.store(units_html(state.module, units) + place_html(state.module, units))
+        self.prose, self.name = prose, name
+        return step
+
+    def on_add(self, block: ElementTree.Element) -> ElementTree.Element:
+        """Where prose goes."""
+        return self.prose
+
+    def on_end(self, block: ElementTree.Element) -> None:
+        """Say where this is practised; the parser may end a block more than once."""
+        if self.prose.find("p[@class='walk-practice']") is not None:
+            return
+        module = _state(self.md).module
+        assert module is not None
+        for entry, exercise in ((entry, entry.load()) for entry in entries()):
+            if exercise.part_of.startswith(f"{module.name}.") and exercise.page.partition("#")[2] == self.name:
+                place = ElementTree.SubElement(self.prose, "p", {"class": "walk-practice"})
+                place.text = "Write it yourself: " if exercise.bug is None else "Find what is wrong with it: "
+                link = ElementTree.SubElement(place, "a", {"href": f"practice/{entry.name}.html"})
+                link.text = entry.title
+
+    def _units(self, state: State, target: str) -> list[Unit]:
+        assert state.module is not None
+        try:
+            units = state.module.find(target)
+        except WalkError as error:
+            raise WalkError(f"step {self.argument!r}: {error}") from error
+        for unit in units:
+            if unit.first in state.explained:
+                text = state.module.text(unit)[:60]
+                raise WalkError(
+                    f"{unit.symbol}: {text} is in two steps: {state.explained[unit.first]}, {self.argument}"
+                )
+            state.explained[unit.first] = self.argument
+        return units
+
+
+def units_html(module: Module, units: list[Unit]) -> str:
+    """Code, and under each piece that makes tensors, what it makes. Neighbours that make nothing stay together."""
+    made = recorded(module.name)
+    blocks: list[str] = []
+    piece: list[Unit] = []
+    for number, unit in enumerate(units):
+        piece.append(unit)
+        shapes = [
+            shape_html(one)
+            for (symbol, line), found in made.items()
+            if symbol == unit.symbol and unit.first <= line <= unit.last
+            for one in found
+        ]
+        following = units[number + 1] if number + 1 < len(units) else None
+        if shapes or following is None or not _adjacent(module, unit, following):
+            blocks.append(_piece_html(module, piece, shapes))
+            piece = []
+    return "".join(blocks)
+
+
+def place_html(module: Module, units: list[Unit]) -> str:
+    """Where the code stands, with a link to the whole file."""
+    ranges: list[list[int]] = []
+    for unit in sorted(units, key=lambda unit: unit.first):
+        if ranges and unit.first - ranges[-1][1] <= 3:
+            ranges[-1][1] = unit.last
+        else:
+            ranges.append([unit.first, unit.last])
+    lines = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)
+    target = f"generated/source/{module.name}.txt"
+    return f'<p class="walk-place">Lines {lines} of <a href="{target}">{module.path.name}</a></p>'
+
+
+def _adjacent(module: Module, unit: Unit, following: Unit) -> bool:
+    """Whether nothing but empty lines stands between two units."""
+    between = module.lines[unit.last : following.first - 1]
+    return following.first > unit.last and not any(line.strip() for line in between)
+
+
+def _piece_html(module: Module, piece: list[Unit], shapes: list[str]) -> str:
+    first, last = piece[0].first, piece[-1].last
+    lines = module.lines[first - 1 : last]
+    indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    code = "".join(_line_html(row, indent) for row in code_html("\n".join(lines) + "\n"))
+    margin = f'<div class="walk-shapes">{"".join(shapes)}</div>' if shapes else ""
+    symbols = html.escape(" ".join(dict.fromkeys(unit.symbol for unit in piece)))
+    label = f"code of {symbols}"
+    return (
+        f'<div class="walk-unit" data-first="{first}" data-last="{last}">'
+        f'<pre tabindex="0" role="group" aria-label="{label}"><code>{code}</code></pre>{margin}</div>'
+    )
+
+
+def _line_html(row: str, indent: int) -> str:
+    """A line; what all lines are indented by stays in the text but takes little room."""
+    return (
+        re.sub(rf"^((?:<[^>]*>)*)( {{{indent}}})", r'\1<span class="in">\2</span>', row) + "\n"
+        if indent
+        else f"{row}\n"
+    )
+
+
+def legend_html(module: Module) -> str:
+    """Each axis with its meaning and its size, and, for a model, the choice of a size."""
+    configs = presets(module.name)
+    sizes: dict[str, dict[str, str]] = {axis: {} for axis in module.axes()}
+    for preset, config in configs.items():
+        known = {**config.axes, "batch": 1, **dict.fromkeys(("seq", "seq_q", "seq_k"), config.context_length)}
+        for axis, size in known.items():
+            sizes.setdefault(axis, {})[preset] = f"{size:,}"
+    options = "".join(
+        f'<option value="{name}"{" selected" if name == shown(configs) else ""}>{name.replace("_", " ")}</option>'
+        for name in configs
+    )
+    choice = f'<label>Sizes of <select class="sizes">{options}</select></label>' if configs else ""
+    items = "".join(
+        f'<li data-axis="{axis}">{axis_button(axis)} {sizes_html(sizes[axis]) if sizes[axis] else ""} '
+        f"<span>{html.escape(meaning)}</span></li>"
+        for axis, meaning in AXES.items()
+        if axis in sizes
+    )
+    return (
+        f'<div class="walk-legend" role="group" aria-label="Axes">{choice}'
+        f"<details open><summary>Axes</summary><ul>{items}</ul></details></div>"
+    )
+
+
+def axis_button(name: str) -> str:
+    """An axis that can be chosen with the keyboard too."""
+    return f'<button type="button" class="ax" data-ax="{name}">{name}</button>'
+
+
+def _state(md: Markdown) -> State:
+    return md.walk_state  # type: ignore[attr-defined]

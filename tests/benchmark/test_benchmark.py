@@ -1,0 +1,156 @@
+"""The benchmark: everybody computes the same, every row runs, and the ratio says what it claims."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from allformers.benchmark import rows as rows_module
+from allformers.benchmark import run as run_module
+from allformers.benchmark.contenders import (
+    FLOOR,
+    OURS,
+    PACKED,
+    PEERS,
+    RECOMPUTING,
+    STEPS,
+    UNCHECKED,
+    Setting,
+    contender,
+    contenders,
+    largest_difference,
+)
+from allformers.benchmark.measure import Limits, Measurement, flops_of, limits, weights_read
+from allformers.benchmark.run import run
+from allformers.models.gpt2.gpt2 import GPT2Config
+from allformers.speed import steps as steps_module
+
+TINY = dataclasses.replace(GPT2Config.tiny(), embedding_dim=16, num_layers=1, mlp_dim=32)
+
+
+def test_all_contenders_compute_the_same_logits() -> None:
+    models = contenders(TINY)
+    assert largest_difference(models, torch.randint(256, (2, 9))) < 5e-6
+
+
+ALONE = ("memory", "import")
+"""Rows that take a process for each contender."""
+
+
+def test_every_row_measures_every_contender_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "limits", lambda setting: Limits(1e9, 1e9))
+    monkeypatch.setattr(steps_module, "_compile", lambda graph, given: graph)  # how fast it is does not matter here
+    for name in [name for name in rows_module.ROWS if any(part in name for part in ALONE)]:
+        monkeypatch.delitem(rows_module.ROWS, name)
+    monkeypatch.setattr(GPT2Config, "presets", classmethod(lambda cls: {"tiny": lambda: TINY, "other": cls.gpt2_small}))
+    measured = list(run(TINY, ["prefill", "decode", "train", "call", "linear", "scale"], rounds=1))
+    assert [row.name for row in measured] == [*rows_module.ROWS, "scale: tiny, 1x128"]
+    for row in measured:
+        assert all(len(times) == 1 and times[0] > 0 for times in row.measured.values())
+        peers = {"F.linear"} if row.name.startswith("linear") else set(PEERS)
+        beside = {UNCHECKED} if row.name.startswith("call") else {PACKED}
+        if row.name.startswith("decode"):
+            beside = {PACKED, STEPS}
+        if row.name.startswith("train"):
+            beside = {RECOMPUTING}
+        if row.name == "scale: tiny, 1x128":
+            beside = set()
+        assert set(row.measured) == {OURS, *beside, *peers}
+        assert row.floor is not None
+        assert FLOOR not in row.measured
+
+
+def test_what_grows_with_scale_is_measured_only_if_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "contenders", lambda config, setting: {})
+    asked: list[str] = []
+    rows = {name: lambda *_, name=name: asked.append(name) or Measurement({}) for name in rows_module.ROWS}
+    monkeypatch.setattr(rows_module, "ROWS", rows)
+    list(run(TINY, rounds=1))
+    assert asked == [name for name in rows_module.ROWS if not name.startswith("scale")]
+    asked.clear()
+    list(run(TINY, ["train 4x256", "decode"], rounds=1))
+    assert asked == ["decode 128+64, batch 1", "decode 128+64, batch 8", "train 4x256"]
+
+
+def test_the_floor_is_the_longer_of_reading_and_multiplying() -> None:
+    machine = Limits(read=1e6, multiply=1e9)
+    assert Measurement({}, flops=3e6, nbytes=2e3).floor(machine) == pytest.approx(3)
+    assert Measurement({}, flops=1e6, nbytes=2e3).floor(machine) == pytest.approx(2)
+    assert Measurement({}, fixed=5).floor(None) == 5
+    assert Measurement({}).floor(machine) is None
+
+
+def test_what_a_step_has_to_read_is_what_it_multiplies_by() -> None:
+    ours = contender(OURS, TINY)
+    parameters = sum(one.numel() for one in ours.parameters())
+    assert weights_read(ours) == 4 * (parameters - ours.position_embedding.weight.numel())
+    untied = contender(OURS, dataclasses.replace(TINY, tie_embeddings=False))
+    assert weights_read(untied) == weights_read(ours)
+
+
+def test_the_machines_limits_are_rates_that_can_be() -> None:
+    found = limits(rounds=1)
+    assert 1e8 < found.read < 1e13
+    assert 1e9 < found.multiply < 1e15
+
+
+def test_a_pass_takes_two_operations_a_weight_and_token() -> None:
+    wide = dataclasses.replace(TINY, embedding_dim=256, mlp_dim=1024)
+    ours = contender(OURS, wide)
+    matrices = 12 * 256**2 + 256 * 256
+    assert flops_of(ours, torch.zeros(1, 32, dtype=torch.long)) == pytest.approx(2 * matrices * 32, rel=0.02)
+
+
+def test_encoders_and_experts_are_the_same_models_too() -> None:
+    from allformers.models.bert.bert import BertConfig
+    from allformers.models.mixtral.mixtral import MixtralConfig
+    from allformers.models.vit.vit import ViTConfig
+
+    for config in (BertConfig.bert_tests(), ViTConfig.vit_tests(), MixtralConfig.mixtral_tiny()):
+        models = contenders(config)
+        given = models[OURS].example(2, 9, "cpu")
+        assert largest_difference(models, given) < 5e-6
+    for config in (BertConfig.bert_tests(), ViTConfig.vit_tests()):
+        measured = list(run(config, rounds=1))
+        assert [row.name for row in measured] == ["read 1", "read 8"]
+        assert all(set(row.measured) == {OURS, PACKED, *PEERS} for row in measured)
+        with pytest.raises(ValueError, match="no row is called decode; there are: read 1, read 8"):
+            next(run(config, ["decode"]))
+
+
+def test_training_can_be_measured_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(rows_module.ROWS, "train 4x256, memory")
+    (row,) = run(TINY, ["train 4x256"], rounds=1, setting=Setting(precision="bfloat16"))
+    assert row.unit == "ms"
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_which_only_trains() -> None:
+    """A model with a megabyte more of weights takes four more: itself, its gradient and two moments."""
+    sizes = []
+    for width in (64, 1024):
+        config = dataclasses.replace(TINY, embedding_dim=width, mlp_dim=4 * width)
+        sizes.append(rows_module._train_memory({}, config, Setting(), 1, 8).jobs[OURS]())
+    parameters = 12 * 1024**2
+    assert sizes[1] - sizes[0] > 3.5 * parameters * 4 / 2**20
+    for row in run(TINY, ["memory"], rounds=1):
+        assert row.unit == "MiB"
+        assert {OURS, *PEERS} <= set(row.measured) <= {OURS, RECOMPUTING, *PEERS}
+        if row.name.startswith("train"):
+            assert all(100 < peak < 2000 for (peak,) in row.measured.values())
+
+
+@pytest.mark.slow
+def test_importing_is_measured_beside_pytorch() -> None:
+    (row,) = run(TINY, ["import"], rounds=1)
+    assert set(row.measured) == {OURS, "import torch"}
+
+
+def test_the_ratio_is_the_fastest_peer_over_ours_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = {OURS: iter([9.0, 1.0, 2.0, 4.0]), "eager": iter([9.0, 4.0, 4.0, 4.0]), "sdpa": iter([9.0] * 4)}
+    jobs = {name: lambda name=name: next(ticks[name]) for name in ticks}
+    monkeypatch.setattr(rows_module, "ROWS", {"row": lambda *given: Measurement(jobs)})
+    (row,) = run(TINY, rounds=3)
+    assert row.ratio() == 2.0  # the median of 4, 2 and 1; the first round only warms up
+    assert row.median(OURS) == 2.0
+    assert row.spread(OURS) == 0.75

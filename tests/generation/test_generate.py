@@ -1,0 +1,216 @@
+"""Writing: with a cache, in batches and in streams, the text is what the plain definition gives."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.nn.shapes import ShapeError
+from conftest import perturb
+
+CONFIG = GPT2Config(
+    vocab_size=50,
+    context_length=12,
+    embedding_dim=24,
+    num_layers=2,
+    num_heads=3,
+    mlp_dim=40,
+    dropout=0.5,
+    tie_embeddings=False,
+)
+
+
+def make_model() -> GPT2:
+    torch.manual_seed(0)
+    model = GPT2(CONFIG)
+    perturb(model, 0.4)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> GPT2:
+    return make_model()
+
+
+def definition(model: GPT2, prompt: list[int], new: int) -> list[int]:
+    """Greedy decoding as one would define it: read the last `context_length` tokens, take the likeliest next one."""
+    text = list(prompt)
+    with torch.no_grad():
+        for _ in range(new):
+            text.append(int(model(torch.tensor([text[-CONFIG.context_length :]]))[0, -1].argmax()))
+    return text
+
+
+@pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 30])
+def test_greedy_text_is_the_definitions_also_far_past_the_context(model: GPT2, length: int) -> None:
+    prompt = torch.randint(50, (2, length))
+    written = model.generate(prompt, max_new_tokens=30, temperature=0)
+    assert written.tolist() == [definition(model, row, 30) for row in prompt.tolist()]
+    assert len(set(written[0, length:].tolist())) > 3  # a constant would prove little
+
+
+MODEL = make_model()
+PROMPTS = st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=16), min_size=1, max_size=4)
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(PROMPTS, st.integers(0, 20), st.sampled_from([0, 1.3]))
+def test_each_of_a_batch_gets_what_it_gets_alone(prompts: list[list[int]], new: int, temperature: float) -> None:
+    together = MODEL.generate_batch(prompts, max_new_tokens=new, temperature=temperature, top_k=20, seed=7)
+    for row, prompt in enumerate(prompts):
+        alone = MODEL.generate(
+            torch.tensor([prompt]), max_new_tokens=new, temperature=temperature, top_k=20, seed=7 + row
+        )
+        assert together[row].tolist() == alone[0].tolist()
+
+
+def test_a_seed_repeats_the_text_and_another_does_not(model: GPT2) -> None:
+    prompt = torch.randint(50, (3, 4))
+    texts = [model.generate(prompt, max_new_tokens=20, seed=seed).tolist() for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    torch.manual_seed(5)
+    first = model.generate(prompt, max_new_tokens=20)
+    torch.manual_seed(5)
+    assert torch.equal(model.generate(prompt, max_new_tokens=20), first)
+
+
+@pytest.fixture
+def passes(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many positions each forward pass has read."""
+    lengths: list[int] = []
+    original = model.read
+
+    def spy(token_ids: Tensor, cache: object = None) -> Tensor:
+        lengths.append(token_ids.shape[1])
+        return original(token_ids, cache)
+
+    monkeypatch.setattr(model, "read", spy)
+    return lengths
+
+
+def test_the_prompt_is_read_once_then_one_token_a_step_then_the_window(model: GPT2, passes: list[int]) -> None:
+    model.generate(torch.randint(50, (1, 8)), max_new_tokens=8, temperature=0)
+    assert passes == [8, 1, 1, 1, 1, 12, 12, 12]
+
+
+@pytest.mark.parametrize("piece", [1, 3, 5, 8, 99])
+def test_a_prompt_read_in_pieces_gives_the_same_text(model: GPT2, passes: list[int], piece: int) -> None:
+    prompts = [torch.randint(50, (length,)) for length in (8, 3, 6)]
+    whole = model.generate_batch(prompts, max_new_tokens=9, temperature=0)
+    read_at_once, passes[:] = max(passes), []
+    pieces = model.generate_batch(prompts, max_new_tokens=9, temperature=0, prefill=piece)
+    assert [row.tolist() for row in pieces] == [row.tolist() for row in whole]
+    assert max(passes) == min(piece, read_at_once)
+
+
+def test_a_stream_gives_each_token_as_soon_as_it_is_known(model: GPT2, passes: list[int]) -> None:
+    prompt = torch.randint(50, (2, 3))
+    stream = model.stream(prompt, max_new_tokens=6, temperature=0)
+    assert passes == []
+    tokens = [next(stream), next(stream)]
+    assert len(passes) == 2
+    tokens += list(stream)
+    assert torch.equal(torch.stack(tokens, dim=1), model.generate(prompt, max_new_tokens=6, temperature=0)[:, 3:])
+
+
+def test_the_cache_is_made_once_also_while_the_window_slides(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = []
+    original = model.make_cache
+
+    def spy(*arguments: object) -> object:
+        caches.append(original(*arguments))
+        return caches[-1]
+
+    monkeypatch.setattr(model, "make_cache", spy)
+    stream = model.stream(torch.randint(50, (2, 9)), max_new_tokens=9, temperature=0)
+    next(stream)
+    places = {buffer.data_ptr() for layer in caches[0].layers for buffer in layer.buffers}
+    list(stream)
+    assert len(caches) == 1
+    assert {buffer.data_ptr() for layer in caches[0].layers for buffer in layer.buffers} == places
+    assert caches[0].nbytes == 4 * 2 * 2 * 2 * 12 * 24  # float32; keys and values; batch, layers, positions, width
+
+
+def test_a_row_ends_with_its_stop_token_and_repeats_it_until_all_have_ended(model: GPT2) -> None:
+    prompts = [[3], [4, 9], [5, 1, 2]]
+    free = [row.tolist() for row in model.generate_batch(prompts, max_new_tokens=12, temperature=0)]
+    stop = free[0][3]
+    ended = [
+        row[: row.index(stop, len(prompt)) + 1] if stop in row[len(prompt) :] else row
+        for row, prompt in zip(free, prompts, strict=True)
+    ]
+    stopped = model.generate_batch(prompts, max_new_tokens=12, temperature=0, stop_tokens=[stop])
+    assert [row.tolist() for row in stopped] == ended
+    alone = model.generate(torch.tensor([prompts[0]]), max_new_tokens=12, temperature=0, stop_tokens=[stop])
+    assert alone[0].tolist() == ended[0]
+    rows = model.generate(torch.tensor([[3], [4]]), max_new_tokens=12, temperature=0, stop_tokens=[stop])
+    first = rows[0].tolist()
+    assert set(first[first.index(stop, 1) :]) == {stop}
+
+
+def test_nothing_is_written_if_nothing_is_asked_for(model: GPT2) -> None:
+    prompt = torch.randint(50, (2, 3), dtype=torch.int32)
+    assert model.generate(prompt, max_new_tokens=0).tolist() == prompt.tolist()
+    assert model.generate(prompt, max_new_tokens=1).shape == (2, 4)
+
+
+def test_generation_drops_nothing_and_leaves_training_as_it_was(model: GPT2) -> None:
+    prompt = torch.randint(50, (1, 4))
+    expected = model.generate(prompt, max_new_tokens=10, temperature=0)
+    model.train()
+    model.blocks[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    assert torch.equal(model.generate(prompt, max_new_tokens=10, temperature=0), expected)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert not expected.requires_grad
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "error", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), {}, ShapeError, "argument `token_ids`"),
+        (torch.zeros(1, 3), {}, ShapeError, "argument `token_ids`"),
+        (torch.zeros(1, 0, dtype=torch.long), {}, ValueError, "nothing to continue"),
+        (torch.zeros(0, 3, dtype=torch.long), {}, ValueError, "nothing to continue"),
+        (torch.tensor([[1, 50]]), {}, ValueError, "token id 50 is not in the vocabulary: ids run from 0 to 49"),
+        (torch.tensor([[1]]), {"max_new_tokens": -1}, ValueError, "max_new_tokens must be at least 0, not -1"),
+        (torch.tensor([[1]]), {"prefill": 0}, ValueError, "prefill must be at least 1, not 0"),
+        (torch.tensor([[1]]), {"max_new_tokens": 2.5}, ShapeError, "argument `max_new_tokens`"),
+        (torch.tensor([[1]]), {"temperature": -1}, ValueError, "temperature"),
+        (torch.tensor([[1]]), {"top_k": 0}, ValueError, "top_k"),
+        (torch.tensor([[1]]), {"top_p": 0.0}, ValueError, "top_p"),
+        (torch.tensor([[1]]), {"stop_tokens": [77]}, ValueError, "token id 77 is not in the vocabulary"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_read(
+    model: GPT2, passes: list[int], prompt: Tensor, settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    for write in (model.generate, model.stream):
+        with pytest.raises(error, match=message):
+            write(prompt, **({"max_new_tokens": 3} | settings))
+    assert passes == []
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
+def test_a_batch_without_text_is_refused(model: GPT2, prompts: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="nothing to continue"):
+        model.generate_batch(prompts, max_new_tokens=3)
+
+
+def test_a_model_that_does_not_say_how_it_reads_cannot_write() -> None:
+    from allformers.generation.decoder import Generative
+
+    class Unfinished(Generative):
+        config = CONFIG
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(NotImplementedError):
+        Unfinished().generate(torch.tensor([[1]]), max_new_tokens=1)

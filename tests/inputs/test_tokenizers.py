@@ -1,0 +1,238 @@
+"""Tokenizers: what is encoded comes back, whatever the text, and what cannot be is refused clearly."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from allformers.checkpoints import CheckpointError
+from allformers.inputs.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))  # any Unicode but lone surrogates, which UTF-8 cannot write
+relaxed = settings(deadline=None, derandomize=True, max_examples=50)
+
+
+def assert_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    token_ids = tokenizer.encode(text)
+    assert all(0 <= token_id < tokenizer.vocab_size for token_id in token_ids)
+    assert tokenizer.decode(token_ids) == text
+    assert "".join(tokenizer.decode_stream(token_ids)) == text
+
+
+@relaxed
+@given(TEXTS)
+def test_bytes_bring_any_text_back(text: str) -> None:
+    assert_round_trip(ByteTokenizer(), text)
+
+
+@relaxed
+@given(TEXTS.filter(len))
+def test_characters_bring_a_text_over_their_alphabet_back(text: str) -> None:
+    tokenizer = CharTokenizer(text)
+    assert_round_trip(tokenizer, text)
+    assert tokenizer.vocab_size == len(set(text)) == len(set(tokenizer.encode(tokenizer.characters)))
+
+
+@pytest.mark.usefixtures("gpt2_vocabulary")
+def test_gpt2_brings_texts_back_and_agrees_with_published_ids() -> None:
+    tokenizer = GPT2Tokenizer()
+    for text in ("", "Hello world", "naïve 😀 \n\n  tabs\tand 1234 numbers", "it's <|endoftext|> here", "\x00\x7f"):
+        assert_round_trip(tokenizer, text)
+    assert tokenizer.encode("Hello world<|endoftext|>") == [15496, 995, tokenizer.end_of_text]
+
+
+@pytest.mark.usefixtures("gpt2_vocabulary")
+def test_gpt2_from_files_beside_a_checkpoint_equals_the_downloaded_one(tmp_path: Path) -> None:
+    write_gpt2_files(tmp_path)
+    text = "The quick brown fox, 42 times: naïve 😀<|endoftext|>"
+    tokenizer = load_tokenizer(tmp_path, vocab_size=50257)
+    assert isinstance(tokenizer, GPT2Tokenizer)
+    assert tokenizer.folder == tmp_path
+    assert tokenizer.encode(text) == GPT2Tokenizer().encode(text)
+
+
+@pytest.mark.usefixtures("gpt2_vocabulary")
+def test_gpt2_agrees_with_the_reference(tmp_path: Path) -> None:
+    from transformers import GPT2TokenizerFast
+
+    write_gpt2_files(tmp_path)
+    reference = GPT2TokenizerFast(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
+    tokenizer = GPT2Tokenizer(tmp_path)
+    for text in (
+        "def f(x):\n    return x ** 2\n",
+        "  leading spaces",
+        "naïve 😀 é",
+        "I'll we've it's 'quoted'",
+        "\n\n\n",
+    ):
+        assert tokenizer.encode(text) == reference.encode(text)
+
+
+def write_gpt2_files(folder: Path) -> None:
+    """Write GPT-2's vocabulary as its checkpoints hold it: the printable stand-ins for bytes, and the merges."""
+    ranks = GPT2Tokenizer()._encoding._mergeable_ranks
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte not in (32, 173)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+    def written(token: bytes) -> str:
+        return "".join(stand_ins[byte] for byte in token)
+
+    vocabulary = {written(token): rank for token, rank in ranks.items()} | {"<|endoftext|>": len(ranks)}
+    merges = [halves(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{written(left)} {written(right)}" for left, right in merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that were merged last: what is left of a token when only earlier merges are applied."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+        first = pairs.index(min(pairs))
+        parts[first : first + 2] = [parts[first] + parts[first + 1]]
+    return parts[0], parts[1]
+
+
+def test_a_character_split_over_tokens_appears_once_it_is_complete() -> None:
+    pieces = list(ByteTokenizer().decode_stream("é".encode()))
+    assert pieces == ["", "é", ""]
+
+
+def test_bytes_that_are_no_text_become_the_replacement_character() -> None:
+    assert ByteTokenizer().decode([0xFF, 65]) == "\N{REPLACEMENT CHARACTER}A"
+    assert "".join(ByteTokenizer().decode_stream([65, 0xC3])) == "A\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("abc"), GPT2Tokenizer()])
+def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
+    for token_id in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match=f"token id {token_id} .* 0 to {tokenizer.vocab_size - 1}"):
+            tokenizer.decode([token_id])
+
+
+def test_characters_outside_the_alphabet_are_named() -> None:
+    with pytest.raises(ValueError, match="3 characters: 'xz'"):
+        CharTokenizer("abc").encode("azbx")
+    with pytest.raises(ValueError, match="at least one character"):
+        CharTokenizer("")
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("héllo wörld\n"), GPT2Tokenizer()])
+def test_a_saved_tokenizer_is_loaded_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path, tokenizer.vocab_size)
+    assert type(loaded) is type(tokenizer)
+    assert loaded.description() == tokenizer.description()
+
+
+def test_the_size_of_a_vocabulary_may_tell_the_tokenizer(tmp_path: Path) -> None:
+    assert isinstance(load_tokenizer(tmp_path, 50304), GPT2Tokenizer)
+    assert isinstance(load_tokenizer(tmp_path, 256), ByteTokenizer)
+
+
+@pytest.mark.parametrize(
+    ("content", "vocab_size", "message"),
+    [
+        (None, 1000, "vocabulary of 1000 tokens and no tokenizer"),
+        ('{"tokenizer_class": "CharTokenizer"}', 10, "no characters"),
+        ('{"tokenizer_class": "ByteTokenizer"}', 100, "256 tokens, but the model only 100"),
+        ("{broken", 256, "cannot be read as JSON"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_a_clear_error(
+    content: str | None, vocab_size: int, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(tmp_path, vocab_size)
+
+
+def test_without_a_vocabulary_and_a_network_gpt2_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiktoken
+
+    def unreachable(name: str) -> None:
+        raise ConnectionError(name)
+
+    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
+    with pytest.raises(CheckpointError, match="TIKTOKEN_CACHE_DIR"):
+        GPT2Tokenizer().encode("text")
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    with pytest.raises(CheckpointError, match="do not hold a byte-level BPE"):
+        GPT2Tokenizer(tmp_path).encode("text")
+
+
+SENTENCES = ["The for statement is used to iterate.", "naïve café, 1–2 €", "  two  spaces\n\tand a tab", "日本語 🙂"]
+
+
+def described(kind: str, folder: Path) -> Path:
+    """A `tokenizer.json` as Llama 3 and Qwen have them (bytes as letters), or as Llama 2 and Gemma (SentencePiece)."""
+    from tokenizers import Tokenizer as Described
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    folder.mkdir(exist_ok=True)
+    path = folder / "tokenizer.json"
+    if kind == "byte level":
+        made = Described(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>", "<s>"], show_progress=False
+        )
+        made.train_from_iterator(SENTENCES[:2] * 20, trainer)
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    else:
+        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -9.0) for b in range(256))]
+        pieces += [("▁", -2.0), *((letter, -3.0) for letter in "Theforstamniud.,12")]
+        vocabulary = {piece: place for place, (piece, _) in enumerate(pieces)}
+        made = Described(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        made.add_special_tokens(["<unk>", "<s>", "</s>"])
+        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentence piece"])
+def test_a_tokenizer_from_a_checkpoints_own_file(kind: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Described
+
+    path = described(kind, tmp_path / "model")
+    reference, ours = Described.from_file(str(path)), load_tokenizer(path.parent, 10_000)
+    assert isinstance(ours, JsonTokenizer)
+    for text in SENTENCES:
+        token_ids = ours.encode(text)
+        assert token_ids == reference.encode(text).ids
+        plain = [token_id for token_id in token_ids if token_id not in ours.special]
+        assert ours.decode(plain) == reference.decode(plain) == text
+        assert "".join(ours.decode_stream(plain)) == text
+    assert ours.end_of_text == reference.token_to_id("<|endoftext|>" if kind == "byte level" else "</s>")
+    ours.save(tmp_path)
+    assert load_tokenizer(tmp_path, 10_000).encode(SENTENCES[1]) == ours.encode(SENTENCES[1])
+    for wrong in (-1, ours.vocab_size):
+        with pytest.raises(ValueError, match="is not a token id"):
+            ours.token_bytes(wrong)
+
+
+def test_a_tokenizer_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is not a tokenizer that can be read"):
+        load_tokenizer(tmp_path, 100)
+    with pytest.raises(CheckpointError, match="tokens, but the model only 5"):
+        load_tokenizer(described("byte level", tmp_path / "model").parent, 5)

@@ -1,0 +1,318 @@
+"""A model prepared for inference computes what it computed before, and says so where it cannot."""
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.mistral.mistral import Mistral, MistralConfig
+from allformers.models.registry import READING_ORDER
+from allformers.nn.linear import HAS_ONEDNN, Linear
+from allformers.speed import prepare as prepare_module
+from allformers.speed import steps as steps_module
+from allformers.speed.prepare import GROUP, PackedLinear, RoundedLinear, prepare
+from allformers.speed.steps import CompiledSteps, compile_steps
+from conftest import perturb
+
+SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().values())) for entry in READING_ORDER}
+
+
+@pytest.fixture(autouse=True)
+def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare layers as small as those of the tests."""
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+
+
+def make(name: str = "gpt2", std: float = 0.1) -> Any:
+    entry = next(entry for entry in READING_ORDER if entry.name == name)
+    return perturb(entry.load()(SMALLEST[name]()).eval(), std)
+
+
+def read(model: Any, batch: int = 2, seq: int = 12) -> Tensor:
+    """Something for a model to read: images, or tokens."""
+    example = model.example(batch, seq, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    if example.is_floating_point():
+        return torch.randn(example.shape, generator=generator)
+    return torch.randint(model.config.vocab_size, example.shape, generator=generator)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().max() / other.double().abs().max())
+
+
+def linears(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_model_of_the_family_says_what_it_said(name: str) -> None:
+    plain = make(name)
+    prepared = prepare(copy.deepcopy(plain))
+    assert linears(prepared)
+    assert all(isinstance(layer, PackedLinear) for layer in linears(prepared))
+    given = read(plain)
+    with torch.inference_mode():
+        assert difference(prepared(given), plain(given)) < 1e-5
+        if hasattr(plain, "generate"):
+            ours = prepared.generate(given[:1], max_new_tokens=30, temperature=0)
+            assert torch.equal(ours, plain.generate(given[:1], max_new_tokens=30, temperature=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(1,), (1, 1), (3,), (2, 40)])
+def test_a_layer_is_the_same_layer(leading: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+    plain = Linear(70, 50, bias=bias, dtype=dtype)
+    x = torch.randn(*leading, 70, dtype=dtype)
+    with torch.inference_mode():
+        ours, theirs = PackedLinear(plain)(x), plain(x)
+    assert ours.dtype == dtype
+    assert ours.shape == theirs.shape
+    bar = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 0.01}[dtype]
+    assert difference(ours, theirs) < bar
+    with torch.inference_mode():  # rows that do not lie in one piece
+        apart = torch.randn(70, 2, dtype=dtype)[:, 0].expand(*leading, 70)
+        assert difference(PackedLinear(plain)(apart), plain(apart)) < bar
+
+
+def test_one_row_and_several_each_go_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, ways = PackedLinear(Linear(32, 64)), []
+    original = prepare_module.onednn
+    monkeypatch.setattr(prepare_module, "onednn", lambda *args: ways.append("packed") or original(*args))
+    monkeypatch.setattr(
+        prepare_module, "in_a_loop", lambda function, *args: ways.append(function.__name__) or function(*args)
+    )
+    with torch.inference_mode():
+        layer(torch.randn(1, 1, 32))
+        layer(torch.randn(1, 2, 32))
+    assert ways == ["multiply_row", "packed"] if HAS_ONEDNN else ["multiply_row"]
+
+
+def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make()
+    sizes = sorted(layer.weight.numel() for layer in linears(plain))
+    assert sizes[0] < sizes[-1]
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", sizes[-1])
+    for layer in linears(prepare(plain)):
+        assert isinstance(layer, PackedLinear) == (layer.weight.numel() == sizes[-1])
+
+
+def test_where_nothing_can_be_compiled_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "can_compile", lambda: False)
+    plain = make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain, 1, 1)
+    with torch.inference_mode():
+        assert difference(prepared(given), plain(given)) < 1e-5
+
+
+def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler\nand much more")
+
+    prepare_module.can_compile.cache_clear()
+    monkeypatch.setattr(prepare_module, "_lower", fail)
+    with pytest.warns(UserWarning, match="ordinary way: no compiler$"):
+        assert not prepare_module.can_compile()
+    assert not prepare_module.can_compile()
+    prepare_module.can_compile.cache_clear()
+
+
+def test_a_prepared_model_still_learns_and_never_uses_old_weights() -> None:
+    plain = make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    for model in (plain, prepared):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        logits = model(given)
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), given[:, 1:].flatten()).backward()
+        optimizer.step()
+    ours, theirs = dict(prepared.named_parameters()), dict(plain.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(difference(ours[name].grad, theirs[name].grad) < 1e-5 for name in theirs)
+    with torch.inference_mode():
+        for some in (given, given[:1, :1]):
+            assert difference(prepared(some), plain(some)) < 1e-5
+    prepare(prepared)  # anew
+    with torch.inference_mode():
+        assert difference(prepared(given), plain(given)) < 1e-5
+
+
+def test_a_prepared_model_is_saved_loaded_into_cast_and_copied(tmp_path: Path) -> None:
+    plain, other = make(), make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    prepared.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(GPT2.from_pretrained(tmp_path)(given), plain(given))
+        assert difference(copy.deepcopy(prepared)(given), plain(given)) < 1e-5
+    prepared.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        assert difference(prepared(given), other(given)) < 1e-5
+        assert torch.equal(prepared.to(torch.bfloat16)(given), other.to(torch.bfloat16)(given))
+
+
+def test_it_steps_aside_under_autocast_and_for_compilers() -> None:
+    plain = make()
+    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prepared(given), plain(given))
+    with torch.inference_mode():
+        exported = torch.export.export(prepared, (given,)).module()
+        assert difference(exported(given), plain(given)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_a_rounded_layer_multiplies_the_weights_that_it_says_it_has(rows: int, bias: bool, kind: str) -> None:
+    plain = Linear(2 * GROUP, 48, bias=bias)
+    rounded, x = RoundedLinear(plain, kind), torch.randn(2, rows, 2 * GROUP)[:1]
+    with torch.inference_mode():
+        assert difference(rounded(x), F.linear(x, rounded.dequantised(), plain.bias)) < 1e-6
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])
+def test_rounding_is_to_the_nearest_step(kind: str, steps: int) -> None:
+    plain = Linear(4 * GROUP, 48)
+    off = (RoundedLinear(plain, kind).dequantised() - plain.weight).detach().abs()
+    group = 4 * GROUP if kind == "int8" else GROUP
+    largest = plain.weight.detach().abs().unflatten(1, (-1, group)).amax(-1, keepdim=True)
+    assert (off.unflatten(1, (-1, group)) <= 0.51 * largest / steps).all()
+    assert off.max() > 0.3 * largest.max() / steps
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int8", 0.27), ("int4", 0.16)])
+def test_a_rounded_model_takes_less_memory_and_keeps_its_embeddings(kind: str, share: float) -> None:
+    plain = make()
+    layers = sum(layer.weight.nbytes for layer in linears(plain))
+    rounded = prepare(copy.deepcopy(plain), kind)
+    made = [module for module in rounded.modules() if isinstance(module, RoundedLinear)]
+    assert sum(module.numbers.nbytes + module.scale.nbytes for module in made) < share * layers
+    assert torch.equal(rounded.token_embedding.weight, plain.token_embedding.weight)
+    given = read(plain)
+    with torch.inference_mode():
+        off = difference(rounded(given), plain(given))
+    assert 1e-5 < off < 0.5
+    with pytest.raises(ValueError, match="no linear layers"):
+        prepare(rounded)
+
+
+def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPT2Config(
+        vocab_size=64, context_length=8, embedding_dim=2 * GROUP, num_layers=1, num_heads=2, mlp_dim=GROUP + 8
+    )
+    model = GPT2(config)
+    with pytest.raises(ValueError, match="packed, int8, int4, not 'int2'"):
+        prepare(model, "int2")
+    with pytest.raises(ValueError, match="groups of 32; a layer of this model has 40"):
+        prepare(model, "int4")
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
+        prepare(model, "int8")
+    assert not any(isinstance(module, RoundedLinear | PackedLinear) for module in model.modules())
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Whatever is handed to the compiler, which remembers nothing of other tests."""
+    torch.compiler.reset()
+    graphs: list[Any] = []
+    compiler = steps_module._compile
+
+    def noting(graph: Any, given: Any) -> Any:
+        graphs.append(graph)
+        return compiler(graph, given)
+
+    monkeypatch.setattr(steps_module, "_compile", noting)
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", 2**17)
+    return graphs
+
+
+def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: list[Any]) -> None:
+    plain = perturb(Mistral(MistralConfig.mistral_tiny(sliding_window=7, num_layers=6)).eval(), 0.3)
+    compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
+
+    def both(length: int, **settings: Any) -> None:
+        expected = plain.generate(given[:1, :length], max_new_tokens=60, **settings)
+        assert torch.equal(compiled.generate(given[:1, :length], max_new_tokens=60, **settings), expected)
+
+    both(5, temperature=0)
+    both(1, temperature=0)
+    both(12, temperature=1.0, seed=3)
+    compiled.train()
+    both(12, temperature=0)
+    assert compiled.training
+    assert len(compilations) == 1  # before the window is full, and from then on
+    assert len(list(compilations[0].children())) < 6  # and not for each layer
+    with torch.no_grad():  # new weights, the same program
+        for model in (plain, compiled):
+            model.blocks[1].mlp.up.weight.mul_(-1)
+    both(5, temperature=0)
+    assert len(compilations) == 1
+
+
+@pytest.mark.slow  # a program of its own
+def test_compiled_steps_write_several_texts_at_once(compilations: list[Any]) -> None:
+    plain = perturb(Mistral(MistralConfig.mistral_tiny(sliding_window=7)).eval(), 0.3)
+    compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
+    texts = [given[0, :3], given[1, :9]]
+    together = compiled.generate_batch(texts, max_new_tokens=30, temperature=0)
+    for text, written in zip(texts, together, strict=True):
+        assert torch.equal(written, plain.generate(text[None], max_new_tokens=30, temperature=0)[0])
+    assert len(compilations) == 1
+
+
+def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None:
+    model = compile_steps(make())
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copy.deepcopy(model), loaded):
+        assert isinstance(other.step, CompiledSteps)
+        assert other.step.model is other is not model
+    assert list(model.state_dict()) == list(make().state_dict())
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="Bert does not write"):
+        compile_steps(make("bert"))
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", 2**17)
+    assert CompiledSteps(make()).is_small
+    assert not CompiledSteps(make("mixtral")).is_small  # several texts go different ways, one by one
+    monkeypatch.setattr(steps_module, "can_compile", lambda: False)
+    assert "step" not in vars(compile_steps(make()))
+
+
+def test_only_a_product_of_one_row_is_rewritten() -> None:
+    shift, matrix, rows = torch.randn(24), torch.randn(40, 24), torch.randn(3, 40)
+    torch.testing.assert_close(steps_module._row_times_matrix(rows[:1], matrix), rows[:1] @ matrix)
+    torch.testing.assert_close(
+        steps_module._row_times_matrix_plus(shift, rows[:1], matrix), torch.addmm(shift, rows[:1], matrix)
+    )
+    assert steps_module._row_times_matrix(rows, matrix) is NotImplemented
+    assert steps_module._row_times_matrix_plus(shift, rows[:1], matrix, beta=2) is NotImplemented
+
+    many, matrices = torch.randn(5, 3, 40), torch.randn(5, 40, 24)
+    torch.testing.assert_close(steps_module._rows_times_matrices(many[:, :1], matrices), many[:, :1] @ matrices)
+    assert steps_module._rows_times_matrices(many, matrices) is NotImplemented
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [None, "packed", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_steps_of_every_layout(layout: str | None, dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    if layout is not None:
+        prepare(model, layout)
+    given, compiled = read(model, 1), compile_steps(copy.copy(model))
+    caches = model.make_cache(), compiled.make_cache()
+    with torch.inference_mode():
+        expected, found = (
+            torch.cat([one.step(token, cache) for token in given.split(1, dim=1)])
+            for one, cache in zip((model, compiled), caches, strict=True)
+        )
+    assert difference(found, expected) < (1e-5 if dtype is torch.float32 else 3e-2)
