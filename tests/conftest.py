@@ -1,17 +1,18 @@
-"""What all tests share: perturbed models, the reference in true float64, and data that may lie beside the checkout."""
+"""What all tests share: perturbed models, the reference in true float64, and what was compared with it."""
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do processes that they start
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -22,46 +23,32 @@ from torch import nn
 
 torch.set_num_threads(1)  # models this small only lose by sharing the work, and tests may run beside other things
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""Data that may lie beside the checkout; tests that want it skip where it is absent."""
+RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--record-parity`, which writes what the comparisons with the reference found."""
+    """Add what writes records: of the comparisons with the reference, of the bundled model, of published models."""
     parser.addoption("--record-parity", type=Path, metavar="FOLDER", help="write the differences that were measured")
+    parser.addoption("--record-golden", action="store_true", help="write what the bundled model says, and compare not")
+    parser.addoption("--record-published", action="store_true", help="write what published models say (-m network)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to record from several processes: each would know of its own comparisons only."""
+    """Refuse to record parity from several processes; and ask the hub for nothing unless tests of it are wanted."""
     if config.getoption("--record-parity") is not None and config.getoption("numprocesses", None):
         raise pytest.UsageError("--record-parity wants one process: say -n 0, too")
+    os.environ.setdefault("HF_HUB_OFFLINE", "0" if wanted(config, "network") else "1")
+
+
+def wanted(config: pytest.Config, mark: str) -> bool:
+    """Whether tests that bear a mark are to run, as far as `-m` says."""
+    return mark in config.getoption("markexpr").replace(f"not {mark}", "")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what needs the built site, and no browser."""
     if "site" in getattr(item, "fixturenames", ()) and item.get_closest_marker("browser") is None:
         item.add_marker(pytest.mark.site)
-
-
-TOGETHER = (
-    "tests/site/test_pages.py",
-    "tests/site/test_live.py",
-    "tests/test_experiments.py",
-    "tests/training/test_processes.py",
-)
-"""Files whose tests share something costly, so that one process runs them, one after the other."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out tests one by one, but for those files."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return next((file for file in TOGETHER if nodeid.startswith(file)), nodeid)
-
-    return Scheduling(config, log)
 
 
 COMPARED: dict[str, dict[tuple[str, str, str], dict[str, object]]] = {}
@@ -78,10 +65,64 @@ def close_enough(what: str, of: str, dtype: torch.dtype, difference: float, bar:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the record, if it was asked for and all is well."""
-    folder = session.config.getoption("--record-parity")
-    if folder is None or exitstatus:
+    """Write the record of parity, if it was asked for and all is well; else hold what slow tests compared to it.
+
+    Each process tells the first one what it compared, and that one looks.
+    """
+    if hasattr(session.config, "workeroutput"):
+        told = [[model, *key, row] for model, rows in COMPARED.items() for key, row in rows.items()]
+        session.config.workeroutput["compared"] = told
         return
+    folder = session.config.getoption("--record-parity")
+    if folder is not None and not exitstatus:
+        write_record(folder, shlex.join(["pytest", *session.config.invocation_params.args]))
+    elif folder is None and wanted(session.config, "slow"):
+        STALE.extend(stale(COMPARED, RECORDS))
+        if STALE and not exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take in what another process compared."""
+    for model, what, of, dtype, row in getattr(node, "workeroutput", {}).get("compared", []):
+        one = COMPARED.setdefault(model, {}).setdefault((what, of, dtype), row)
+        one["largest"] = max(one["largest"], row["largest"])
+
+
+STALE: list[str] = []
+"""What the records of parity lack, found when all tests have run."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the records lack, and how they are made anew."""
+    if STALE:
+        terminalreporter.section("docs/records: parity is to be recorded anew", red=True)
+        for line in STALE:
+            terminalreporter.line(line)
+        terminalreporter.line("record it: pytest -n 0 tests/models -m 'slow or not slow' --record-parity docs/records")
+
+
+def stale(compared: dict[str, dict[tuple[str, str, str], dict[str, object]]], folder: Path) -> list[str]:
+    """Comparisons that the tests made and a record lacks, or has with another bar or a difference above it."""
+    found = []
+    for model, rows in compared.items():
+        path = folder / f"{model}-parity.json"
+        written = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        recorded = {(row["what"], row["of"], row["dtype"]): row for row in written}
+        for key, row in rows.items():
+            place = f"{path.name}: {', '.join(key)}"
+            if key not in recorded:
+                found.append(f"{place}: not recorded")
+            elif recorded[key]["bar"] != row["bar"]:
+                found.append(f"{place}: recorded with a bar of {recorded[key]['bar']}, compared with {row['bar']}")
+            elif not recorded[key]["largest"] <= row["bar"]:
+                found.append(f"{place}: recorded at {recorded[key]['largest']}, above {row['bar']}")
+    return found
+
+
+def write_record(folder: Path, command: str) -> None:
+    """Write what was compared, a file for each model."""
     import transformers
 
     from allformers.models.registry import READING_ORDER
@@ -92,7 +133,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if entry.name in COMPARED:
             rows = COMPARED[entry.name].items()
             record = {
-                "command": shlex.join(["pytest", *session.config.invocation_params.args]),
+                "command": command,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "digest": digest_of(entry.module),
@@ -135,13 +176,53 @@ def true_float64() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
+PLAIN_BYTES = [byte for byte in range(256) if chr(byte).isprintable() and byte not in (32, 173)]
+OTHER_BYTES = [byte for byte in range(256) if byte not in PLAIN_BYTES]
+"""The bytes that GPT-2's files write as themselves, and those for which other letters stand."""
+
+
+@pytest.fixture(scope="session")
+def made_vocabulary() -> dict[bytes, int]:
+    """A byte-level BPE as large as GPT-2's, made up: all bytes, then what can be joined of a space and small letters."""
+    single = map(bytes, zip([*PLAIN_BYTES, *OTHER_BYTES]))
+    letters = f" {string.ascii_lowercase}"
+    longer = ("".join(some).encode() for size in (2, 3, 4) for some in itertools.product(letters, repeat=size))
+    return {token: rank for rank, token in enumerate([*single, *itertools.islice(longer, 50_000)])}
+
+
+@pytest.fixture(scope="session")
+def gpt2_files(made_vocabulary: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That vocabulary as GPT-2's checkpoints hold theirs: a letter for each byte, and what is joined to what."""
+    letter = {byte: chr(byte) for byte in PLAIN_BYTES} | {byte: chr(256 + n) for n, byte in enumerate(OTHER_BYTES)}
+    written = {token: "".join(letter[byte] for byte in token) for token in made_vocabulary}
+    folder = tmp_path_factory.mktemp("vocabulary")
+    content = {text: made_vocabulary[token] for token, text in written.items()} | {"<|endoftext|>": 50256}
+    (folder / "vocab.json").write_text(json.dumps(content), encoding="utf-8")
+    cuts = [(token[:cut], token[cut:]) for token in written if (cut := last_join(token, made_vocabulary))]
+    lines = ["#version: 0.2", *(f"{written[left]} {written[right]}" for left, right in cuts), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def last_join(token: bytes, ranks: dict[bytes, int]) -> int:
+    """Where a token's two halves meet, if earlier tokens are joined first; 0 for a single byte."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
+        first = pairs.index(min(pairs))
+        parts[first : first + 2] = [parts[first] + parts[first + 1]]
+    return len(parts[0]) if len(parts) > 1 else 0
+
+
 @pytest.fixture
-def gpt2_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-2's vocabulary from a cache that lies beside the checkout; skips the test where there is none."""
-    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", SHARED / "tiktoken-cache"))
-    if not cache.is_dir():
-        pytest.skip(f"GPT-2's vocabulary is not cached at {cache}")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+def gpt2_vocabulary(made_vocabulary: dict[bytes, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That vocabulary in the place of GPT-2's, which tiktoken would download."""
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    special = {"<|endoftext|>": 50256}
+    made = tiktoken.Encoding("made", pat_str=r50k_pat_str, mergeable_ranks=made_vocabulary, special_tokens=special)
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: {"gpt2": made}[name])
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Tokenizers: what is encoded comes back, whatever the text, and what cannot be is refused clearly."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,66 +42,50 @@ def test_characters_bring_a_text_over_their_alphabet_back(text: str) -> None:
     assert tokenizer.vocab_size == len(set(text)) == len(set(tokenizer.encode(tokenizer.characters)))
 
 
-@pytest.mark.usefixtures("gpt2_vocabulary")
-def test_gpt2_brings_texts_back_and_agrees_with_published_ids() -> None:
-    tokenizer = GPT2Tokenizer()
-    for text in ("", "Hello world", "naïve 😀 \n\n  tabs\tand 1234 numbers", "it's <|endoftext|> here", "\x00\x7f"):
-        assert_round_trip(tokenizer, text)
-    assert tokenizer.encode("Hello world<|endoftext|>") == [15496, 995, tokenizer.end_of_text]
+GPT2_TEXTS = (
+    "",
+    "Hello world",
+    "def f(x):\n    return x ** 2\n",
+    "naïve 😀 \n\n  tabs\tand 1234 numbers",
+    "I'll we've it's 'quoted'",
+    "it's <|endoftext|> here",
+    "\x00\x7f\n\n\n",
+)
 
 
-@pytest.mark.usefixtures("gpt2_vocabulary")
-def test_gpt2_from_files_beside_a_checkpoint_equals_the_downloaded_one(tmp_path: Path) -> None:
-    write_gpt2_files(tmp_path)
-    text = "The quick brown fox, 42 times: naïve 😀<|endoftext|>"
-    tokenizer = load_tokenizer(tmp_path, vocab_size=50257)
+def test_gpt2_brings_texts_back(gpt2_vocabulary: None) -> None:
+    for text in GPT2_TEXTS:
+        assert_round_trip(GPT2Tokenizer(), text)
+
+
+def test_gpt2_from_files_beside_a_checkpoint_equals_the_downloaded_one(
+    gpt2_vocabulary: None, gpt2_files: Path
+) -> None:
+    tokenizer = load_tokenizer(gpt2_files, vocab_size=50257)
     assert isinstance(tokenizer, GPT2Tokenizer)
-    assert tokenizer.folder == tmp_path
-    assert tokenizer.encode(text) == GPT2Tokenizer().encode(text)
+    assert tokenizer.folder == gpt2_files
+    for text in GPT2_TEXTS:
+        assert tokenizer.encode(text) == GPT2Tokenizer().encode(text)
 
 
-@pytest.mark.usefixtures("gpt2_vocabulary")
-def test_gpt2_agrees_with_the_reference(tmp_path: Path) -> None:
+def test_gpt2_agrees_with_the_reference(gpt2_files: Path) -> None:
     from transformers import GPT2TokenizerFast
 
-    write_gpt2_files(tmp_path)
-    reference = GPT2TokenizerFast(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
-    tokenizer = GPT2Tokenizer(tmp_path)
-    for text in (
-        "def f(x):\n    return x ** 2\n",
-        "  leading spaces",
-        "naïve 😀 é",
-        "I'll we've it's 'quoted'",
-        "\n\n\n",
-    ):
+    reference = GPT2TokenizerFast(vocab=str(gpt2_files / "vocab.json"), merges=str(gpt2_files / "merges.txt"))
+    tokenizer = GPT2Tokenizer(gpt2_files)
+    for text in GPT2_TEXTS:
         assert tokenizer.encode(text) == reference.encode(text)
 
 
-def write_gpt2_files(folder: Path) -> None:
-    """Write GPT-2's vocabulary as its checkpoints hold it: the printable stand-ins for bytes, and the merges."""
-    ranks = GPT2Tokenizer()._encoding._mergeable_ranks
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte not in (32, 173)]
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_ins = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+@pytest.mark.network
+def test_gpt2_as_published_agrees_with_published_ids_and_the_reference() -> None:
+    from transformers import GPT2TokenizerFast
 
-    def written(token: bytes) -> str:
-        return "".join(stand_ins[byte] for byte in token)
-
-    vocabulary = {written(token): rank for token, rank in ranks.items()} | {"<|endoftext|>": len(ranks)}
-    merges = [halves(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    lines = ["#version: 0.2", *(f"{written(left)} {written(right)}" for left, right in merges), ""]
-    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-
-
-def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were merged last: what is left of a token when only earlier merges are applied."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
-        first = pairs.index(min(pairs))
-        parts[first : first + 2] = [parts[first] + parts[first + 1]]
-    return parts[0], parts[1]
+    tokenizer, reference = GPT2Tokenizer(), GPT2TokenizerFast.from_pretrained("gpt2")
+    assert tokenizer.encode("Hello world<|endoftext|>") == [15496, 995, tokenizer.end_of_text]
+    for text in GPT2_TEXTS:
+        assert_round_trip(tokenizer, text)
+        assert tokenizer.encode(text) == reference.encode(text)
 
 
 def test_a_character_split_over_tokens_appears_once_it_is_complete() -> None:

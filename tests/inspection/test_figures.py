@@ -95,12 +95,12 @@ def draw(model: GPT2, text: str) -> dict[str, "Figure"]:
     }
 
 
-@pytest.mark.parametrize("text", ["f", "for", "x = {'a': $1, '\t': 2}\n" * 5, "naïve ⏎ 日本 \x00"])
+@pytest.mark.parametrize("text", ["f", "for", "x = {'a': $1, '\t': 2}\n" * 2, "naïve ⏎ 日本 \x00"])
 def test_every_figure_can_be_drawn_of_any_text(model: GPT2, text: str) -> None:
     for name, figure in draw(model, text).items():
-        root = ET.fromstring(to_svg(figure))
-        assert root.tag.endswith("svg"), name
-        assert "mathdefault" not in to_svg(figure)
+        drawn = to_svg(figure)
+        assert ET.fromstring(drawn).tag.endswith("svg"), name
+        assert "mathdefault" not in drawn
 
 
 def test_attention_maps_show_the_weights_and_nothing_above_the_diagonal(model: GPT2) -> None:
@@ -158,7 +158,8 @@ def test_entropies_are_means_over_positions(model: GPT2) -> None:
 
 def test_labels_make_what_cannot_be_seen_visible(gpt2_vocabulary: None) -> None:
     assert [label(TOKENIZER, byte) for byte in b" \n\ta$\x00\xe9"] == ["·", "⏎", "⇥", "a", "$", "\\x00", "\\xe9"]
-    assert [label(GPT2Tokenizer(), token) for token in (262, 198, 50256)] == ["·the", "⏎", "<|endoftext|>"]
+    tokenizer = GPT2Tokenizer()
+    assert [label(tokenizer, token) for token in tokenizer.encode(" the\n<|endoftext|>")] == ["·the", "⏎", "<|endoftext|>"]
 
 
 def test_drawings_take_the_colour_of_the_text_around(model: GPT2, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Every model that descends from Llama, and Llama, equals the reference: logits, greedy tokens, caches, files.
 
 Each case is one setting of the reference's configuration that released checkpoints use. Every parameter is perturbed,
-and the last test shows that mistakes which really happen would be noticed.
+and the last test shows that mistakes which really happen would be noticed. One case of each model is for every day;
+all cases, at full length, are slow.
 """
 
 import copy
@@ -141,6 +142,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 IDS = [f"{name}-{number}" for number, (name, _, _) in enumerate(CASES)]
 
+DAILY = (
+    "llama-2 mistral-6 mixtral-9 qwen2-13 qwen3-15 gemma-17 gemma2-20 gemma3-23 deepseek-v3-25".split()  # noqa: SIM905
+)
+"""One case of each model, with what is odd about it, for plain pytest."""
+
+daily = pytest.mark.parametrize("case", DAILY)
+every = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in DAILY else pytest.mark.slow) for case in IDS]
+)
+
 
 @pytest.fixture(autouse=True)
 def _quiet_reference() -> None:
@@ -159,6 +170,12 @@ def make_reference(family: str, fields: dict[str, Any], std: float = 0.2) -> Any
         if name.endswith("e_score_correction_bias"):  # learned, though by no gradient
             buffer.add_(torch.randn_like(buffer) * std)
     return reference
+
+
+def make_case(case: str, std: float = 0.2) -> Any:
+    """The reference of a case, called by its name."""
+    _, family, fields = CASES[IDS.index(case)]
+    return make_reference(family, fields, std)
 
 
 def prompt(seq: int = 40) -> Tensor:
@@ -212,18 +229,41 @@ def other_choices(ours: Any, reference: Any, token_ids: Tensor) -> list[str]:
     return found
 
 
-@pytest.fixture
-def _rows_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let prepared layers as small as these take the way that is meant for large ones."""
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+@daily
+def test_logits_greedy_tokens_and_files(case: str, tmp_path: Path) -> None:
+    reference, token_ids = make_case(case), prompt()
+    ours, _ = assert_equal(case, reference, token_ids, tmp_path)
+    assert_same_text(ours, reference, token_ids, 24)
+    assert_there_and_back(ours, reference, token_ids, tmp_path)
 
 
-@pytest.mark.usefixtures("_rows_of_any_size")
-@pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
-def test_logits_greedy_tokens_and_files(name: str, family: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    reference, token_ids = make_reference(family, fields), prompt()
-    reference.save_pretrained(tmp_path / "theirs")
-    ours = load(tmp_path / "theirs")
+@pytest.mark.slow
+@pytest.mark.parametrize("case", IDS)
+def test_every_setting(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)  # so that small layers, too, go the way that large ones go
+    reference, token_ids = make_case(case), prompt()
+    ours, logits = assert_equal(case, reference, token_ids, tmp_path)
+
+    # 100 greedy tokens with the cache: past every window, and back to the reference's own.
+    theirs = assert_same_text(ours, reference, token_ids, 100)
+    if not ours.config.tie_embeddings:  # tied and perturbed, a model mostly repeats itself, and proves little by that
+        assert len(set(theirs[:, 40:].flatten().tolist())) > 5
+
+    # Prepared for inference; a single row goes another way then than several.
+    prepared = prepare(load(tmp_path / "theirs"))
+    found = difference(prepared, logits, token_ids)
+    name = CASES[IDS.index(case)][0]
+    assert close_enough("prepared for inference", "logits", torch.float32, found, FLOAT32_BAR, name)
+    one_row = prepared.generate(token_ids[:1], max_new_tokens=100, temperature=0)
+    assert one_row.tolist() == theirs[:1].tolist()
+    assert_there_and_back(ours, reference, token_ids, tmp_path)
+
+
+def assert_equal(case: str, reference: Any, token_ids: Tensor, folder: Path) -> tuple[Any, Tensor]:
+    """Our model, loaded from the reference's files, gives its logits; in float64 exactly, and not nearly."""
+    name, family, _ = CASES[IDS.index(case)]
+    reference.save_pretrained(folder / "theirs")
+    ours = load(folder / "theirs")
     assert type(ours).__name__.lower() == family.lower()
     assert other_choices(ours, reference, token_ids) == []
     with torch.no_grad():
@@ -231,36 +271,32 @@ def test_logits_greedy_tokens_and_files(name: str, family: str, fields: dict[str
     found = difference(ours, logits, token_ids)
     assert close_enough("every setting", "logits", torch.float32, found, FLOAT32_BAR, name)
 
-    # Exactly, and not nearly: in float64, where the reference has to be kept from casting to float32.
-    with true_float64():
+    with true_float64():  # or the reference would cast to float32
         twin = type(reference)(copy.deepcopy(reference.config)).eval()
         twin.load_state_dict(reference.state_dict())
         exact = twin(token_ids).logits.detach()
     assert exact.dtype == torch.float64
-    found = difference(type(ours).from_pretrained(tmp_path / "theirs", dtype=torch.float64), exact, token_ids)
+    found = difference(type(ours).from_pretrained(folder / "theirs", dtype=torch.float64), exact, token_ids)
     assert close_enough("every setting", "logits", torch.float64, found, FLOAT64_BAR, name)
+    return ours, logits
 
-    # 100 greedy tokens with the cache: past every window, and back to the reference's own.
+
+def assert_same_text(ours: Any, reference: Any, token_ids: Tensor, length: int) -> Tensor:
+    """Both write the same greedy tokens."""
     seen = torch.ones_like(token_ids)
-    theirs = reference.generate(token_ids, attention_mask=seen, do_sample=False, max_new_tokens=100, pad_token_id=0)
-    written = ours.generate(token_ids, max_new_tokens=100, temperature=0)
+    theirs = reference.generate(token_ids, attention_mask=seen, do_sample=False, max_new_tokens=length, pad_token_id=0)
+    written = ours.generate(token_ids, max_new_tokens=length, temperature=0)
     assert written.tolist() == theirs.tolist()
-    if not ours.config.tie_embeddings:  # tied and perturbed, a model mostly repeats itself, and proves little by that
-        assert len(set(written[:, 40:].flatten().tolist())) > 5
+    return written
 
-    # Prepared for inference; a single row goes another way then than several.
-    prepared = prepare(load(tmp_path / "theirs"))
-    found = difference(prepared, logits, token_ids)
-    assert close_enough("prepared for inference", "logits", torch.float32, found, FLOAT32_BAR, name)
-    one_row = prepared.generate(token_ids[:1], max_new_tokens=100, temperature=0)
-    assert one_row.tolist() == theirs[:1].tolist()
 
-    # There and back.
-    ours.save_pretrained(tmp_path / "ours")
-    again = type(reference).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+def assert_there_and_back(ours: Any, reference: Any, token_ids: Tensor, folder: Path) -> None:
+    """From what we save the reference loads what it was; and from a live reference we copy what we load."""
+    ours.save_pretrained(folder / "ours")
+    again = type(reference).from_pretrained(folder / "ours", attn_implementation="eager").eval()
     again.config._experts_implementation = "eager"
     with torch.no_grad():
-        assert torch.equal(again(token_ids).logits, logits)
+        assert torch.equal(again(token_ids).logits, reference(token_ids).logits)
     assert {k: v.tolist() for k, v in again.state_dict().items()} == {
         k: v.tolist() for k, v in reference.state_dict().items()
     }
@@ -288,9 +324,9 @@ def test_compiled_steps(name: str, family: str, fields: dict[str, Any], tmp_path
     assert compiled.generate(token_ids, max_new_tokens=100, temperature=0).tolist() == theirs.tolist()
 
 
-@pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
-def test_the_cache_changes_nothing(name: str, family: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    make_reference(family, fields).save_pretrained(tmp_path)
+@every
+def test_the_cache_changes_nothing(case: str, tmp_path: Path) -> None:
+    make_case(case).save_pretrained(tmp_path)
     model, token_ids = load(tmp_path), prompt()
     with torch.no_grad():
         whole, cache, start, parts = model(token_ids), model.make_cache(), 0, []
@@ -326,11 +362,9 @@ def test_a_window_bounds_the_cache_and_a_failed_pass_leaves_it_as_it_was(tmp_pat
         torch.testing.assert_close(last, model(token_ids[:, :51])[:, -1], atol=5e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "family", "fields"), CASES, ids=IDS)
-def test_no_position_sees_a_later_one_and_every_parameter_gets_a_gradient(
-    name: str, family: str, fields: dict[str, Any], tmp_path: Path
-) -> None:
-    make_reference(family, fields).save_pretrained(tmp_path)
+@every
+def test_no_position_sees_a_later_one_and_every_parameter_gets_a_gradient(case: str, tmp_path: Path) -> None:
+    make_case(case).save_pretrained(tmp_path)
     model, token_ids = load(tmp_path), prompt(12)
     other = token_ids.clone()
     other[:, 8] = (other[:, 8] + 1) % 97
@@ -499,7 +533,7 @@ def test_bert_reads_segments_texts_of_different_lengths_and_older_names(tmp_path
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(logits[row, :length], theirs[row, :length], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(alone[0], logits[1, :13], atol=1e-4, rtol=1e-5)
-    with pytest.raises(ValueError, match="are too many"):
+    with pytest.raises(ValueError, match="513"):
         ours(torch.zeros(1, 513, dtype=torch.long))
 
 
@@ -549,14 +583,14 @@ def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
     long = read_config(Llama.format, {**base, "rope_scaling": yarn})
     assert (long.rope_type, long.rope_factor, long.rope_context, long.rope_fast) == ("yarn", 4.0, 32768, 32.0)
     for name in ("attention_factor", "mscale"):
-        with pytest.raises(CheckpointError, match=f"rope_parameters.{name} is 0.5; only None is supported"):
+        with pytest.raises(CheckpointError, match=rf"{name} is 0\.5"):
             read_config(Llama.format, {**base, "rope_scaling": {**yarn, name: 0.5}})
     gemma = {**SIZES, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4}
     old = read_config(Gemma3.format, {**gemma, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert (old.rope_theta, old.local_rope_theta, old.rope_type, old.rope_factor) == (1e6, 1e4, "linear", 8.0)
-    with pytest.raises(CheckpointError, match="rope_type must be one of"):
+    with pytest.raises(CheckpointError, match="rope_type"):
         read_config(Llama.format, {**base, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
-    with pytest.raises(CheckpointError, match="rope_parameters should be an object"):
+    with pytest.raises(CheckpointError, match="rope_parameters"):
         read_config(Llama.format, {**base, "rope_parameters": 3})
 
 
@@ -564,7 +598,7 @@ def test_what_is_not_here_is_refused_by_name(tmp_path: Path) -> None:
     from allformers.checkpoints import CheckpointError
 
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="the families here are: gpt2, llama, mistral"):
+    with pytest.raises(CheckpointError, match="gpt2, llama, mistral"):
         load(tmp_path)
 
 
@@ -686,8 +720,7 @@ BREAKS: list[tuple[str, Callable[[Any], None]]] = [
 
 @pytest.mark.parametrize(("case", "break_model"), BREAKS, ids=lambda one: getattr(one, "__name__", one))
 def test_a_broken_model_is_noticed(case: str, break_model: Callable[[Any], None], tmp_path: Path) -> None:
-    _, family, fields = CASES[IDS.index(case)]
-    reference, token_ids = make_reference(family, fields), prompt()
+    reference, token_ids = make_case(case), prompt()
     with torch.no_grad():
         logits = reference(token_ids).logits
     ours = type(load(_saved(reference, tmp_path))).from_pretrained(tmp_path)
@@ -715,18 +748,15 @@ def _saved(reference: Any, folder: Path) -> Path:
     return folder
 
 
-FIRST_CASES = [number for number, case in enumerate(CASES) if case[0] not in {other[0] for other in CASES[:number]}]
-
-
-@pytest.mark.parametrize("number", FIRST_CASES, ids=[IDS[number] for number in FIRST_CASES])
-def test_in_bfloat16_we_stray_no_further_from_the_truth_than_the_reference(number: int, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [next(case for case in IDS if case.startswith(f"{name}-")) for name in FIRST])
+def test_in_bfloat16_we_stray_no_further_from_the_truth_than_the_reference(case: str, tmp_path: Path) -> None:
     """The median over 400 tokens of each token's error; a bar of 1.1, as for GPT-2, and for the same reason.
 
     Over four seeds the nine models were at 0.96 to 1.05 of the reference's error. The median, because one token that
     rounding sends to another expert outweighs all that rounding does elsewhere, in either.
     """
-    _, family, fields = CASES[number]
-    reference, token_ids = make_reference(family, fields, std=0.1), torch.randint(97, (8, 50))
+    reference, token_ids = make_case(case, std=0.1), torch.randint(97, (8, 50))
     reference.save_pretrained(tmp_path)
     with true_float64():
         twin = type(reference)(copy.deepcopy(reference.config)).eval()

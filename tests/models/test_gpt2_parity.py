@@ -96,9 +96,17 @@ def assert_equal(what: str, ours: GPT2, theirs: tuple[Tensor, Tensor], prompt: T
     assert as_text(ours_written) == as_text(written)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("switches", [*itertools.product([False, True], repeat=len(SWITCHES))], ids=str)
-def test_every_combination_of_switches(switches: tuple[bool, ...], activation: str, tmp_path: Path) -> None:
+COMBINATIONS = list(itertools.product(ACTIVATIONS, itertools.product([False, True], repeat=len(SWITCHES))))
+
+
+@pytest.mark.parametrize(
+    ("activation", "switches"),
+    [  # a few of every day, each with another activation and each switch on and off; all of them are slow
+        pytest.param(*one, id=f"{one[0]} {one[1]}", marks=() if place % 17 == 5 else pytest.mark.slow)
+        for place, one in enumerate(COMBINATIONS)
+    ],
+)
+def test_every_combination_of_switches(activation: str, switches: tuple[bool, ...], tmp_path: Path) -> None:
     fields = dict(zip(SWITCHES, switches, strict=True))
     reference, prompt = make_reference(activation_function=activation, **fields), make_prompt()
     what = "every combination of switches and activations"
@@ -146,6 +154,7 @@ def test_greedy_decoding_is_identical_over_200_tokens(tmp_path: Path) -> None:
     assert_equal("greedy decoding over 200 tokens", reload(reference, tmp_path), theirs, prompt, FLOAT32_BAR)
 
 
+@pytest.mark.slow  # it compiles a program for each size of matrix
 @pytest.mark.parametrize("rows", [1, 2])
 def test_prepared_for_inference(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
@@ -190,6 +199,7 @@ def test_rows_of_different_lengths_equal_the_left_padded_reference(tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reorder", [False, True], ids=["plain", "float32_scores"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_in_half_precision_we_stray_no_further_from_the_truth_than_the_reference(

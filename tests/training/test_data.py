@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,8 +25,6 @@ from allformers.training.data import (
     python_documentation,
     split,
 )
-from conftest import SHARED
-
 TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 日本語!\n"
 
 
@@ -70,13 +67,8 @@ def test_no_bpe_token_reaches_across_a_cut(text: str, size: int, tokenizer: GPT2
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Iterator[GPT2Tokenizer]:
-    with pytest.MonkeyPatch.context() as patch:
-        cache = SHARED / "tiktoken-cache"
-        if not cache.is_dir():
-            pytest.skip(f"GPT-2's vocabulary is not cached at {cache}")
-        patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
-        yield GPT2Tokenizer()
+def tokenizer(gpt2_files: Path) -> GPT2Tokenizer:
+    return GPT2Tokenizer(gpt2_files)
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files(tmp_path: Path) -> None:
@@ -96,7 +88,9 @@ def test_the_end_of_text_stands_after_each_document(tmp_path: Path, gpt2_vocabul
     texts.mkdir()
     (texts / "1").write_text("one")
     (texts / "2").write_text("two")
-    assert prepare(str(texts), tmp_path / "tokens", "gpt2").ids.tolist() == [505, 50256, 11545, 50256]
+    encode = GPT2Tokenizer().encode
+    expected = [*encode("one"), 50256, *encode("two"), 50256]
+    assert prepare(str(texts), tmp_path / "tokens", "gpt2").ids.tolist() == expected
 
 
 def test_standard_input_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +112,20 @@ def test_the_built_in_corpus_is_a_text_of_some_length() -> None:
     assert '"for" statement' in text
 
 
-def test_a_corpus_on_the_network_can_be_given_as_a_file_whose_digest_is_checked(tmp_path: Path) -> None:
-    file = SHARED / "data" / "tinyshakespeare.txt"
-    if not file.is_file():
-        pytest.skip(f"Tiny Shakespeare is not at {file}")
-    tokens = prepare("tiny-shakespeare", tmp_path / "tokens", "characters", file=file)
+def test_a_corpus_on_the_network_can_be_given_as_a_file_whose_digest_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("To be, or not to be")
+    monkeypatch.setitem(CORPORA, "shakespeare", Remote("https://example.org/none.txt", data.digest(file)))
+    tokens = prepare("shakespeare", tmp_path / "tokens", "characters", file=file)
+    assert (len(tokens.ids), tokens.tokenizer.vocab_size) == (19, len(set("To be, or not to be")))
+    assert tokens.text_sha256 == data.digest(file)
+
+
+@pytest.mark.network
+def test_tiny_shakespeare_is_fetched_and_is_the_published_one(tmp_path: Path) -> None:
+    tokens = prepare("tiny-shakespeare", tmp_path / "tokens", "characters")
     assert (len(tokens.ids), tokens.tokenizer.vocab_size) == (1_115_394, 65)
     corpus = CORPORA["tiny-shakespeare"]
     assert isinstance(corpus, Remote)

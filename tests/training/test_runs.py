@@ -26,7 +26,7 @@ from allformers.training import data, recipes, runs
 from allformers.training.recipes import Recipe
 from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
 from allformers.training.train import train
-from conftest import SHARED, perturb
+from conftest import perturb
 
 MODEL = GPT2Config(
     vocab_size=24, context_length=16, embedding_dim=16, num_layers=2, num_heads=2, mlp_dim=64, dropout=0.1
@@ -467,12 +467,9 @@ def test_the_kept_checkpoints_are_two() -> None:
     assert runs.KEPT == 2
 
 
-@pytest.mark.slow
+@pytest.mark.network  # it fetches its text, and then learns for minutes
 def test_shakespeare_reaches_the_published_loss(tmp_path: Path) -> None:
-    file = SHARED / "data" / "tinyshakespeare.txt"
-    if not file.is_file():
-        pytest.skip(f"Tiny Shakespeare is not at {file}")
-    follow(tmp_path, dataclasses.replace(recipes.shakespeare_char(), sample_every=0), file=file)
+    follow(tmp_path, dataclasses.replace(recipes.shakespeare_char(), sample_every=0))
     loss = read_result(tmp_path)["validation_loss_nats_per_token"]
     print(f"\nshakespeare-char: validation loss {loss}")
     assert loss == pytest.approx(1.76, abs=0.02)  # what the recipe's docstring says
