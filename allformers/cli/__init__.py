@@ -12,6 +12,7 @@ from allformers.cli.inspect import inspect
 from allformers.cli.learn import data, train
 from allformers.cli.measure import bench, evaluate, family, summary
 from allformers.cli.practice import practice
+from allformers.cli.threads import let_waiting_threads_sleep
 from allformers.cli.trace import trace
 from allformers.cli.write import generate
 
@@ -36,11 +37,14 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options of the command as a whole."""
+    if context.invoked_subcommand != "bench":  # which measures everybody with PyTorch's own settings
+        let_waiting_threads_sleep()
 
 
 app.command()(generate)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from typer.core import TyperGroup
 
 from allformers.cli.console import find_device, messages
+from allformers.cli.threads import choose_threads
 
 if TYPE_CHECKING:
     from allformers.training.recipes import Recipe
@@ -163,6 +164,8 @@ def _follow(
     from allformers.training.runs import find_checkpoints, read_result
     from allformers.training.train import train as follow
 
+    rows = (recipe.micro_batch_size or recipe.batch_size) * recipe.seq_length
+    choose_threads(rows * 3 * recipe.model.embedding_dim**2)  # a linear layer of a decoder has about so many weights
     is_first = os.environ.get("RANK", "0") == "0"
     columns = (
         BarColumn(bar_width=20),

@@ -24,6 +24,7 @@ from allformers.cli.console import (
     read_text,
     require_decoder,
 )
+from allformers.cli.threads import choose_threads, mean_product
 
 if TYPE_CHECKING:
     from allformers.inspection import Summary
@@ -119,6 +120,7 @@ def evaluate(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
+    product = mean_product(loaded)  # before weights are rounded
     lay_out(loaded, weights)
     token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
     context = loaded.config.context_length
@@ -130,6 +132,7 @@ def evaluate(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    choose_threads(min(window, len(token_ids)) * batch_size * product)
     found = evaluation.evaluate(loaded, token_ids, window, window if stride is None else stride, batch_size)
     size, words = len(content.encode()), max(1, len(content.split()))
     figures = {

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,8 +20,11 @@ from allformers.cli.console import (
     messages,
     require_decoder,
 )
+from allformers.cli.threads import choose_threads, mean_product
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from allformers.inputs.tokenizers import Tokenizer
 
 
@@ -44,7 +47,15 @@ def generate(
     tokenizer: Annotated[
         TokenizerName, typer.Option(help="What turns the prompt into tokens; the checkpoint says, if it can.")
     ] = TokenizerName.auto,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens to write, at most.")] = 300,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            help="Tokens to write, at most; if left out 200, or what the model's context has room for.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is always the likeliest token; higher is freer.")] = 0.7,
     top_k: Annotated[int | None, typer.Option(help="Choose among that many likeliest tokens.")] = None,
     top_p: Annotated[
@@ -76,6 +87,8 @@ def generate(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
+    product = mean_product(loaded)
+    choose_threads(product)
     lay_out(loaded, weights)
     chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
     token_ids = chosen.encode(text)
@@ -83,6 +96,9 @@ def generate(
         if chosen.end_of_text is None:
             raise ValueError("there is nothing to continue: the prompt is empty")
         token_ids = [chosen.end_of_text]
+    if max_new_tokens is None:
+        room = loaded.config.context_length - len(token_ids)
+        max_new_tokens = min(200, room) if room > 0 else 200
     stop_tokens = () if chosen.end_of_text is None else (chosen.end_of_text,)
     stream = partial(
         loaded.stream,
@@ -101,7 +117,26 @@ def generate(
         if isinstance(compile_steps(loaded).step, CompiledSteps):
             messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")
             list(islice(stream(), 2))
-    _write(text, chosen, (int(token) for token in stream()), stop_tokens)
+    seq = len(token_ids) if prefill is None else min(prefill, len(token_ids))
+    rows = _rows_read(seq, len(token_ids), loaded.config.context_length)
+    _write(text, chosen, _with_threads(stream(), rows, product), stop_tokens)
+
+
+def _rows_read(prefill: int, prompt: int, context: int) -> Iterator[int]:
+    """Positions that the model reads for each new token: the prompt's, then one, and all once the window slides."""
+    yield min(prefill, context)
+    for length in count(prompt):
+        yield 1 if length < context else context
+
+
+def _with_threads(tokens: "Iterator[Tensor]", rows: Iterator[int], product: float) -> Iterator[int]:
+    """The token ids as they come, each step with the threads that its work is worth."""
+    for seq in rows:
+        choose_threads(seq * product)
+        token = next(tokens, None)
+        if token is None:
+            return
+        yield int(token)
 
 
 def _prompt(prompt: str | None) -> str:
