@@ -19,9 +19,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 torch.set_num_threads(1)  # models this small only lose by sharing the work, and tests may run beside other things
+if not torch.accelerator.is_available():
+    torch.manual_seed = torch.default_generator.manual_seed  # or it would note where it was called, for devices to come
+os.fsync = lambda file: None  # no test pulls the plug, and waiting for the disk takes longer than most of them
+
+settings.register_profile("daily", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("fuzz", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("daily")  # or `pytest -m hypothesis --hypothesis-profile=fuzz`, which finds new cases each time
 
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 

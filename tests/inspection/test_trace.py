@@ -142,7 +142,7 @@ def test_tracing_changes_nothing_and_leaves_nothing_behind(model: GPT2) -> None:
     trace(model, TOKEN_IDS)
     assert {name: getattr(gpt2, name) for name in originals} == originals
     assert torch.equal(model(TOKEN_IDS), before)
-    with pytest.raises(ValueError, match="too many"):
+    with pytest.raises(ValueError, match="200"):
         trace(model, torch.zeros(1, 200, dtype=torch.long))
     assert {name: getattr(gpt2, name) for name in originals} == originals
     assert names(model)
