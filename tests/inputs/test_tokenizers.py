@@ -19,6 +19,7 @@ from allformers.inputs.tokenizers import (
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))  # any Unicode but lone surrogates, which UTF-8 cannot write
 
+
 def assert_round_trip(tokenizer: Tokenizer, text: str) -> None:
     token_ids = tokenizer.encode(text)
     assert all(0 <= token_id < tokenizer.vocab_size for token_id in token_ids)
