@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do processes that they start
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # or it would compile trifles for ten seconds, to find out
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
@@ -54,7 +55,9 @@ def wanted(config: pytest.Config, mark: str) -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what needs the built site, and no browser."""
+    """Mark what needs the built site, and no browser; and let one process run what shares that site, file by file."""
+    if item.path.parent.name == "site":
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if "site" in getattr(item, "fixturenames", ()) and item.get_closest_marker("browser") is None:
         item.add_marker(pytest.mark.site)
 
@@ -191,7 +194,7 @@ OTHER_BYTES = [byte for byte in range(256) if byte not in PLAIN_BYTES]
 
 @pytest.fixture(scope="session")
 def made_vocabulary() -> dict[bytes, int]:
-    """A byte-level BPE as large as GPT-2's, made up: all bytes, then what can be joined of a space and small letters."""
+    """A byte-level BPE as large as GPT-2's, made up: all bytes, then joins of a space and small letters."""
     single = map(bytes, zip([*PLAIN_BYTES, *OTHER_BYTES]))
     letters = f" {string.ascii_lowercase}"
     longer = ("".join(some).encode() for size in (2, 3, 4) for some in itertools.product(letters, repeat=size))

@@ -108,7 +108,7 @@ def test_encoders_have_rows_of_their_own() -> None:
         measured = list(run(config, rounds=1))
         assert [row.name for row in measured] == ["read 1", "read 8"]
         assert all(set(row.measured) == {OURS, PACKED, *PEERS} for row in measured)
-        with pytest.raises(ValueError, match="decode.*read 1, read 8"):
+        with pytest.raises(ValueError, match=r"decode.*read 1, read 8"):
             next(run(config, ["decode"]))
 
 

@@ -383,7 +383,7 @@ def test_load_finds_the_class(folder: Path, model: GPT2) -> None:
 
 def test_load_names_the_families_that_it_knows(folder: Path) -> None:
     edit_config(folder, model_type="mamba")
-    with pytest.raises(CheckpointError, match="'mamba'.*gpt2, llama"):
+    with pytest.raises(CheckpointError, match=r"'mamba'.*gpt2, llama"):
         allformers.load(folder)
 
 
@@ -459,11 +459,15 @@ def test_all_faults_of_the_weights_are_in_one_error(folder: Path) -> None:
     edit_weights(folder, spoil)
     assert_refused(
         folder,
-        "h.1.ln_2.bias", "blocks.1.mlp_norm.bias",
+        "h.1.ln_2.bias",
+        "blocks.1.mlp_norm.bias",
         "transformer.h.2.ln_2.bias",
         "transformer.h.0.attn.q_norm",
-        "transformer.h.0.attn.c_attn.weight", "(36, 12)", "(12, 36)",
-        "transformer.h.1.mlp.c_fc.bias", "int8",
+        "transformer.h.0.attn.c_attn.weight",
+        "(36, 12)",
+        "(12, 36)",
+        "transformer.h.1.mlp.c_fc.bias",
+        "int8",
     )
 
 
@@ -682,7 +686,7 @@ def test_names_that_the_hub_does_not_know(hub: _Hub, model: GPT2) -> None:
     model.save_pretrained(hub.folder / "someone" / "tiny")
     assert_refused("someone/tinny", "someone/tinny")
     assert_refused("not a name!", "not a name!")
-    with pytest.raises(CheckpointError, match="someone/tiny.*v9"):
+    with pytest.raises(CheckpointError, match=r"someone/tiny.*v9"):
         GPT2.from_pretrained("someone/tiny", revision="v9")
 
 

@@ -15,7 +15,6 @@ from allformers.inspection.figures import to_svg
 from allformers.models.gpt2.gpt2 import GPT2Config
 from conftest import perturb
 
-
 pytestmark = pytest.mark.xdist_group("experiments")
 LONG = ("rotary", "weight-tying")
 """One trains two models, and the other looks at the largest; whatever needs them is slow."""

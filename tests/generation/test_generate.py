@@ -197,7 +197,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
 def test_a_batch_without_text_is_refused(model: GPT2, prompts: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         model.generate_batch(prompts, max_new_tokens=3)
 
 

@@ -1,6 +1,5 @@
 """Tokenizers: what is encoded comes back, whatever the text, and what cannot be is refused clearly."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -55,9 +54,7 @@ def test_gpt2_brings_texts_back(gpt2_vocabulary: None) -> None:
         assert_round_trip(GPT2Tokenizer(), text)
 
 
-def test_gpt2_from_files_beside_a_checkpoint_equals_the_downloaded_one(
-    gpt2_vocabulary: None, gpt2_files: Path
-) -> None:
+def test_gpt2_from_files_beside_a_checkpoint_equals_the_downloaded_one(gpt2_vocabulary: None, gpt2_files: Path) -> None:
     tokenizer = load_tokenizer(gpt2_files, vocab_size=50257)
     assert isinstance(tokenizer, GPT2Tokenizer)
     assert tokenizer.folder == gpt2_files
@@ -103,9 +100,9 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_characters_outside_the_alphabet_are_named() -> None:
-    with pytest.raises(ValueError, match="3 .*'xz'"):
+    with pytest.raises(ValueError, match=r"3 .*'xz'"):
         CharTokenizer("abc").encode("azbx")
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         CharTokenizer("")
 
 

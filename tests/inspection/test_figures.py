@@ -58,7 +58,7 @@ def test_a_figure_is_saved_twice_and_the_same_each_time(run: Path, tmp_path: Pat
 
 
 def test_what_cannot_be_drawn_is_said(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         loss_curves([])
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         loss_curves([run, tmp_path])
@@ -159,7 +159,8 @@ def test_entropies_are_means_over_positions(model: GPT2) -> None:
 def test_labels_make_what_cannot_be_seen_visible(gpt2_vocabulary: None) -> None:
     assert [label(TOKENIZER, byte) for byte in b" \n\ta$\x00\xe9"] == ["·", "⏎", "⇥", "a", "$", "\\x00", "\\xe9"]
     tokenizer = GPT2Tokenizer()
-    assert [label(tokenizer, token) for token in tokenizer.encode(" the\n<|endoftext|>")] == ["·the", "⏎", "<|endoftext|>"]
+    token_ids = tokenizer.encode(" the\n<|endoftext|>")
+    assert [label(tokenizer, token) for token in token_ids] == ["·the", "⏎", "<|endoftext|>"]
 
 
 def test_drawings_take_the_colour_of_the_text_around(model: GPT2, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_row_makes_the_configuration_of_the_class_that_is_asked() -> None:
 
 
 def test_sizes_are_compared_by_name() -> None:
-    with pytest.raises(ValueError, match="count 5 .*even 4"):
+    with pytest.raises(ValueError, match=r"count 5 .*even 4"):
         Example(count=5).divides("count", "even")
     with pytest.raises(ValueError, match=r"positive 1\.0 .*count 3"):
         Example().exceeds("positive", "count")

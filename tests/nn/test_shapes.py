@@ -119,7 +119,7 @@ def test_a_call_like_one_that_fitted_passes_and_any_other_is_examined() -> None:
             part(wrong)
     other = Part()
     other.config = types.SimpleNamespace(axes={"embed": 9, "heads": 2})
-    with pytest.raises(ShapeError, match="`embed`.* 9"):
+    with pytest.raises(ShapeError, match=r"`embed`.* 9"):
         other(torch.zeros(2, 8))
     with pytest.raises(ShapeError):
         mix(X, X)

@@ -261,10 +261,10 @@ BROKEN = {
 }
 
 
-SLOW = "does not end in the import"  # a second one that is waited for and then stopped
+WAITED_FOR = {"does not end in the import": pytest.mark.slow}  # a second one that has to be stopped
 
 
-@pytest.mark.parametrize("what", [pytest.param(what, marks=pytest.mark.slow if what == SLOW else ()) for what in BROKEN])
+@pytest.mark.parametrize("what", [pytest.param(what, marks=WAITED_FOR.get(what, ())) for what in BROKEN])
 def test_code_that(what: str, worker: Worker, place: Path) -> None:
     text, where, says = BROKEN[what]
     (place / "split_heads.py").write_text(text)
@@ -411,7 +411,7 @@ def test_a_part_can_be_transplanted_into_a_model() -> None:
     with capture(model, "blocks.*.mlp") as seen:
         assert not torch.equal(model(token_ids), before)
     assert [bool(tensor.values.any()) for tensor in seen.values()] == [False, False]
-    with pytest.raises(ValueError, match="Linear_.*Block, CausalSelfAttention"):
+    with pytest.raises(ValueError, match=r"Linear_.*Block, CausalSelfAttention"):
         transplant(model, type("Linear_", (torch.nn.Linear,), {}))
 
 
@@ -420,7 +420,7 @@ def test_what_is_no_exercise_is_refused() -> None:
         check(print)
     with pytest.raises(ValueError, match="poetry"):
         check("poetry", print)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         check("softmax")
 
 

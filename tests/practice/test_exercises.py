@@ -108,7 +108,7 @@ def test_an_exercise_is_found_by_name_number_or_file() -> None:
     first = entries()[0]
     for name in (first.name, first.stem, f"{first.stem}.py", str(first.number)):
         assert find(name) == first
-    with pytest.raises(ValueError, match="poetry.*split-heads"):
+    with pytest.raises(ValueError, match=r"poetry.*split-heads"):
         find("poetry")
 
 

@@ -25,6 +25,7 @@ from allformers.training.data import (
     python_documentation,
     split,
 )
+
 TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 日本語!\n"
 
 
@@ -159,9 +160,7 @@ def test_a_corpus_is_downloaded_once_and_its_digest_checked(tmp_path: Path, monk
     assert asked == ["https://example.org/served.txt"]
 
     monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", "0" * 64))
-    with pytest.raises(
-        ValueError, match=r"https://example\.org/served\.txt.*SHA-256.* 0"
-    ):
+    with pytest.raises(ValueError, match=r"https://example\.org/served\.txt.*SHA-256.* 0"):
         prepare("served", tmp_path / "other")
 
 

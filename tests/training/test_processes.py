@@ -109,7 +109,7 @@ def test_alone_nothing_is_exchanged() -> None:
     with join(torch.device("cpu")) as processes:
         assert (processes.rank, processes.count) == (0, 1)
     with (
-        pytest.raises(ValueError, match="parallel .*'magic'"),
+        pytest.raises(ValueError, match=r"parallel .*'magic'"),
         join(torch.device("cpu"), "magic"),
     ):
         pass
@@ -119,5 +119,5 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     from allformers.training.recipes import hello_world
 
     recipe = hello_world()
-    with pytest.raises(ValueError, match="1 sequences .* 2 processes"):
+    with pytest.raises(ValueError, match=r"1 sequences .* 2 processes"):
         Trainer(GPT2(recipe.model), torch.zeros(200, dtype=torch.long), recipe, Processes(rank=0, count=2))

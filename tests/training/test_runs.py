@@ -243,9 +243,7 @@ def test_another_text_is_refused(stopped: Path) -> None:
     text = stopped / "other.txt"
     text.write_text("Hello, world? I am a transformer, and this is the one sentence that I know by heart!!")
     data.prepare(str(text), stopped / "data", "characters")
-    with pytest.raises(
-        RunError, match=r"model\.vocab_size|text"
-    ):
+    with pytest.raises(RunError, match=r"model\.vocab_size|text"):
         follow(stopped, resume=True)
 
 
@@ -260,9 +258,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_intact(
         path.unlink()
     else:
         path.write_bytes(content[:-10] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(
-        RunError, match=r"step-00000011.*step-00000010"
-    ) as e:
+    with pytest.raises(RunError, match=r"step-00000011.*step-00000010") as e:
         follow(stopped, resume=True)
     assert file in str(e.value)
     shutil.rmtree(find_checkpoints(stopped)[-1])
