@@ -176,6 +176,16 @@ def output_of(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return printed.getvalue() + said.getvalue() * bool(stopped.value.code)
 
 
+def test_other_output_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(shown: str) -> list[str]:
+        block = Block(0, "console", "", "", f"$ allformers --version\n{shown}\n")
+        return list(differences(ROOT / "README.md", block, monkeypatch))
+
+    assert told(allformers.__version__) == []
+    assert told("...") == []
+    assert len(told("0.0.0")) == 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_says_what_it_is(page: Path) -> None:
     unknown = [f"{page.relative_to(ROOT)}:{block.line}" for block in blocks(page) if block.language not in KINDS]
@@ -349,6 +359,31 @@ def wrong_names(text: str) -> Iterator[str]:
 )
 def test_what_a_page_names_exists(page: Path) -> None:
     assert list(wrong_names(prose(page.read_text(encoding="utf-8")))) == []
+
+
+def test_wrong_names_are_noticed() -> None:
+    right = [
+        "allformers/nn/axes.py",
+        "axes.py",
+        "allformers.nn.axes.AXES",
+        "allformers family",
+        "--model",
+        "docs/pages/",
+    ]
+    right += ["allformers.training.recipes.Recipe.steps", "allformers train RECIPE --corpus NAME", "models/*/*.py"]
+    assert list(wrong_names(" ".join(f"`{name}`" for name in right))) == []
+    wrong = [
+        "allformers/axes.py",
+        "no.py",
+        "allformers.nn.no",
+        "allformers no",
+        "allformers family --no",
+        "--no",
+        "docs/no/",
+    ]
+    wrong += ["allformers.training.recipes.Recipe.no", "no/*.py"]
+    for name in wrong:
+        assert len(list(wrong_names(f"`{name}`"))) == 1, name
 
 
 # Docstrings

@@ -4,12 +4,14 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from allformers.models.registry import READING_ORDER
 from allformers.nn.axes import AXES
 from allformers.practice.named import UNNAMED, violations
 
@@ -144,20 +146,58 @@ def test_every_function_with_named_tensors_checks_them(module: Path) -> None:
     assert unchecked == []
 
 
+def in_a_new_process(code: str) -> str:
+    """What Python prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
         ("import allformers", {"torch", "transformers", "tiktoken", "einops", "numpy"}),
         ("import allformers.cli", {"torch", "transformers", "tiktoken", "matplotlib"}),
-        ("import allformers.training.recipes", {"transformers", "tiktoken", "huggingface_hub", "matplotlib", "pooch"}),
-        ("import allformers.models.gpt2.gpt2", {"transformers", "tiktoken", "huggingface_hub", "torch._dynamo"}),
-        ("import allformers; allformers.load('bundled')", {"transformers", "huggingface_hub", "torch._dynamo"}),
     ],
 )
 def test_imports_stay_light(statement: str, unwanted: set[str]) -> None:
-    code = f"import sys; {statement}; print(' '.join(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = in_a_new_process(f"import sys; {statement}; print(' '.join(sys.modules))").split()
     assert unwanted & set(loaded) == set()
+
+
+NEEDED = {"beartype", "einops", "jaxtyping", "numpy", "safetensors", "torch"}
+"""What a model and its checkpoints need. All else is imported where it is used."""
+
+
+def test_a_model_loads_with_nothing_installed_but_what_it_needs() -> None:
+    """The recipes can be read as well. A module that is None in `sys.modules` cannot be imported."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = {re.split(r"[^\w-]", needed)[0] for needed in project["dependencies"]}
+    assert required > NEEDED
+    missing = {name.replace("-", "_") for name in required - NEEDED} | {"PIL", "torchao", "transformers"}
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(missing)}))
+import allformers, allformers.training.recipes
+allformers.load("bundled")
+print("torch._dynamo" in sys.modules)
+"""
+    assert in_a_new_process(code) == "False\n"
+
+
+def layers(name: str) -> list[str]:
+    """The layers of a contract about imports whose name begins so, lowest first."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (contract,) = (one for one in settings["contracts"] if one["type"] == "layers" and one["name"].startswith(name))
+    return contract["layers"][::-1]
+
+
+def test_the_contract_about_models_has_all_of_them_in_reading_order() -> None:
+    assert layers("Models") == [entry.module.split(".")[2] for entry in READING_ORDER]
+    assert set(layers("Models")) == {path.parent.name for path in PACKAGE.glob("models/*/__init__.py")}
+
+
+def test_the_contract_about_rooms_has_all_of_them() -> None:
+    named = {room.strip().removeprefix("allformers.") for layer in layers("Rooms") for room in layer.split("|")}
+    assert named == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
