@@ -186,24 +186,26 @@ def test_other_output_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(told("0.0.0")) == 1
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_says_what_it_is(page: Path) -> None:
-    unknown = [f"{page.relative_to(ROOT)}:{block.line}" for block in blocks(page) if block.language not in KINDS]
+def every_block(*languages: str) -> Iterator[tuple[str, Block]]:
+    """All code blocks of all pages in these languages, or in any, each with its place."""
+    for page in PAGES:
+        for block in blocks(page):
+            if not languages or block.language in languages:
+                yield f"{page.relative_to(ROOT)}:{block.line}", block
+
+
+def test_every_block_says_what_it_is() -> None:
+    unknown = [where for where, block in every_block() if block.language not in KINDS]
     assert unknown == [], f"a code block's language is one of {', '.join(KINDS)}"
 
 
-@cache
-def package() -> str:
-    """All code of the package, without indentation."""
-    return re.sub(r"^ +", "", "\n".join(file.read_text(encoding="utf-8") for file in MODULES), flags=re.MULTILINE)
+def test_code_shown_on_a_page_is_code_of_the_package() -> None:
+    def flat(code: str) -> str:
+        return re.sub(r"^ +", "", code, flags=re.MULTILINE)
 
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_code_shown_on_a_page_is_code_of_the_package(page: Path) -> None:
-    for block in blocks(page):
-        if block.language == "python" and kind_of(block) == "excerpt":
-            where = f"{page.relative_to(ROOT)}:{block.line}"
-            assert re.sub(r"^ +", "", block.code, flags=re.MULTILINE) in package(), f"{where}: is not in the package"
+    package = flat("\n".join(file.read_text(encoding="utf-8") for file in MODULES))
+    excerpts = [(where, block) for where, block in every_block("python") if kind_of(block) == "excerpt"]
+    assert [where for where, block in excerpts if flat(block.code) not in package] == []
 
 
 def test_plain_pytorch_on_the_page_of_gpt2_computes_the_same() -> None:
@@ -275,12 +277,15 @@ def check_line(line: str, whole: bool = True) -> None:
             check_command(part[1:], whole)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_on_a_page_exist_and_take_the_options_shown(page: Path) -> None:
-    for block in blocks(page):
-        if block.language in ("bash", "console"):
-            for command, _ in commands(block):
+def test_commands_on_a_page_exist_and_take_the_options_shown() -> None:
+    wrong = []
+    for where, block in every_block("bash", "console"):
+        for command, _ in commands(block):
+            try:
                 check_line(command)
+            except AssertionError as error:
+                wrong.append(f"{where}: {error}")
+    assert wrong == []
 
 
 # Names
@@ -354,11 +359,15 @@ def wrong_names(text: str) -> Iterator[str]:
             yield from sorted(set(re.findall(r"(?<!\S)--[a-z][\w-]*", words)) - all_options() - OTHERS_OPTIONS)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.stem != "changes"], ids=lambda page: str(page.relative_to(ROOT))
-)
-def test_what_a_page_names_exists(page: Path) -> None:
-    assert list(wrong_names(prose(page.read_text(encoding="utf-8")))) == []
+def test_what_a_page_names_exists() -> None:
+    """But for the page of changes, which names what there was."""
+    wrong = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        if page.stem != "changes"
+        for name in wrong_names(prose(page.read_text(encoding="utf-8")))
+    ]
+    assert wrong == []
 
 
 def test_wrong_names_are_noticed() -> None:
@@ -397,11 +406,15 @@ def docstrings(module: Path) -> Iterator[tuple[int, str]]:
                 yield one.lineno, inspect.cleandoc(one.value.value)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
-def test_what_a_docstring_names_exists(module: Path) -> None:
-    where = str(module.relative_to(ROOT))
-    wrong = [f"{where}:{line}: {name}" for line, text in docstrings(module) for name in wrong_names(text)]
-    assert wrong == []
+@cache
+def every_docstring() -> list[tuple[Path, str, str]]:
+    """All documentation in the package: its module, its place and itself."""
+    found = [(module, line, text) for module in MODULES for line, text in docstrings(module)]
+    return [(module, f"{module.relative_to(ROOT)}:{line}", text) for module, line, text in found]
+
+
+def test_what_a_docstring_names_exists() -> None:
+    assert [f"{where}: {name}" for _, where, text in every_docstring() for name in wrong_names(text)] == []
 
 
 def code_without_prompt(text: str) -> Iterator[str]:
@@ -423,13 +436,10 @@ def code_without_prompt(text: str) -> Iterator[str]:
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 
 
-@pytest.mark.parametrize(
-    "module", [m for m in MODULES if "exercises" not in m.parts], ids=lambda module: str(module.relative_to(ROOT))
-)
-def test_code_in_a_docstring_is_an_example_that_runs(module: Path) -> None:
+def test_code_in_a_docstring_is_an_example_that_runs() -> None:
     """Behind `>>>`, then pytest runs it. The tasks of exercises are shown to learners, and run with them."""
-    where = str(module.relative_to(ROOT))
-    assert [f"{where}:{line}: {code}" for line, text in docstrings(module) for code in code_without_prompt(text)] == []
+    told = [(where, text) for module, where, text in every_docstring() if "exercises" not in module.parts]
+    assert [f"{where}: {code}" for where, text in told for code in code_without_prompt(text)] == []
 
 
 # Figures

@@ -18,7 +18,7 @@ class Member(NamedTuple):
         added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
         modules: lines of new code in its file that say what it computes: classes and functions.
         configuration: lines that say of which sizes it may be, and is.
-        tables: lines that say how checkpoints call all that, there or in the `checkpoint.py` beside it.
+        tables: lines that say how checkpoints call all that, there or in a module `checkpoint` beside it.
     """
 
     entry: Entry
