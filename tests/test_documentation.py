@@ -257,7 +257,7 @@ def check_command(words: list[str], whole: bool) -> None:
 
 
 def check_line(line: str, whole: bool = True) -> None:
-    """Check every command of ours in a line of shell, and every module that Python is to run."""
+    """Check every command of ours in a line of shell, every module that Python is to run, and every file of ours."""
     words = shlex.split(line, comments=True)
     parts: list[list[str]] = [[]]
     for word in words:
@@ -275,6 +275,9 @@ def check_line(line: str, whole: bool = True) -> None:
             program = part[0]
         if program == "allformers":
             check_command(part[1:], whole)
+        for word in part:
+            if re.match(r"(allformers|docs|tests|\.ci)/", word):
+                assert (ROOT / word).exists(), f"there is no file {word}"
 
 
 def test_commands_on_a_page_exist_and_take_the_options_shown() -> None:
@@ -338,12 +341,12 @@ def wrong_names(text: str) -> Iterator[str]:
     """Files, modules, commands and options between backticks that do not exist."""
     for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text):
         words = " ".join(span.split())
-        if re.match(r"allformers( |$)", words):
+        if re.match(r"(\.venv/bin/)?(allformers|torchrun|python\d?)( |$)", words):
             try:
                 check_line(words.partition(" ...")[0], whole=False)
             except AssertionError as error:
                 yield f"{words}: {error}"
-        if re.fullmatch(r"allformers(\.[A-Za-z_]\w*)+", words.partition("(")[0]) and not exists(
+        if re.fullmatch(r"(allformers|docs)(\.[A-Za-z_]\w*)+", words.partition("(")[0]) and not exists(
             words.partition("(")[0]
         ):
             yield words
