@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import string
@@ -157,6 +158,11 @@ def write_record(folder: Path, command: str) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def names(*words: object) -> str:
+    """A pattern for an error that names all these, in any order; how it says so may change."""
+    return "(?s)" + "".join(rf"(?=.*(?<!\w){re.escape(str(word))}(?!\w))" for word in words)
 
 
 def perturb(model: nn.Module, std: float = 0.2) -> nn.Module:

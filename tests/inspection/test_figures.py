@@ -81,23 +81,23 @@ def look(model: GPT2, text: str) -> tuple[Seen, list[str]]:
     return seen, [label(TOKENIZER, int(token)) for token in token_ids[0]]
 
 
-def draw(model: GPT2, text: str) -> dict[str, "Figure"]:
+def norms(model: GPT2) -> "Figure":
+    return figures.stream_norms(look(model, "for")[0])
+
+
+@pytest.mark.parametrize("text", ["f", "x = {'a': $1, '\t': 2}\nnaïve ⏎ 日本 \x00"])
+def test_every_figure_can_be_drawn_of_any_text(model: GPT2, text: str) -> None:
     seen, labels = look(model, text)
-    logits = seen["logits"].values[0]
-    return {
+    made = {
         "grid": figures.attention_grid(seen, labels),
         "head": figures.attention_head(seen, labels, 1, 2),
         "arcs": figures.attention_arcs(seen, labels, 1, 2),
         "entropy": figures.head_entropy(seen),
         "norms": figures.stream_norms(seen),
         "lens": lens.logit_lens(seen, model, labels, TOKENIZER),
-        "next": figures.next_tokens(logits, labels, TOKENIZER),
+        "next": figures.next_tokens(seen["logits"].values[0], labels, TOKENIZER),
     }
-
-
-@pytest.mark.parametrize("text", ["f", "x = {'a': $1, '\t': 2}\nnaïve ⏎ 日本 \x00"])
-def test_every_figure_can_be_drawn_of_any_text(model: GPT2, text: str) -> None:
-    for name, figure in draw(model, text).items():
+    for name, figure in made.items():
         drawn = to_svg(figure)
         assert ET.fromstring(drawn).tag.endswith("svg"), name
         assert "mathdefault" not in drawn
@@ -164,15 +164,15 @@ def test_labels_make_what_cannot_be_seen_visible(gpt2_vocabulary: None) -> None:
 
 
 def test_drawings_take_the_colour_of_the_text_around(model: GPT2, tmp_path: Path) -> None:
-    drawn = to_svg(draw(model, "for")["norms"])
+    drawn = to_svg(norms(model))
     assert "currentColor" in drawn
     assert figures.INK not in drawn
-    _, svg = save(draw(model, "for")["norms"], tmp_path / "norms")
+    _, svg = save(norms(model), tmp_path / "norms")
     assert "prefers-color-scheme" in svg.read_text()
 
 
 def test_a_page_stands_alone_and_says_what_it_shows(model: GPT2) -> None:
-    page = to_html("Inside: <b>", {"One & all": ("A sentence.", draw(model, "for")["norms"])})
+    page = to_html("Inside: <b>", {"One & all": ("A sentence.", norms(model))})
 
     class Parser(HTMLParser):
         links: list[str] = []  # noqa: RUF012

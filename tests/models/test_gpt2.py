@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.nn.shapes import ShapeError
-from conftest import perturb
+from conftest import names, perturb
 
 ODD = GPT2Config(vocab_size=97, context_length=24, embedding_dim=39, num_layers=3, num_heads=3, mlp_dim=53, dropout=0.0)
 """No two axes of one size, none a power of two."""
@@ -317,11 +317,11 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
 
 def test_a_text_longer_than_the_context_is_refused() -> None:
     model = make_model()
-    with pytest.raises(ValueError, match=r"\b25\b.*context_length\b.*\b24\b"):
+    with pytest.raises(ValueError, match=names(25, 24)):
         model(make_ids(seq=25))
     cache = model.make_cache()
     model(make_ids(seq=20), cache=cache)
-    with pytest.raises(ValueError, match=r"\b25\b.*context_length\b.*\b24\b"):
+    with pytest.raises(ValueError, match=names(25, 24)):
         model(make_ids(seq=5), cache=cache)
     assert cache.length == 20
     model(make_ids(seq=4), cache=cache)
@@ -331,24 +331,24 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
 def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
     token_ids = make_ids()
     token_ids[1, 3] = token
-    with pytest.raises(ValueError, match=rf"{token}\b.*\b0\b.*\b96\b"):
+    with pytest.raises(ValueError, match=names(token, 0, 96)):
         make_model()(token_ids)
 
 
 @pytest.mark.parametrize(
     ("token_ids", "reason"),
     [
-        (make_ids()[0], r"1 axis.*2"),
-        (make_ids()[None], r"3 axes.*2"),
-        (make_ids().float(), r"float32.*integers"),
-        (make_ids().bool(), r"bool.*integers"),
-        (make_ids().tolist(), r"list.*batch seq"),
-        (None, r"NoneType.*batch seq"),
+        (make_ids()[0], (1, 2)),
+        (make_ids()[None], (3, 2)),
+        (make_ids().float(), ("float32",)),
+        (make_ids().bool(), ("bool",)),
+        (make_ids().tolist(), ("list", "batch seq")),
+        (None, ("NoneType", "batch seq")),
     ],
     ids=["one axis", "three axes", "floats", "booleans", "a list", "None"],
 )
-def test_token_ids_that_do_not_fit_are_refused_by_name(token_ids: Any, reason: str) -> None:
-    with pytest.raises(ShapeError, match=f"^GPT2.forward: .*`token_ids` .*{reason}"):
+def test_token_ids_that_do_not_fit_are_refused_by_name(token_ids: Any, reason: tuple[object, ...]) -> None:
+    with pytest.raises(ShapeError, match=names("GPT2.forward", "`token_ids`", *reason)):
         make_model()(token_ids)
 
 
@@ -356,13 +356,13 @@ def test_token_ids_that_do_not_fit_are_refused_by_name(token_ids: Any, reason: s
 @pytest.mark.parametrize(
     ("x", "reason"),
     [
-        (torch.zeros(2, 11, 38), r"38 on axis `embed`.*39"),
-        (torch.zeros(11, 39), r"2 axes"),
-        (torch.zeros(2, 11, 39, dtype=torch.long), r"int64"),
+        (torch.zeros(2, 11, 38), (38, "`embed`", 39)),
+        (torch.zeros(11, 39), (2, 3)),
+        (torch.zeros(2, 11, 39, dtype=torch.long), ("int64",)),
     ],
     ids=["width", "axes", "dtype"],
 )
-def test_a_stream_that_does_not_fit_is_refused_by_name(part: str, x: Tensor, reason: str) -> None:
+def test_a_stream_that_does_not_fit_is_refused_by_name(part: str, x: Tensor, reason: tuple[object, ...]) -> None:
     model = make_model()
     block, blocked = parts(model, make_stream())
     calls = {
@@ -371,22 +371,22 @@ def test_a_stream_that_does_not_fit_is_refused_by_name(part: str, x: Tensor, rea
         "block": lambda: block(x, blocked),
         "unembed": lambda: model.unembed(x),
     }
-    with pytest.raises(ShapeError, match=f"`x` .*{reason}"):
+    with pytest.raises(ShapeError, match=names("`x`", *reason)):
         calls[part]()
 
 
 @pytest.mark.parametrize(
     ("blocked", "reason"),
     [
-        (torch.zeros(1, 1, 11, 11), "float32"),
-        (torch.zeros(11, 11, dtype=torch.bool), "2 axes"),
-        (torch.zeros(1, 1, 10, 11, dtype=torch.bool), "10 on axis `seq`"),
-        (torch.zeros(3, 1, 11, 11, dtype=torch.bool), "3 on axis `batch`"),
+        (torch.zeros(1, 1, 11, 11), ("float32",)),
+        (torch.zeros(11, 11, dtype=torch.bool), (2, 4)),
+        (torch.zeros(1, 1, 10, 11, dtype=torch.bool), (10, "`seq`", 11)),
+        (torch.zeros(3, 1, 11, 11, dtype=torch.bool), (3, "`batch`", 2)),
     ],
     ids=["dtype", "axes", "seq", "batch"],
 )
-def test_a_mask_that_does_not_fit_is_refused_by_name(blocked: Tensor, reason: str) -> None:
-    with pytest.raises(ShapeError, match=f"`blocked` .*{reason}"):
+def test_a_mask_that_does_not_fit_is_refused_by_name(blocked: Tensor, reason: tuple[object, ...]) -> None:
+    with pytest.raises(ShapeError, match=names("`blocked`", *reason)):
         make_model().blocks[0](make_stream(), blocked)
 
 

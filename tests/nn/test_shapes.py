@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from allformers.nn.shapes import ShapeError, check_token_ids, checked, unchecked
+from conftest import names
 
 
 @checked
@@ -66,9 +67,9 @@ X = torch.zeros(2, 5, 8)
         ((None,), ["`x`", "None", "NoneType"]),
         ((X, X), ["`mask`", "float32", "bool"]),
         ((X, 3), ["`mask`", "3", "int", "| None"]),
-        ((X, torch.ones(2, 2, 5, 5) > 0), ["`mask`", "2 on axis `1`", "1"]),
-        ((X, torch.ones(3, 1, 5, 5) > 0), ["`mask`", "3 on axis `batch`", "2", "`x`"]),
-        ((X, torch.ones(1, 1, 4, 5) > 0), ["`mask`", "4 on axis `seq`", "5", "`x`"]),
+        ((X, torch.ones(2, 2, 5, 5) > 0), ["`mask`", "2", "`1`"]),
+        ((X, torch.ones(3, 1, 5, 5) > 0), ["`mask`", "3", "`batch`", "2", "`x`"]),
+        ((X, torch.ones(1, 1, 4, 5) > 0), ["`mask`", "4", "`seq`", "5", "`x`"]),
         ((X, None, "big"), ["`scale`", "'big'", "str", "float"]),
     ],
 )
@@ -94,19 +95,19 @@ def test_what_fits_goes_through() -> None:
 def test_every_one_of_many_arguments_is_checked() -> None:
     one = torch.arange(3)
     assert pairs(one, one).shape == (6,)
-    with pytest.raises(ShapeError, match=r"^pairs: .*`rows` .*4 on axis `seq`.* 3"):
+    with pytest.raises(ShapeError, match=names("pairs", "`rows`", 4, "`seq`", 3)):
         pairs(one, torch.arange(4))
 
 
 def test_sizes_that_a_configuration_fixes_hold_from_the_start() -> None:
     part = Part()
     assert part(torch.zeros(3, 8)).shape == (3, 2)
-    with pytest.raises(ShapeError, match=r"`x` .*7 on axis `embed`.* 8"):
+    with pytest.raises(ShapeError, match=names("`x`", 7, "`embed`", 8)):
         part(torch.zeros(3, 7))
 
 
 def test_the_result_is_checked_too() -> None:
-    with pytest.raises(ShapeError, match=r"^Part\.forward: .*8 on axis `heads`.* 2"):
+    with pytest.raises(ShapeError, match=names("Part.forward", 8, "`heads`", 2)):
         Part()(torch.zeros(5, 8))
 
 
@@ -119,7 +120,7 @@ def test_a_call_like_one_that_fitted_passes_and_any_other_is_examined() -> None:
             part(wrong)
     other = Part()
     other.config = types.SimpleNamespace(axes={"embed": 9, "heads": 2})
-    with pytest.raises(ShapeError, match=r"`embed`.* 9"):
+    with pytest.raises(ShapeError, match=names("`embed`", 8, 9)):
         other(torch.zeros(2, 8))
     with pytest.raises(ShapeError):
         mix(X, X)
@@ -138,8 +139,8 @@ def test_a_result_that_changes_while_the_arguments_do_not_is_examined() -> None:
         return results.pop(0)
 
     assert give(torch.ones(3)).shape == give(torch.ones(3)).shape
-    for expected in ("4 on axis `seq`", "int64", r"\[0\.0\]"):
-        with pytest.raises(ShapeError, match=expected):
+    for expected in ((4, "`seq`", 3), ("int64",), ("[0.0]",)):
+        with pytest.raises(ShapeError, match=names(*expected)):
             give(torch.ones(3))
     assert results == []  # none was asked for twice
 
@@ -216,7 +217,7 @@ def test_token_ids_outside_the_vocabulary_are_named() -> None:
     check_token_ids(torch.tensor([[0, 9]]), 10)
     check_token_ids(torch.zeros(0, dtype=torch.long), 10)
     for wrong in (-1, 10):
-        with pytest.raises(ValueError, match=rf"{wrong} .*\b0\b.*\b9\b"):
+        with pytest.raises(ValueError, match=names(wrong, 0, 9)):
             check_token_ids(torch.tensor([[3, wrong]]), 10)
         with unchecked():
             check_token_ids(torch.tensor([[3, wrong]]), 10)

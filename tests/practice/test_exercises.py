@@ -65,6 +65,10 @@ def test_what_a_learner_begins_with_is_not_there_yet(entry: Entry, checked: Chec
     assert ("not mended yet" if exercise.bug else "not written yet") in report.outcomes[-1].seen
 
 
+NAMES_AND_NUMBERS = re.compile(r"`[^`]+`|\d+(?:\.\d+)?|\w+Error")
+"""What holds of a sentence in those tables; the rest may be said otherwise."""
+
+
 @pytest.mark.parametrize(("entry", "replace", "by", "check", "says"), mistakes())
 def test_a_mistake_is_found_where_it_shows(
     entry: Entry, replace: str, by: str, check: str, says: str, checked: Checked
@@ -74,7 +78,7 @@ def test_a_mistake_is_found_where_it_shows(
     failure = checked(entry, solution.replace(replace, by)).failure
     assert failure is not None, "the mistake is not found"
     assert (failure.what or failure.check) == check, failure
-    assert says in failure.seen, failure
+    assert all(word in failure.seen for word in NAMES_AND_NUMBERS.findall(says)), failure
 
 
 @each_exercise

@@ -25,7 +25,7 @@ from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training import data, recipes
 from allformers.training.recipes import Recipe
 from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
-from allformers.training.train import train
+from allformers.training.train import peak_rate, train
 from conftest import perturb
 
 MODEL = GPT2Config(
@@ -93,6 +93,10 @@ def test_a_run_leaves_a_model_its_metrics_and_its_last_checkpoints(straight: Pat
     assert model.config == MODEL
     last = GPT2.from_pretrained(find_checkpoints(straight)[-1])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), last.parameters(), strict=True))
+
+
+def test_the_peak_is_measured_as_a_rate_that_can_be() -> None:
+    assert 1e8 < peak_rate(torch.device("cpu"), "float32") < 1e15
 
 
 def test_mfu_is_the_share_of_the_peak_that_went_into_matrix_products(straight: Path) -> None:
