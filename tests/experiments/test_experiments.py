@@ -16,8 +16,8 @@ from allformers.models.gpt2.gpt2 import GPT2Config
 from conftest import perturb
 
 pytestmark = pytest.mark.xdist_group("experiments")
-LONG = ("rotary", "weight-tying")
-"""One trains two models, and the other looks at the largest; whatever needs them is slow."""
+LONG = ("rotary", "weight-tying", "kv-cache")
+"""One trains two models, the others look at models of full size; whatever needs them is slow."""
 
 
 @functools.cache
@@ -110,6 +110,7 @@ def test_scaled_scores_have_a_variance_of_one_at_any_width() -> None:
     assert soft[-1] < 0.2
 
 
+@pytest.mark.slow
 def test_the_cache_saves_what_the_formulas_say() -> None:
     found = result("kv-cache").numbers
     again, cached = found["GFLOPs"].values()
