@@ -53,6 +53,11 @@ def make_recipe(**changes: Any) -> Recipe:
     return dataclasses.replace(recipes.hello_world(), **{"log_every": 1, **settings, **changes})
 
 
+def few_of(moments: range) -> list[Any]:
+    """Moments of which every fourth is for every day, and the others are slow."""
+    return [pytest.param(at, marks=pytest.mark.slow if place % 4 else ()) for place, at in enumerate(moments)]
+
+
 def follow(folder: Path, recipe: Recipe | None = None, **options: Any) -> list[Report]:
     return list(train(recipe or make_recipe(), folder, peak_flops=1e9, **options))
 
@@ -312,7 +317,7 @@ def test_when_the_disk_refuses_the_earlier_checkpoint_is_intact(tmp_path: Path, 
     assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
 
 
-@pytest.mark.parametrize("at", range(12))
+@pytest.mark.parametrize("at", few_of(range(12)))
 def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
     tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
@@ -341,7 +346,7 @@ def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("at", range(0, 24, 2))
+@pytest.mark.parametrize("at", few_of(range(0, 24, 2)))
 def test_killed_at_any_moment_of_saving_it_can_go_on(
     tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
