@@ -94,12 +94,12 @@ def parts() -> list[Part]:
 
 def files() -> Mapping[str, Path]:
     """The files of the site that are no pages, by their addresses: the live model's weights, and sources to read."""
-    sources = {
-        f"generated/source/{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}.txt": path
-        for path in sorted(ROOT.glob("allformers/**/*.py"))
-    }
     (weights,) = (part.path for part in parts() if part.kind == "live_weights")
-    return {"generated/weights.js": weights, **sources}
+    found = {"generated/weights.js": weights}
+    for path in sorted(ROOT.glob("allformers/**/*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[f"generated/source/{module}.txt"] = path
+    return found
 
 
 def prepared(name: str) -> Any:
