@@ -30,7 +30,15 @@ def result(name: str) -> Experiment:
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in EXPERIMENTS]
 )
 def test_each_has_a_question_numbers_a_conclusion_and_a_figure(name: str) -> None:
-    done = result(name)
+    assert_complete(result(name))
+
+
+@pytest.mark.slow
+def test_pre_norm_at_the_depths_that_the_command_shows() -> None:
+    assert_complete(EXPERIMENTS["pre-norm"]())
+
+
+def assert_complete(done: Experiment) -> None:
     assert done.question.endswith("?")
     assert done.conclusion.endswith(".")
     assert re.search(r"\d", done.conclusion)
