@@ -27,7 +27,6 @@ from einops.parsing import ParsedExpression
 from torch import Tensor, nn
 
 from allformers.checkpoints.loading import weight_axes
-from allformers.nn.linear import Linear
 
 EINOPS: Mapping[str, Callable[..., Any]] = {
     name: getattr(einops, name) for name in ("rearrange", "repeat", "reduce", "einsum")
@@ -170,7 +169,7 @@ class _Recorder:
         axes = weight_axes(model)  # type: ignore[arg-type]
         self.axes: Mapping[str, int] = config.axes
         self.linears = {
-            module: axes[f"{path}.weight"] for path, module in model.named_modules() if isinstance(module, Linear)
+            module: axes[f"{path}.weight"] for path, module in model.named_modules() if isinstance(module, nn.Linear)
         }
 
     def now(self) -> float:
@@ -194,7 +193,7 @@ class _Recorder:
         self.note(kind, " ".join(pattern.split()), _named(pattern, found), flops, inputs, result, taken)
         return result
 
-    def linear(self, layer: Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def linear(self, layer: nn.Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Apply a linear layer, and note it as the einsum that it is."""
         start = self.now()
         result = original(x)
@@ -236,7 +235,7 @@ class _Recorder:
 
 def _caller(frame: FrameType | None, root: Path) -> FrameType:
     """The nearest function of this package, outside this file and the linear layer, that is being run."""
-    own = {__file__, inspect.getsourcefile(Linear)}
+    own = {__file__, inspect.getsourcefile(nn.Linear)}
     while frame is not None:
         file = frame.f_code.co_filename
         if file not in own and Path(file).is_relative_to(root) and "shapes.py" not in file:

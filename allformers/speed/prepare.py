@@ -29,8 +29,8 @@ from einops import pack, rearrange, reduce, unpack
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
-from allformers.nn.linear import HAS_ONEDNN, Linear, onednn
 from allformers.nn.shapes import checked, unchecked
+from allformers.speed.onednn import HAS_ONEDNN, Linear, onednn
 
 LAYOUTS = ("packed", "int8", "int4")
 """What `prepare` can do to the weights."""

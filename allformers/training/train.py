@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import load_tokenizer
 from allformers.inspection import summarise
-from allformers.models.registry import READING_ORDER, load
-from allformers.nn.linear import Linear
+from allformers.models.registry import class_for, load
 from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
 from allformers.training.loop import Trainer
 from allformers.training.processes import Processes, join
@@ -96,11 +96,7 @@ def _set_up(
             f"of {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
         )
     checkpoint = open_checkpoint(folder, recipe, tokens.tokens_sha256)
-    model_class = next(
-        entry_class
-        for entry_class in (entry.load() for entry in READING_ORDER)
-        if entry_class.format.config_class is type(recipe.model)
-    )
+    model_class = class_for(recipe.model)
     cost = summarise(model_class, dataclasses.replace(recipe.model, context_length=recipe.seq_length))
     peak = peak or peak_rate(processes.device, recipe.precision)
     torch.manual_seed(recipe.seed)
@@ -175,7 +171,7 @@ def peak_rate(device: torch.device, precision: str) -> float:
                 return rates[precision] * 1e12
     size = 2048
     dtype = getattr(torch, precision)
-    x, layer = torch.randn(size, size, device=device, dtype=dtype), Linear(size, size, bias=False)
+    x, layer = torch.randn(size, size, device=device, dtype=dtype), nn.Linear(size, size, bias=False)
     layer = layer.to(device=device, dtype=dtype)
     best = math.inf
     with torch.inference_mode():

@@ -17,7 +17,7 @@ import torch
 from allformers.experiments import EXPERIMENTS
 from allformers.inspection import figures
 from allformers.models.gpt2.gpt2 import GPT2
-from allformers.nn.linear import Linear
+from allformers.speed.onednn import Linear
 from allformers.speed.prepare import RoundedLinear, prepare
 from docs.engine.breaks import loss_of
 from docs.engine.exercises import write_pages

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.nn import linear
-from allformers.nn.linear import Linear
+from allformers.speed.onednn import Linear
 
 needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="this build of PyTorch has no oneDNN")
 

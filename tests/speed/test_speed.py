@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.mistral.mistral import Mistral, MistralConfig
 from allformers.models.registry import READING_ORDER
-from allformers.nn.linear import HAS_ONEDNN, Linear
+from allformers.speed.onednn import HAS_ONEDNN, Linear
 from allformers.speed import prepare as prepare_module
 from allformers.speed import steps as steps_module
 from allformers.speed.prepare import GROUP, PackedLinear, RoundedLinear, prepare
