@@ -1,6 +1,6 @@
 """Transformers to read: each model in named axes, checked at run time, proven equal to the reference.
 
-    from allformers import GPT2, GPT2Config, Llama, load
+    >>> from allformers import GPT2, GPT2Config, Llama, load
 
 Importing this package imports nothing else: a model is imported when its name is first used, and `load` imports what
 the checkpoint at hand needs.

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import string
@@ -14,14 +15,23 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do processes that they start
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # or it would compile trifles for ten seconds, to find out
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 torch.set_num_threads(1)  # models this small only lose by sharing the work, and tests may run beside other things
+if not torch.accelerator.is_available():
+    torch.manual_seed = torch.default_generator.manual_seed  # or it would note where it was called, for devices to come
+os.fsync = lambda file: None  # no test pulls the plug, and waiting for the disk takes longer than most of them
+
+settings.register_profile("daily", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("fuzz", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("daily")  # or `pytest -m hypothesis --hypothesis-profile=fuzz`, which finds new cases each time
 
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 
@@ -46,7 +56,9 @@ def wanted(config: pytest.Config, mark: str) -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what needs the built site, and no browser."""
+    """Mark what needs the built site, and no browser; and let one process run what shares that site, file by file."""
+    if item.path.parent.name == "site":
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if "site" in getattr(item, "fixturenames", ()) and item.get_closest_marker("browser") is None:
         item.add_marker(pytest.mark.site)
 
@@ -148,6 +160,11 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def names(*words: object) -> str:
+    """A pattern for an error that names all these, in any order; how it says so may change."""
+    return "(?s)" + "".join(rf"(?=.*(?<!\w){re.escape(str(word))}(?!\w))" for word in words)
+
+
 def perturb(model: nn.Module, std: float = 0.2) -> nn.Module:
     """Add noise to every parameter, in place.
 
@@ -183,7 +200,7 @@ OTHER_BYTES = [byte for byte in range(256) if byte not in PLAIN_BYTES]
 
 @pytest.fixture(scope="session")
 def made_vocabulary() -> dict[bytes, int]:
-    """A byte-level BPE as large as GPT-2's, made up: all bytes, then what can be joined of a space and small letters."""
+    """A byte-level BPE as large as GPT-2's, made up: all bytes, then joins of a space and small letters."""
     single = map(bytes, zip([*PLAIN_BYTES, *OTHER_BYTES]))
     letters = f" {string.ascii_lowercase}"
     longer = ("".join(some).encode() for size in (2, 3, 4) for some in itertools.product(letters, repeat=size))

@@ -4,12 +4,14 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from allformers.models.registry import READING_ORDER
 from allformers.nn.axes import AXES
 from allformers.practice.named import UNNAMED, violations
 
@@ -53,9 +55,14 @@ def tree(module: Path) -> ast.Module:
     return ast.parse(module.read_text(encoding="utf-8"), str(module))
 
 
-@pytest.mark.parametrize("module", NAMED_ONLY, ids=lambda module: str(module.relative_to(ROOT)))
-def test_operations_on_axes_are_named(module: Path) -> None:
-    assert [f"{module.relative_to(ROOT)}:{line}: {what}" for line, what in violations(tree(module))] == []
+def where(module: Path, line: int) -> str:
+    """A place, as an editor opens it."""
+    return f"{module.relative_to(ROOT)}:{line}"
+
+
+def test_operations_on_axes_are_named() -> None:
+    found = [f"{where(module, line)}: {what}" for module in NAMED_ONLY for line, what in violations(tree(module))]
+    assert found == []
 
 
 def test_unnamed_operations_are_found() -> None:
@@ -106,10 +113,10 @@ def axis_names(module: Path) -> Iterator[tuple[int, str]]:
                         yield text.lineno, name
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
-def test_every_axis_is_in_the_vocabulary(module: Path) -> None:
-    unknown = {(line, name) for line, name in axis_names(module) if name not in AXES and name not in LOCAL_AXES}
-    assert unknown == set()
+def test_every_axis_is_in_the_vocabulary() -> None:
+    known = AXES.keys() | LOCAL_AXES
+    named = [(where(module, line), name) for module in MODULES for line, name in axis_names(module)]
+    assert [(place, name) for place, name in named if name not in known] == []
 
 
 def test_the_vocabulary_is_used() -> None:
@@ -133,10 +140,10 @@ def takes_named_tensors(function: ast.FunctionDef) -> bool:
     return bool(names & {"Float", "Int", "Integer", "Bool", "Shaped"})
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
-def test_every_function_with_named_tensors_checks_them(module: Path) -> None:
+def test_every_function_with_named_tensors_checks_them() -> None:
     unchecked = [
-        function.name
+        f"{where(module, function.lineno)}: {function.name}"
+        for module in MODULES
         for function in functions(tree(module))
         if takes_named_tensors(function)
         and "checked" not in {d.id for d in function.decorator_list if isinstance(d, ast.Name)}
@@ -147,11 +154,11 @@ def test_every_function_with_named_tensors_checks_them(module: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        ("import allformers", {"torch", "transformers", "tiktoken", "einops", "numpy"}),
         ("import allformers.cli", {"torch", "transformers", "tiktoken", "matplotlib"}),
-        ("import allformers.training.recipes", {"transformers", "tiktoken", "huggingface_hub", "matplotlib", "pooch"}),
-        ("import allformers.models.gpt2.gpt2", {"transformers", "tiktoken", "huggingface_hub", "torch._dynamo"}),
-        ("import allformers; allformers.load('bundled')", {"transformers", "huggingface_hub", "torch._dynamo"}),
+        (
+            "import allformers, allformers.training.recipes; allformers.load('bundled')",
+            {"huggingface_hub", "matplotlib", "pooch", "tiktoken", "torch._dynamo", "transformers"},
+        ),
     ],
 )
 def test_imports_stay_light(statement: str, unwanted: set[str]) -> None:
@@ -160,17 +167,36 @@ def test_imports_stay_light(statement: str, unwanted: set[str]) -> None:
     assert unwanted & set(loaded) == set()
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
-def test_everything_public_is_documented(module: Path) -> None:
+def layers(name: str) -> list[str]:
+    """The layers of a contract about imports whose name begins so, lowest first."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (contract,) = (one for one in settings["contracts"] if one["type"] == "layers" and one["name"].startswith(name))
+    return contract["layers"][::-1]
+
+
+def test_the_contract_about_models_has_all_of_them_in_reading_order() -> None:
+    assert layers("Models") == [entry.module.split(".")[2] for entry in READING_ORDER]
+    assert set(layers("Models")) == {path.parent.name for path in PACKAGE.glob("models/*/__init__.py")}
+
+
+def test_the_contract_about_rooms_has_all_of_them() -> None:
+    named = {room.strip().removeprefix("allformers.") for layer in layers("Rooms") for room in layer.split("|")}
+    assert named == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def undocumented(module: Path) -> Iterator[str]:
+    """What is public in a module and has no docstring."""
     source = tree(module)
-    if not source.body:
-        return
-    bare = [] if ast.get_docstring(source) else ["the module"]
+    if source.body and not ast.get_docstring(source):
+        yield f"{where(module, 1)}: the module"
     for node in source.body:
         members = node.body if isinstance(node, ast.ClassDef) else []
         for item in [node, *members]:
             named = isinstance(item, ast.FunctionDef | ast.ClassDef) and not item.name.startswith("_")
             inside_private = isinstance(node, ast.ClassDef) and node.name.startswith("_")
             if named and not inside_private and not ast.get_docstring(item):
-                bare.append(item.name)
-    assert bare == []
+                yield f"{where(module, item.lineno)}: {item.name}"
+
+
+def test_everything_public_is_documented() -> None:
+    assert [what for module in MODULES for what in undocumented(module)] == []

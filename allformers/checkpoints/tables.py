@@ -3,8 +3,8 @@
 What a model calls things, and how its matrices lie, differs from what the checkpoint says; each model states the
 differences once, as data, and the other files of this folder apply them in both directions:
 
-    Weight("h.{layer}.mlp.c_fc.weight", "blocks.{layer}.mlp.up.weight", "embed mlp -> mlp embed")
-    Field("n_embd", "embedding_dim", 768)
+    >>> up = Weight("h.{layer}.mlp.c_fc.weight", "blocks.{layer}.mlp.up.weight", "embed mlp -> mlp embed")
+    >>> width = Field("n_embd", "embedding_dim", 768)
 """
 
 import dataclasses

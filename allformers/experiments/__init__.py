@@ -1,7 +1,7 @@
 """Experiments that answer a learner's questions: each a question, numbers, a figure, and a sentence that they support.
 
-    from allformers.experiments import EXPERIMENTS
-    print(EXPERIMENTS["scale"]().conclusion)
+    >>> from allformers.experiments import EXPERIMENTS
+    >>> answer = EXPERIMENTS["scale"]().conclusion
 
 Each runs in seconds on a processor, on the bundled model or on fresh ones. Conclusions are put together from the
 numbers, so they say what was measured here and not what is usually said. A file of this folder holds one question.

@@ -1,8 +1,11 @@
 """Every tensor that a model's code names, while the model runs: to look at, or to change.
 
-    with capture(model, "blocks.*.attention.weights") as seen:
-        model(token_ids)
-    seen["blocks.3.attention.weights"].axes      # ("batch", "heads", "seq", "seq_k")
+    >>> import allformers, torch
+    >>> model = allformers.load("bundled")
+    >>> with capture(model, "blocks.*.attention.weights") as seen:
+    ...     logits = model(torch.tensor([list(b"The for statement")]))
+    >>> seen["blocks.3.attention.weights"].axes
+    ('batch', 'heads', 'seq', 'seq_k')
 
 What can be captured is what the model's own methods annotate with named axes:
 

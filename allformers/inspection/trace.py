@@ -4,7 +4,10 @@ Each `rearrange`, `repeat`, `reduce` and `einsum` says in its pattern what it do
 is an `einsum` of its input with a weight whose axes the model's weight table names. So a pass through the model is a
 list that can be read, counted and added up:
 
-    trace(model, token_ids).operations[0].pattern
+    >>> import allformers
+    >>> traced = trace(allformers.load("bundled"), torch.tensor([list(b"The for statement")]))
+    >>> traced.operations[-1].pattern
+    'batch seq embed, vocab embed -> batch seq vocab'
 """
 
 import contextlib

@@ -2,7 +2,10 @@
 
 A tensor's annotation says what each of its axes is for, not just how many there are:
 
-    def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]: ...
+    >>> from jaxtyping import Float
+    >>> @checked
+    ... def double(x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
+    ...     return 2 * x
 
 `@checked` makes that annotation a promise. At each call, `beartype` checks the types and `jaxtyping` the dtype, the
 number of axes and the size of each: one name is one size throughout a call, and the sizes that a module's

@@ -2,10 +2,13 @@
 
 On the command line `allformers practice`; in a notebook:
 
-    from allformers.practice import check
+    >>> from allformers.practice import check
+    >>> def gelu(x):
+    ...     return x.relu()
+    >>> check(gelu).passed
+    False
 
-    check(causal_mask)                 # a function or class that is called as in its exercise
-    check("attention", MyAttention)    # or whatever it is called
+A function or a class is called as in its exercise, or else its exercise is named: `check("attention", MyAttention)`.
 """
 
 from typing import TYPE_CHECKING, Any, TypeVar

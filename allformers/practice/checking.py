@@ -1,9 +1,7 @@
 """Checking what a learner wrote: a list of checks, each of which finds something to say, or nothing.
 
-    for outcome in examine(exercise, load):
-        ...
-
-Nothing here starts a process or keeps anything: whoever does not trust the code runs this in a process of its own.
+`examine(exercise, load)` gives what they found, one outcome after the other. Nothing here starts a process or keeps
+anything: whoever does not trust the code runs this in a process of its own.
 """
 
 import ast

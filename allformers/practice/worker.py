@@ -1,11 +1,9 @@
 """A process that checks what a learner wrote, so that nothing written there can break the command that asked.
 
-    with Worker(folder) as worker:
-        report = worker.check("attention")
-
-It imports PyTorch once and then takes one exercise after the other. Where it ends before its time (a crash, `os._exit`,
-a loop without an end), what is known is put into the report, and the next exercise gets a new process. Both sides talk
-in lines of JSON, through pipes that the learner's code does not see.
+`with Worker(folder) as worker` starts it, and `worker.check("attention")` asks it for a report. It imports PyTorch once
+and then takes one exercise after the other. Where it ends before its time (a crash, `os._exit`, a loop without an end),
+what is known is put into the report, and the next exercise gets a new process. Both sides talk in lines of JSON, by way
+of pipes that the learner's code does not see.
 """
 
 import contextlib

@@ -1,9 +1,14 @@
 """Recipes: everything that decides a training run, in one frozen record; and particular ones, with the loss to expect.
 
-from allformers.training.recipes import shakespeare_char
-from allformers.training.train import train
-for report in train(shakespeare_char(), "my-run"):
-    print(report.step, report.loss, report.validation_loss)
+    >>> import tempfile
+    >>> from allformers.training.recipes import hello_world
+    >>> from allformers.training.train import train
+    >>> recipe = dataclasses.replace(hello_world(), steps=2, log_every=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [report.step for report in train(recipe, folder)]
+    [1, 2]
+
+What a report holds is in `allformers.training.runs.Report`.
 """
 
 import dataclasses

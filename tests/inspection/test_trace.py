@@ -34,7 +34,12 @@ def closed_formula(config: GPT2Config, batch: int, seq: int) -> int:
     return 2 * batch * seq * (matrices + head) + 4 * config.num_layers * batch * seq**2 * config.embedding_dim
 
 
-@pytest.mark.parametrize("preset", GPT2Config.presets())
+LARGE = ("gpt2_medium", "gpt2_large", "gpt2_xl")
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in GPT2Config.presets()]
+)
 def test_the_flops_of_every_preset_are_those_of_the_closed_formula(preset: str) -> None:
     config = GPT2Config.presets()[preset]()
     seq = config.context_length
@@ -142,7 +147,7 @@ def test_tracing_changes_nothing_and_leaves_nothing_behind(model: GPT2) -> None:
     trace(model, TOKEN_IDS)
     assert {name: getattr(gpt2, name) for name in originals} == originals
     assert torch.equal(model(TOKEN_IDS), before)
-    with pytest.raises(ValueError, match="too many"):
+    with pytest.raises(ValueError, match="200"):
         trace(model, torch.zeros(1, 200, dtype=torch.long))
     assert {name: getattr(gpt2, name) for name in originals} == originals
     assert names(model)

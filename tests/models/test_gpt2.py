@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.nn.shapes import ShapeError
-from conftest import perturb
+from conftest import names, perturb
 
 ODD = GPT2Config(vocab_size=97, context_length=24, embedding_dim=39, num_layers=3, num_heads=3, mlp_dim=53, dropout=0.0)
 """No two axes of one size, none a power of two."""
@@ -161,24 +161,6 @@ def test_a_tied_head_is_one_tensor_counted_once() -> None:
     assert count[id(untied)] - count[id(tied)] == ODD.vocab_size * ODD.embedding_dim
 
 
-PRESETS = {
-    "tiny": 124_672,
-    "bundled": 858_880,
-    "gpt2_small": 124_439_808,
-    "gpt2_medium": 354_823_168,
-    "gpt2_large": 774_030_080,
-    "gpt2_xl": 1_557_611_200,
-}
-
-
-@pytest.mark.parametrize(("preset", "count"), PRESETS.items(), ids=PRESETS)
-def test_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
-    with torch.device("meta"):
-        model = GPT2(GPT2Config.presets()[preset]())
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
-    assert GPT2Config.presets().keys() == PRESETS.keys()
-
-
 def test_a_fresh_model_guesses_evenly() -> None:
     """The loss is ln(vocab), the one of a uniform guess, within 0.05.
 
@@ -210,15 +192,9 @@ def test_initialisation_is_the_papers() -> None:
     assert seen == 2 * 2
 
 
-def test_the_mask_is_neither_stored_nor_made_anew() -> None:
-    model, token_ids = make_model(), make_ids()
-    assert "later" not in model.state_dict()
+def test_nothing_but_parameters_is_stored() -> None:
+    model = make_model()
     assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
-    assert model.mask(token_ids).data_ptr() == model.later.data_ptr()
-    cache = model.make_cache()
-    model(token_ids, cache=cache)
-    row = model.later[11:]
-    assert model.mask(token_ids[:, :1], cache).data_ptr() == row.data_ptr()
 
 
 # Configuration
@@ -341,11 +317,11 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
 
 def test_a_text_longer_than_the_context_is_refused() -> None:
     model = make_model()
-    with pytest.raises(ValueError, match=r"25 tokens .* context_length is 24"):
+    with pytest.raises(ValueError, match=names(25, 24)):
         model(make_ids(seq=25))
     cache = model.make_cache()
     model(make_ids(seq=20), cache=cache)
-    with pytest.raises(ValueError, match=r"25 tokens .* context_length is 24"):
+    with pytest.raises(ValueError, match=names(25, 24)):
         model(make_ids(seq=5), cache=cache)
     assert cache.length == 20
     model(make_ids(seq=4), cache=cache)
@@ -355,24 +331,24 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
 def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
     token_ids = make_ids()
     token_ids[1, 3] = token
-    with pytest.raises(ValueError, match=f"token id {token} .* 0 to 96"):
+    with pytest.raises(ValueError, match=names(token, 0, 96)):
         make_model()(token_ids)
 
 
 @pytest.mark.parametrize(
     ("token_ids", "reason"),
     [
-        (make_ids()[0], r"1 axis, expected 2"),
-        (make_ids()[None], r"3 axes, expected 2"),
-        (make_ids().float(), r"dtype float32.*integers"),
-        (make_ids().bool(), r"dtype bool.*integers"),
-        (make_ids().tolist(), r"of type list.*batch seq"),
-        (None, r"of type NoneType.*batch seq"),
+        (make_ids()[0], (1, 2)),
+        (make_ids()[None], (3, 2)),
+        (make_ids().float(), ("float32",)),
+        (make_ids().bool(), ("bool",)),
+        (make_ids().tolist(), ("list", "batch seq")),
+        (None, ("NoneType", "batch seq")),
     ],
     ids=["one axis", "three axes", "floats", "booleans", "a list", "None"],
 )
-def test_token_ids_that_do_not_fit_are_refused_by_name(token_ids: Any, reason: str) -> None:
-    with pytest.raises(ShapeError, match=f"^GPT2.forward: argument `token_ids` .*{reason}"):
+def test_token_ids_that_do_not_fit_are_refused_by_name(token_ids: Any, reason: tuple[object, ...]) -> None:
+    with pytest.raises(ShapeError, match=names("GPT2.forward", "`token_ids`", *reason)):
         make_model()(token_ids)
 
 
@@ -380,13 +356,13 @@ def test_token_ids_that_do_not_fit_are_refused_by_name(token_ids: Any, reason: s
 @pytest.mark.parametrize(
     ("x", "reason"),
     [
-        (torch.zeros(2, 11, 38), r"38 on axis `embed`.*expected 39"),
-        (torch.zeros(11, 39), r"2 axes"),
-        (torch.zeros(2, 11, 39, dtype=torch.long), r"dtype int64"),
+        (torch.zeros(2, 11, 38), (38, "`embed`", 39)),
+        (torch.zeros(11, 39), (2, 3)),
+        (torch.zeros(2, 11, 39, dtype=torch.long), ("int64",)),
     ],
     ids=["width", "axes", "dtype"],
 )
-def test_a_stream_that_does_not_fit_is_refused_by_name(part: str, x: Tensor, reason: str) -> None:
+def test_a_stream_that_does_not_fit_is_refused_by_name(part: str, x: Tensor, reason: tuple[object, ...]) -> None:
     model = make_model()
     block, blocked = parts(model, make_stream())
     calls = {
@@ -395,28 +371,29 @@ def test_a_stream_that_does_not_fit_is_refused_by_name(part: str, x: Tensor, rea
         "block": lambda: block(x, blocked),
         "unembed": lambda: model.unembed(x),
     }
-    with pytest.raises(ShapeError, match=f"argument `x` has {reason}"):
+    with pytest.raises(ShapeError, match=names("`x`", *reason)):
         calls[part]()
 
 
 @pytest.mark.parametrize(
     ("blocked", "reason"),
     [
-        (torch.zeros(1, 1, 11, 11), "dtype float32"),
-        (torch.zeros(11, 11, dtype=torch.bool), "2 axes"),
-        (torch.zeros(1, 1, 10, 11, dtype=torch.bool), "10 on axis `seq`"),
-        (torch.zeros(3, 1, 11, 11, dtype=torch.bool), "3 on axis `batch`"),
+        (torch.zeros(1, 1, 11, 11), ("float32",)),
+        (torch.zeros(11, 11, dtype=torch.bool), (2, 4)),
+        (torch.zeros(1, 1, 10, 11, dtype=torch.bool), (10, "`seq`", 11)),
+        (torch.zeros(3, 1, 11, 11, dtype=torch.bool), (3, "`batch`", 2)),
     ],
     ids=["dtype", "axes", "seq", "batch"],
 )
-def test_a_mask_that_does_not_fit_is_refused_by_name(blocked: Tensor, reason: str) -> None:
-    with pytest.raises(ShapeError, match=f"argument `blocked` has {reason}"):
+def test_a_mask_that_does_not_fit_is_refused_by_name(blocked: Tensor, reason: tuple[object, ...]) -> None:
+    with pytest.raises(ShapeError, match=names("`blocked`", *reason)):
         make_model().blocks[0](make_stream(), blocked)
 
 
 # Living with PyTorch
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # PyTorch's own import
 def test_compiled_in_one_graph_it_computes_the_same() -> None:
     model = GPT2(GPT2Config.tiny()).eval()
@@ -427,6 +404,7 @@ def test_compiled_in_one_graph_it_computes_the_same() -> None:
         assert difference(compiled(token_ids), model(token_ids)) < 1e-5
 
 
+@pytest.mark.slow
 def test_compiled_gradients_are_the_same() -> None:
     """Traced by the compiler but run by PyTorch: quick, and enough to show that training compiles in one graph too."""
     model, compiled = make_model(), make_model()
@@ -493,7 +471,6 @@ sizes = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
 @given(config=sizes, batch=st.integers(1, 3), data=st.data())
 def test_any_configuration_is_causal_and_may_cache(config: GPT2Config, batch: int, data: st.DataObject) -> None:
     """One test of three properties, so that each example builds one model."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
@@ -24,7 +24,6 @@ def test_appending_returns_everything_so_far_in_the_same_memory() -> None:
     assert cache.nbytes == 4 * (keys.numel() + values.numel())
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_any_split_into_chunks_holds_the_same(chunks: list[int]) -> None:
     total = sum(chunks)
@@ -47,9 +46,9 @@ def test_layers_do_not_share() -> None:
 
 def test_a_full_cache_says_how_much_it_was_made_for() -> None:
     cache = Cache(num_layers=1, capacity=2)
-    with pytest.raises(ValueError, match="cache for 2 positions cannot hold 3"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b3\b"):
         cache.layers[0].append(torch.zeros(1, 3, 1))
-    with pytest.raises(ValueError, match="at least one layer and one position, not 0 and 2"):
+    with pytest.raises(ValueError, match=r"\b0\b.*\b2\b"):
         Cache(num_layers=0, capacity=2)
 
 

@@ -1,6 +1,7 @@
 """A configuration holds what its fields' types allow, and nothing else; a row of sizes makes one."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -31,26 +32,25 @@ class Example(Configuration):
 
 
 @pytest.mark.parametrize(
-    ("field", "bad", "message"),
+    ("field", "bad", "range_"),
     [
-        ("count", [0, -1, 1.0, True, "3", None], "count must be a whole number of at least 1, not "),
-        ("whole", [-1, 0.5], "whole must be a whole number of at least 0, not "),
-        ("even", [0, 3, 4.0], "even must be an even number of at least 2, not "),
-        ("positive", [0, -1.0, math.nan, "1", True], "positive must be a number above 0, not "),
-        ("chance", [-0.1, 1, math.nan], "chance must be a probability, at least 0 and below 1, not "),
-        ("switch", [1, None, "True"], "switch must be True or False, not "),
-        ("fixed", [True, 0], "fixed must be False, not "),
-        ("kind", ["plainer", None], "kind must be one of plain, fancy, not "),
-        ("named", ["three", 1], "named must be one of one, two, not "),
-        ("maybe", [0, "none"], "maybe must be a whole number of at least 1 or None, not "),
-        ("several", [["plain"], ("plainer",)], "several must be a tuple, each one of plain, fancy, not "),
+        ("count", [0, -1, 1.0, True, "3", None], "1"),
+        ("whole", [-1, 0.5], "0"),
+        ("even", [0, 3, 4.0], "2"),
+        ("positive", [0, -1.0, math.nan, "1", True], "0"),
+        ("chance", [-0.1, 1, math.nan], "0"),
+        ("switch", [1, None, "True"], "True or False"),
+        ("fixed", [True, 0], "False"),
+        ("kind", ["plainer", None], "plain, fancy"),
+        ("named", ["three", 1], "one, two"),
+        ("maybe", [0, "none"], "None"),
+        ("several", [["plain"], ("plainer",)], "plain, fancy"),
     ],
 )
-def test_what_does_not_fit_its_type_is_refused_with_what_would(field: str, bad: list[Any], message: str) -> None:
+def test_what_does_not_fit_its_type_is_refused_with_what_would(field: str, bad: list[Any], range_: str) -> None:
     for value in bad:
-        with pytest.raises(ValueError, match=message) as refusal:
+        with pytest.raises(ValueError, match=f"^{field} .*{range_}.*{re.escape(repr(value))}"):
             Example(**{field: value})
-        assert str(refusal.value) == f"{message}{value!r}"
 
 
 def test_what_fits_is_taken() -> None:
@@ -72,7 +72,7 @@ def test_a_row_makes_the_configuration_of_the_class_that_is_asked() -> None:
 
 
 def test_sizes_are_compared_by_name() -> None:
-    with pytest.raises(ValueError, match="count 5 cannot be shared out evenly: make it a multiple of even 4"):
+    with pytest.raises(ValueError, match=r"count 5 .*even 4"):
         Example(count=5).divides("count", "even")
-    with pytest.raises(ValueError, match=r"positive 1.0 must be above count 3"):
+    with pytest.raises(ValueError, match=r"positive 1\.0 .*count 3"):
         Example().exceeds("positive", "count")

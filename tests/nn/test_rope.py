@@ -77,5 +77,5 @@ def test_scaled_frequencies_are_the_references(kind: str, factor: float, context
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(ShapeError, match="on axis `seq`"):
+    with pytest.raises(ShapeError, match="`seq`"):
         rotate(torch.randn(1, 5, 16), turned([0, 1]).float())

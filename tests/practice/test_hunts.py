@@ -18,7 +18,6 @@ from allformers.practice.loading import Loader
 
 TEXT = torch.tensor([list(b"The for statement is used to iterate over the elements of a sequence")])
 HUNTS = [entry for entry in entries() if entry.load().bug is not None]
-TOLD = [entry for entry in HUNTS if "It prints:" in entry.task]
 
 
 @pytest.fixture
@@ -46,14 +45,15 @@ def models(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return model, trained
 
 
-@pytest.mark.parametrize("entry", TOLD, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", HUNTS, ids=lambda entry: entry.name)
 def test_a_symptom_is_what_the_task_says(entry: Entry, started: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     shown, _, printed = entry.task.partition("It prints:\n")
-    expected = re.match(r"\n((?:    .*\n)+)", printed).group(1)
     names: dict[str, object] = {}
     exec(blocks(shown), names)
-    assert capsys.readouterr().out == textwrap.dedent(expected)
-    exec(blocks(printed.removeprefix(f"\n{expected}")), names)
+    if printed:
+        expected = re.match(r"\n((?:    .*\n)+)", printed).group(1)
+        assert capsys.readouterr().out == textwrap.dedent(expected)
+        exec(blocks(printed.removeprefix(f"\n{expected}")), names)
 
 
 @pytest.mark.parametrize("entry", HUNTS, ids=lambda entry: entry.name)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.mistral.mistral import Mistral, MistralConfig
 from allformers.models.registry import READING_ORDER
-from allformers.speed.onednn import HAS_ONEDNN, Linear
+from allformers.speed.onednn import Linear
 from allformers.speed import prepare as prepare_module
 from allformers.speed import steps as steps_module
 from allformers.speed.prepare import GROUP, PackedLinear, RoundedLinear, prepare
 from allformers.speed.steps import CompiledSteps, compile_steps
 from conftest import perturb
 
+pytestmark = pytest.mark.xdist_group("compiler")  # which takes seconds to wake up
 SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().values())) for entry in READING_ORDER}
 
 
@@ -51,7 +52,9 @@ def linears(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "gpt2" else pytest.mark.slow) for name in SMALLEST]
+)
 def test_every_model_of_the_family_says_what_it_said(name: str) -> None:
     plain = make(name)
     prepared = prepare(copy.deepcopy(plain))
@@ -82,19 +85,6 @@ def test_a_layer_is_the_same_layer(leading: tuple[int, ...], bias: bool, dtype: 
         assert difference(PackedLinear(plain)(apart), plain(apart)) < bar
 
 
-def test_one_row_and_several_each_go_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, ways = PackedLinear(Linear(32, 64)), []
-    original = prepare_module.onednn
-    monkeypatch.setattr(prepare_module, "onednn", lambda *args: ways.append("packed") or original(*args))
-    monkeypatch.setattr(
-        prepare_module, "in_a_loop", lambda function, *args: ways.append(function.__name__) or function(*args)
-    )
-    with torch.inference_mode():
-        layer(torch.randn(1, 1, 32))
-        layer(torch.randn(1, 2, 32))
-    assert ways == ["multiply_row", "packed"] if HAS_ONEDNN else ["multiply_row"]
-
-
 def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make()
     sizes = sorted(layer.weight.numel() for layer in linears(plain))
@@ -118,7 +108,7 @@ def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPat
 
     prepare_module.can_compile.cache_clear()
     monkeypatch.setattr(prepare_module, "_lower", fail)
-    with pytest.warns(UserWarning, match="ordinary way: no compiler$"):
+    with pytest.warns(UserWarning, match="no compiler$"):
         assert not prepare_module.can_compile()
     assert not prepare_module.can_compile()
     prepare_module.can_compile.cache_clear()
@@ -198,7 +188,7 @@ def test_a_rounded_model_takes_less_memory_and_keeps_its_embeddings(kind: str, s
     with torch.inference_mode():
         off = difference(rounded(given), plain(given))
     assert 1e-5 < off < 0.5
-    with pytest.raises(ValueError, match="no linear layers"):
+    with pytest.raises(ValueError, match=r"int4|int8|linear"):
         prepare(rounded)
 
 
@@ -207,9 +197,9 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
         vocab_size=64, context_length=8, embedding_dim=2 * GROUP, num_layers=1, num_heads=2, mlp_dim=GROUP + 8
     )
     model = GPT2(config)
-    with pytest.raises(ValueError, match="packed, int8, int4, not 'int2'"):
+    with pytest.raises(ValueError, match=r"packed, int8, int4.*'int2'"):
         prepare(model, "int2")
-    with pytest.raises(ValueError, match="groups of 32; a layer of this model has 40"):
+    with pytest.raises(ValueError, match=r"\b32\b.*\b40\b"):
         prepare(model, "int4")
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
@@ -233,6 +223,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return graphs
 
 
+@pytest.mark.slow
 def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: list[Any]) -> None:
     plain = perturb(Mistral(MistralConfig.mistral_tiny(sliding_window=7, num_layers=6)).eval(), 0.3)
     compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
@@ -278,27 +269,13 @@ def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="Bert does not write"):
+    with pytest.raises(ValueError, match="Bert"):
         compile_steps(make("bert"))
     monkeypatch.setattr(prepare_module, "WORTHWHILE", 2**17)
     assert CompiledSteps(make()).is_small
     assert not CompiledSteps(make("mixtral")).is_small  # several texts go different ways, one by one
     monkeypatch.setattr(steps_module, "can_compile", lambda: False)
     assert "step" not in vars(compile_steps(make()))
-
-
-def test_only_a_product_of_one_row_is_rewritten() -> None:
-    shift, matrix, rows = torch.randn(24), torch.randn(40, 24), torch.randn(3, 40)
-    torch.testing.assert_close(steps_module._row_times_matrix(rows[:1], matrix), rows[:1] @ matrix)
-    torch.testing.assert_close(
-        steps_module._row_times_matrix_plus(shift, rows[:1], matrix), torch.addmm(shift, rows[:1], matrix)
-    )
-    assert steps_module._row_times_matrix(rows, matrix) is NotImplemented
-    assert steps_module._row_times_matrix_plus(shift, rows[:1], matrix, beta=2) is NotImplemented
-
-    many, matrices = torch.randn(5, 3, 40), torch.randn(5, 40, 24)
-    torch.testing.assert_close(steps_module._rows_times_matrices(many[:, :1], matrices), many[:, :1] @ matrices)
-    assert steps_module._rows_times_matrices(many, matrices) is NotImplemented
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from allformers.training.data import (
     python_documentation,
     split,
 )
+
 TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 日本語!\n"
 
 
@@ -79,7 +80,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files(tmp_pat
         (texts / name).write_text(content)
     assert bytes(prepare(str(texts), tmp_path / "all").ids.tolist()) == b"one two three"
     assert bytes(prepare(str(texts), tmp_path / "some", glob="**/*.txt").ids.tolist()) == b"one two "
-    with pytest.raises(ValueError, match=r"holds no file that matches \*\.rst"):
+    with pytest.raises(ValueError, match=r"\*\.rst"):
         prepare(str(texts), tmp_path / "none", glob="*.rst")
 
 
@@ -135,7 +136,7 @@ def test_tiny_shakespeare_is_fetched_and_is_the_published_one(tmp_path: Path) ->
 def test_a_file_that_is_not_the_corpus_is_refused_with_both_digests(tmp_path: Path) -> None:
     file = tmp_path / "fake.txt"
     file.write_text("To be")
-    with pytest.raises(ValueError, match=r"is not tiny-shakespeare: its SHA-256 is [0-9a-f]{64}, expected 86c4e6aa"):
+    with pytest.raises(ValueError, match=r"tiny-shakespeare.*[0-9a-f]{64}.*86c4e6aa"):
         prepare("tiny-shakespeare", tmp_path / "tokens", file=file)
     assert not (tmp_path / "tokens").exists()
 
@@ -159,9 +160,7 @@ def test_a_corpus_is_downloaded_once_and_its_digest_checked(tmp_path: Path, monk
     assert asked == ["https://example.org/served.txt"]
 
     monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", "0" * 64))
-    with pytest.raises(
-        ValueError, match=r"was fetched from https://example\.org/served.txt, but not with the SHA-256 0"
-    ):
+    with pytest.raises(ValueError, match=r"https://example\.org/served\.txt.*SHA-256.* 0"):
         prepare("served", tmp_path / "other")
 
 
@@ -174,7 +173,7 @@ def test_without_a_network_the_way_out_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.setattr(requests, "get", fail)
-    with pytest.raises(ValueError, match=r"could not be fetched \(ConnectionError\).*where the file is with --file"):
+    with pytest.raises(ValueError, match=r"ConnectionError.*--file"):
         prepare("tiny-shakespeare", tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
 
@@ -182,10 +181,10 @@ def test_without_a_network_the_way_out_is_named(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
-        (b"\xff\xfe", "bytes", "is not UTF-8 text"),
-        (b"", "bytes", "holds no text"),
-        (b"", "characters", "it has no characters"),
-        (b"x", "runes", "tokenizer must be one of bytes, characters, gpt2, not 'runes'"),
+        (b"\xff\xfe", "bytes", "UTF-8"),
+        (b"", "bytes", r"text\.txt"),
+        (b"", "characters", "empty"),
+        (b"x", "runes", "tokenizer .*bytes, characters, gpt2.*'runes'"),
     ],
 )
 def test_what_cannot_be_read_is_refused_and_leaves_nothing(
@@ -199,14 +198,14 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(
 
 
 def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no corpus, file or folder \./nothing; the corpora are: hello-world, python"):
+    with pytest.raises(ValueError, match=r"\./nothing.*hello-world, python-docs"):
         prepare("./nothing", tmp_path / "tokens")
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "mine").write_text("mine")
-    with pytest.raises(FileExistsError, match="is already there"):
+    with pytest.raises(FileExistsError, match="tokens"):
         prepare("hello-world", tmp_path / "tokens")
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["mine"]
 
@@ -253,14 +252,14 @@ def test_damaged_data_is_named(tmp_path: Path) -> None:
     prepare("hello-world", folder)
     content = (folder / "tokens.bin").read_bytes()
     (folder / "tokens.bin").write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="should have 168 bytes but has 167"):
+    with pytest.raises(ValueError, match=r"\b168\b.*\b167\b"):
         open_tokens(folder)
     (folder / "tokens.bin").write_bytes(content[:-2] + b"??")
     open_tokens(folder)
-    with pytest.raises(ValueError, match="has not the digest"):
+    with pytest.raises(ValueError, match=r"tokens\.bin|digest"):
         open_tokens(folder, verify=True)
     (folder / "data.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not describe prepared data"):
+    with pytest.raises(ValueError, match=r"data\.json"):
         open_tokens(folder)
 
 
@@ -296,7 +295,7 @@ def test_processes_cut_their_rows_from_the_same_batch() -> None:
 
 
 def test_a_text_too_short_for_a_passage_is_refused() -> None:
-    with pytest.raises(ValueError, match="text of 8 tokens is too short to cut passages of 8"):
+    with pytest.raises(ValueError, match=r"\b8 tokens.*\b8\b"):
         draw_batch(torch.arange(8), 1, 8, torch.Generator())
     draw_batch(torch.arange(9), 1, 8, torch.Generator())
 

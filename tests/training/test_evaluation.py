@@ -42,10 +42,10 @@ def test_windows_predict_each_token_once_with_all_the_context_they_can(
 @pytest.mark.parametrize(
     ("length", "window", "stride", "message"),
     [
-        (1, 8, 8, "at least two tokens, not 1"),
-        (9, 1, 1, "a window must hold at least two tokens, not 1"),
-        (9, 8, 9, "stride must be between 1 and the window's 8 tokens, not 9"),
-        (9, 8, 0, "stride must be between 1"),
+        (1, 8, 8, r"\b1\b"),
+        (9, 1, 1, r"window.*\b1\b"),
+        (9, 8, 9, r"stride .*\b8\b.*\b9\b"),
+        (9, 8, 0, r"stride .*\b0\b"),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(length: int, window: int, stride: int, message: str) -> None:

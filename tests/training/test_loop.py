@@ -280,7 +280,7 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(taken: int) -> None:
     copied = {name: tensor.clone() for name, tensor in straight.model.state_dict().items()}
     state = {name: tensor.clone() for name, tensor in straight.state().items()}
     if taken == 0:
-        with pytest.raises(ValueError, match=r"state lacks exp_avg\.blocks\.0"):
+        with pytest.raises(ValueError, match=r"exp_avg\.blocks\.0"):
             Trainer(make_model(), TOKENS, recipe).restore(0, state)
         return
     for _ in range(3):
@@ -301,15 +301,15 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(taken: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
-        ({"batch_size": -1}, "batch_size must be a whole number of at least 1"),
-        ({"micro_batch_size": 0}, "micro_batch_size must be a whole number of at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"learning_rate": math.nan}, "learning_rate must be above 0, not nan"),
-        ({"final_learning_rate": -1.0}, "final_learning_rate must be at least 0"),
-        ({"validation_fraction": 1.0}, "validation_fraction must be at least 0 and below 1"),
-        ({"precision": "float8"}, "precision must be float32 or bfloat16, not 'float8'"),
-        ({"seq_length": 129}, "seq_length 129 is more than the model's context_length 128"),
+        ({"steps": 0}, r"steps .*\b0\b"),
+        ({"batch_size": -1}, "batch_size .*-1"),
+        ({"micro_batch_size": 0}, r"micro_batch_size .*\b0\b"),
+        ({"learning_rate": 0.0}, r"learning_rate .*\b0\.0"),
+        ({"learning_rate": math.nan}, "learning_rate .*nan"),
+        ({"final_learning_rate": -1.0}, r"final_learning_rate .*-1\.0"),
+        ({"validation_fraction": 1.0}, r"validation_fraction .*1\.0"),
+        ({"precision": "float8"}, "precision .*'float8'"),
+        ({"seq_length": 129}, "seq_length 129 .*context_length 128"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(settings: dict[str, float], message: str) -> None:
@@ -345,9 +345,13 @@ def test_the_bundled_model_is_the_one_its_record_describes() -> None:
     assert record["recipe"] == dataclasses.asdict(recipes.builtin())
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters()) <= 1_000_000
     assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 4_000_000
-    text = python_documentation()
+
+
+@pytest.mark.slow
+def test_the_bundled_model_has_the_loss_that_its_record_says() -> None:
+    record, text = json.loads((BUNDLED / "training.json").read_text()), python_documentation()
     if record["corpus"]["text_sha256"] != hashlib.sha256(text.encode()).hexdigest():
         pytest.skip("this Python's documentation is not the one that the bundled model was measured on")
     _, measure = split(torch.tensor(list(text.encode())), record["recipe"]["validation_fraction"])
-    loss = evaluate(model, measure, record["recipe"]["seq_length"] + 1).loss
+    loss = evaluate(GPT2.from_pretrained("bundled"), measure, record["recipe"]["seq_length"] + 1).loss
     assert loss == pytest.approx(record["result"]["validation_loss_nats_per_token"], abs=1e-4)

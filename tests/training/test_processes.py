@@ -14,6 +14,7 @@ from allformers.training.loop import Trainer
 from allformers.training.processes import ALONE, Processes, join
 from allformers.training.runs import find_checkpoints, read_metrics, read_result
 
+together = pytest.mark.xdist_group("processes")  # they share a run, and would take the machine from each other
 RECIPE = ["--steps", "20", "--batch-size", "8", "--seq-length", "16", "--validation-fraction", "0.4"]
 RECIPE += ["--validate-every", "10", "--sample-every", "10", "--sample-tokens", "9", "--save-every", "10"]
 RECIPE += ["--log-every", "1", "--warmup-steps", "5"]
@@ -51,13 +52,15 @@ def agree(folder: Path, expected: Path) -> None:
         assert (one - other).abs().max() < 1e-4
 
 
+@together
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
         (2, []),
-        pytest.param(4, ["--micro-batch-size", "1"], marks=pytest.mark.slow),
+        (4, ["--micro-batch-size", "1"]),
         (2, ["--parallel", "fsdp"]),
-        pytest.param(2, ["--parallel", "fsdp", "--log-every", "7"], marks=pytest.mark.slow),
+        (2, ["--parallel", "fsdp", "--log-every", "7"]),
     ],
     ids=["ddp-2", "ddp-4", "fsdp-2", "fsdp-2-quiet"],
 )
@@ -72,7 +75,9 @@ def test_processes_learn_what_one_learns(alone: Path, tmp_path: Path, processes:
     agree(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize(("first", "then"), [("fsdp", "alone"), pytest.param("ddp", "fsdp", marks=pytest.mark.slow)])
+@together
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "alone"), ("ddp", "fsdp")])
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path, first: str, then: str) -> None:
     for parallel, options in ((first, ["--max-steps", "13"]), (then, ["--resume"])):
         how = [] if parallel == "alone" else ["--parallel", parallel]
@@ -85,13 +90,15 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: P
         assert lines[step] == pytest.approx(loss, rel=1e-5), step
 
 
+@together
+@pytest.mark.slow
 def test_what_goes_wrong_is_said_once_and_nobody_waits_for_ever(alone: Path, tmp_path: Path) -> None:
     result = launch(alone, 2)
     assert result.returncode != 0
     assert result.stderr.count("holds a run already") == 1
     result = launch(tmp_path / "run", 3)
     assert result.returncode != 0
-    assert result.stderr.count("a batch of 8 sequences does not divide into equal parts for 3 processes") == 1
+    assert sum("8 sequences" in line and "3 processes" in line for line in result.stderr.splitlines()) == 1
     assert read_result(alone)["step"] == 20
 
 
@@ -102,7 +109,7 @@ def test_alone_nothing_is_exchanged() -> None:
     with join(torch.device("cpu")) as processes:
         assert (processes.rank, processes.count) == (0, 1)
     with (
-        pytest.raises(ValueError, match="parallel must be ddp or fsdp, not 'magic'"),
+        pytest.raises(ValueError, match=r"parallel .*'magic'"),
         join(torch.device("cpu"), "magic"),
     ):
         pass
@@ -112,5 +119,5 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     from allformers.training.recipes import hello_world
 
     recipe = hello_world()
-    with pytest.raises(ValueError, match="a batch of 1 sequences does not divide into equal parts for 2 processes"):
+    with pytest.raises(ValueError, match=r"1 sequences .* 2 processes"):
         Trainer(GPT2(recipe.model), torch.zeros(200, dtype=torch.long), recipe, Processes(rank=0, count=2))

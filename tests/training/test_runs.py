@@ -22,10 +22,10 @@ import torch
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.atomic import digest
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.training import data, recipes, runs
+from allformers.training import data, recipes
 from allformers.training.recipes import Recipe
 from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
-from allformers.training.train import train
+from allformers.training.train import peak_rate, train
 from conftest import perturb
 
 MODEL = GPT2Config(
@@ -95,6 +95,10 @@ def test_a_run_leaves_a_model_its_metrics_and_its_last_checkpoints(straight: Pat
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), last.parameters(), strict=True))
 
 
+def test_the_peak_is_measured_as_a_rate_that_can_be() -> None:
+    assert 1e8 < peak_rate(torch.device("cpu"), "float32") < 1e15
+
+
 def test_mfu_is_the_share_of_the_peak_that_went_into_matrix_products(straight: Path) -> None:
     # By hand, forward: 2 for each weight of a matrix, and 2 products of heads * head_dim numbers for each pair of 8
     # positions; backward twice that.
@@ -135,6 +139,7 @@ def start(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow  # several processes, that are killed
 def test_killed_at_random_steps_it_reaches_the_same_bits(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     reached, process = 0, None
@@ -190,23 +195,29 @@ def test_a_budget_ends_a_run_early(tmp_path: Path, budget: Budget, last: int) ->
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_minutes must be above 0, not 0"):
+    with pytest.raises(ValueError, match=r"max_minutes .*\b0"):
         Budget(max_minutes=0)
 
 
 # -- Checkpoints that cannot be used -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    follow(folder, budget=Budget(max_steps=11))
+    assert steps(folder) == [10, 11]
+    return folder
+
+
 @pytest.fixture
-def stopped(tmp_path: Path) -> Path:
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
     """A run that has stopped after step 11, with checkpoints of steps 10 and 11."""
-    follow(tmp_path, budget=Budget(max_steps=11))
-    assert steps(tmp_path) == [10, 11]
-    return tmp_path
+    return shutil.copytree(stopped_once, tmp_path / "stopped")
 
 
 def test_a_run_is_not_overwritten(stopped: Path) -> None:
-    with pytest.raises(RunError, match=r"holds a run already: go on with it \(--resume\)"):
+    with pytest.raises(RunError, match="--resume"):
         follow(stopped)
     assert steps(stopped) == [10, 11]
 
@@ -221,7 +232,7 @@ def test_a_run_is_not_overwritten(stopped: Path) -> None:
     ],
 )
 def test_another_recipe_is_refused_by_what_differs(stopped: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(RunError, match=f"cannot go on with another recipe: .*{message}"):
+    with pytest.raises(RunError, match=message):
         follow(stopped, make_recipe(**changes), resume=True)
     follow(stopped, resume=True)
 
@@ -236,9 +247,7 @@ def test_another_text_is_refused(stopped: Path) -> None:
     text = stopped / "other.txt"
     text.write_text("Hello, world? I am a transformer, and this is the one sentence that I know by heart!!")
     data.prepare(str(text), stopped / "data", "characters")
-    with pytest.raises(
-        RunError, match=r"cannot go on with another recipe: model\.vocab_size|learned from another text"
-    ):
+    with pytest.raises(RunError, match=r"model\.vocab_size|text"):
         follow(stopped, resume=True)
 
 
@@ -253,9 +262,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_intact(
         path.unlink()
     else:
         path.write_bytes(content[:-10] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(
-        RunError, match=r"step-00000011 is damaged: .*remove that folder to go on from step-00000010"
-    ) as e:
+    with pytest.raises(RunError, match=r"step-00000011.*step-00000010") as e:
         follow(stopped, resume=True)
     assert file in str(e.value)
     shutil.rmtree(find_checkpoints(stopped)[-1])
@@ -265,7 +272,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_intact(
 
 def test_a_checkpoint_without_its_description_is_damaged(stopped: Path) -> None:
     (find_checkpoints(stopped)[-1] / "state.json").write_text("{")
-    with pytest.raises(RunError, match=r"is damaged: .*state\.json cannot be read as JSON"):
+    with pytest.raises(RunError, match=r"step-00000011.*state\.json"):
         follow(stopped, resume=True)
 
 
@@ -296,7 +303,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 def test_when_the_disk_refuses_the_earlier_checkpoint_is_intact(tmp_path: Path, straight: Path) -> None:
-    message = r"step 10 could not be written.*The checkpoint of step 5 is intact; mend that"
+    message = r"step 10\b.*step 5\b"
     with contextlib.ExitStack() as limits, pytest.raises(RunError, match=message):
         follow_and(tmp_path, 9, lambda: limits.enter_context(files_no_larger_than(20_000)))
     assert steps(tmp_path) == [5]
@@ -325,7 +332,7 @@ def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
         for name in ("fsync", "replace"):
             patch.setattr(os, name, refuse(getattr(os, name)))
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="step 10 could not be written"):
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"step 10\b"):
         follow_and(tmp_path, 9, fill)
     assert steps(tmp_path) in ([5], [5, 10])
     assert not list(tmp_path.rglob(".*"))
@@ -369,7 +376,7 @@ def test_killed_at_any_moment_of_saving_it_can_go_on(
 
 def test_a_run_that_comes_apart_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     wild = make_recipe(learning_rate=1e30, warmup_steps=0, clip_norm=1e30, save_every=1)
-    with pytest.raises(RunError, match=r"at step 2: the run has come apart. The checkpoint of step 1 is intact; a low"):
+    with pytest.raises(RunError, match=r"step 2\b.*step 1\b"):
         follow(tmp_path, wild)
     assert steps(tmp_path) == [1]
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
@@ -380,7 +387,7 @@ def test_an_unfinished_last_line_of_metrics_is_left_out_and_any_other_is_named(t
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(RunError, match="line 2, is not one of a run's metrics"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl.*line 2"):
         read_metrics(tmp_path)
     assert read_metrics(tmp_path / "nowhere") == []
 
@@ -402,7 +409,7 @@ def test_a_text_with_more_kinds_of_tokens_than_the_checkpoint_is_refused(tmp_pat
     small.save_pretrained(tmp_path / "small")
     data.prepare("hello-world", tmp_path / "bytes", "bytes")
     recipe = recipes.continuing(make_recipe(), str(tmp_path / "small"))
-    with pytest.raises(ValueError, match=r"cut into 256 kinds of tokens, but .* has a vocabulary of 24"):
+    with pytest.raises(ValueError, match=r"\b256\b.*\b24\b"):
         follow(tmp_path / "run", dataclasses.replace(recipe, corpus=str(tmp_path / "bytes")))
     assert json.loads((tmp_path / "bytes" / "data.json").read_text())["tokens"] == 84
 
@@ -422,11 +429,11 @@ def test_the_vocabulary_is_padded_to_a_round_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corpus": ""}, "this recipe has no corpus of its own"),
-        ({"tokenizer": "runes"}, "tokenizer must be one of bytes, characters, gpt2, not 'runes'"),
-        ({"prompt": "Zürich"}, "not in this tokenizer's alphabet"),
-        ({"start": "./nowhere"}, "there is no folder ./nowhere"),
-        ({"validation_fraction": 0.95}, "a text of 4 tokens is too short to cut passages of 8"),
+        ({"corpus": ""}, "corpus"),
+        ({"tokenizer": "runes"}, "tokenizer .*'runes'"),
+        ({"prompt": "Zürich"}, "ü"),
+        ({"start": "./nowhere"}, "./nowhere"),
+        ({"validation_fraction": 0.95}, r"\b4 tokens.*\b8\b"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -436,7 +443,7 @@ def test_what_cannot_work_is_said_before_training(tmp_path: Path, changes: dict[
 
 def test_a_file_is_no_place_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="is a file; a run needs a folder"):
+    with pytest.raises(RunError, match=r"file is a file"):
         follow(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -459,12 +466,8 @@ def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
 
 def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(RunError, match=r'pip install "allformers\[tensorboard\]"'):
+    with pytest.raises(RunError, match=r"allformers\[tensorboard\]"):
         follow(tmp_path, tensorboard=True)
-
-
-def test_the_kept_checkpoints_are_two() -> None:
-    assert runs.KEPT == 2
 
 
 @pytest.mark.network  # it fetches its text, and then learns for minutes
