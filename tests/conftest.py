@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do processes that they start
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # or it would compile trifles for ten seconds, to find out
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
@@ -33,7 +32,9 @@ settings.register_profile("daily", deadline=None, derandomize=True, max_examples
 settings.register_profile("fuzz", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("daily")  # or `pytest -m hypothesis --hypothesis-profile=fuzz`, which finds new cases each time
 
-RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "docs" / "records"
+PREPARED = ".cache/site"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -138,7 +139,6 @@ def write_record(folder: Path, command: str) -> None:
     import transformers
 
     from allformers.models.registry import READING_ORDER
-    from docs.engine.facts import digest_of
 
     folder.mkdir(parents=True, exist_ok=True)
     for entry in READING_ORDER:
@@ -148,7 +148,6 @@ def write_record(folder: Path, command: str) -> None:
                 "command": command,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
-                "digest": digest_of(entry.module),
                 "rows": [{"what": what, "of": of, "dtype": dtype, **row} for (what, of, dtype), row in rows],
             }
             path = folder / f"{entry.name}-parity.json"
@@ -244,27 +243,46 @@ def gpt2_vocabulary(made_vocabulary: dict[bytes, int], monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The site, built as its page for contributors says, once for all processes."""
-    from docs.engine import prepare
-
+    """The site, built in a fresh copy of this checkout by one command, once for all processes."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "site"
-    with FileLock(f"{folder}.lock"):
-        if folder.is_dir():
-            return folder
-        prepare.main()
-        return build(folder)
+    place = own if worker_id == "master" else own.parent
+    with FileLock(f"{place / 'site'}.lock"):
+        if not (place / "site").is_dir():
+            copy = checkout(place / "checkout")
+            build(copy, place / "site")
+            for part in (copy / PREPARED).iterdir():  # for next time
+                if not (ROOT / PREPARED / part.name).exists():
+                    (ROOT / PREPARED).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(part, ROOT / PREPARED)
+    return place / "site"
 
 
-def build(folder: Path) -> Path:
-    """Build the site there, or leave nothing."""
+def checkout(folder: Path, *, prepared: bool = True) -> Path:
+    """A copy of this checkout without what git ignores, but, where wanted, with what has been prepared of the site.
+
+    The names of prepared files say what they were made from: what does not fit is made anew.
+    """
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    names = found.stdout.split("\0") if found.returncode == 0 else ["allformers", "docs", "mkdocs.yml", "README.md"]
+    names += [PREPARED] if prepared else []
+    for name in filter(None, names):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*.draft"))
+        elif (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(copy: Path, folder: Path) -> None:
+    """Build the site of a checkout there, or leave nothing."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=Path(__file__).parents[1], env=quiet, capture_output=True, text=True)
+    built = subprocess.run(command, cwd=copy, env=quiet, capture_output=True, text=True)
     if built.returncode:
         shutil.rmtree(folder, ignore_errors=True)
         pytest.fail(built.stderr)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ class Excerpt(Block):
         excerpt = ElementTree.SubElement(parent, "div", {"class": "excerpt"})
         prose = ElementTree.SubElement(excerpt, "div", {"class": "walk-prose"})
         code = ElementTree.SubElement(excerpt, "div", {"class": "walk-code"})
-        code.text = self.md.htmlStash.store(units_html(module, units) + legend_html(module))
+        code.text = self.md.htmlStash.store(units_html(module, units) + legend_html([module]))
         return prose
 
 

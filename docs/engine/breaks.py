@@ -20,15 +20,11 @@ import torch
 
 from allformers.checkpoints import CheckpointError
 from allformers.inputs.tokenizers import ByteTokenizer
-from allformers.training.data import python_documentation
-from allformers.training.evaluation import evaluate
-from allformers.training.recipes import builtin
+from docs.engine.measure import loss_of
 from docs.engine.record import WalkError
 
 MODULE = "allformers.models.gpt2.gpt2"
 PROMPT = "The for statement"
-PASSAGES = 16
-"""How many passages are read of the text that the bundled model was not trained on, spread evenly over it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Outcome:
 
     Attributes:
         error: the message of the error, or nothing if it ran.
-        loss: in nats a token, on `PASSAGES` passages that the bundled model has not seen.
+        loss: in nats a token, on passages that the bundled model has not seen.
         written: what it goes on with after `PROMPT`, taking the likeliest token each time.
     """
 
@@ -79,12 +75,3 @@ def _run(model_class: Any) -> Outcome:
     loss = loss_of(model)
     written = model.generate(prompt, max_new_tokens=60, temperature=0)[0].tolist()
     return Outcome(loss=loss, written=re.sub(r"[^\x20-\x7e]", "�", ByteTokenizer().decode(written)))
-
-
-def loss_of(model: Any) -> float:
-    """How surprised a model is, in nats a byte, by `PASSAGES` passages that the bundled model has not learned from."""
-    text = python_documentation().encode()
-    unseen = text[-int(len(text) * builtin().validation_fraction) :]
-    places = torch.linspace(0, len(unseen) - 257, PASSAGES).long().tolist()
-    passages = [torch.tensor(list(unseen[place : place + 257])) for place in places]
-    return sum(evaluate(model, passage, window=257).loss for passage in passages) / PASSAGES

@@ -1,6 +1,6 @@
 """The pages of the course: one for each exercise, from the same source as the file that a learner begins with.
 
-`write_pages` makes them, before the site is built; `NAMES` is what these pages, and the course's own, put in by
+`pages` makes them while the site is built; `NAMES` is what these pages, and the course's own, put in by
 `{{ ... }}`.
 """
 
@@ -9,7 +9,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -21,18 +20,10 @@ from allformers.practice.report import CHECKS, MEANING
 from allformers.practice.source import answer, code
 from docs.engine.walk import code_html
 
-PAGES = Path(__file__).parent / "practice"
-"""Where the pages are put; nothing else is kept there."""
 
-
-def write_pages() -> None:
-    """Write a page for each exercise, and remove those of exercises that are no more."""
-    PAGES.mkdir(exist_ok=True)
-    written = {PAGES / f"{entry.name}.md": page(entry) for entry in entries()}
-    for path, text in written.items():
-        path.write_text(text, encoding="utf-8")
-    for path in set(PAGES.glob("*.md")) - set(written):
-        path.unlink()
+def pages() -> dict[str, str]:
+    """The Markdown of every exercise's page, by the page's place among the others."""
+    return {f"practice/{entry.name}.md": page(entry) for entry in entries()}
 
 
 def page(entry: Entry) -> str:
@@ -106,7 +97,7 @@ def checks() -> Markup:
 
 
 NAMES: Mapping[str, Any] = {function.__name__: function for function in (checks, course, exercise_code)}
-"""What an expression on a page may use beside what `docs.facts` has."""
+"""What an expression on a page may use beside what `docs.engine.facts` has."""
 
 
 def _capital(text: str) -> str:

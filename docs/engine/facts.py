@@ -3,16 +3,13 @@
 A page writes `{{ sizes("parameters") }}` and not 124,439,808. An expression may use what `NAMES` holds.
 """
 
-import ast
 import functools
-import hashlib
 import json
 import math
 import re
 import statistics
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,46 +18,22 @@ from markupsafe import Markup
 
 from allformers.benchmark.contenders import OURS, PACKED, PEERS, STEPS
 from allformers.benchmark.measure import Row
-from allformers.inspection import figures, summarise
+from allformers.experiments import EXPERIMENTS
+from allformers.experiments.experiment import question_of
+from allformers.inspection import figures
 from allformers.inspection.family import Member
 from allformers.inspection.family import family as members_of_the_family
 from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.models.registry import READING_ORDER
 from allformers.nn.axes import AXES
+from docs.engine import PAGES, RECORDS, ROOT
 from docs.engine.breaks import outcome
-from docs.engine.record import WalkError, presets
-
-ROOT = Path(__file__).parents[1]
-GENERATED = ROOT / "docs" / "generated"
-"""What `python -m docs.prepare` makes."""
-
-RECORDS = ROOT / "docs" / "records"
-"""What was measured once, by a command that stands beside it, and is kept."""
+from docs.engine.prepare import prepared
+from docs.engine.presets import presets
+from docs.engine.record import WalkError
 
 SIZES_SHOWN = "gpt2_small"
 """The preset whose sizes a page shows before its reader chooses another."""
-
-
-def stamp() -> str:
-    """What decides about everything that is prepared: the package, and the programs that prepare."""
-    found = hashlib.sha256(torch.__version__.encode())
-    for pattern in ("allformers/**/*.py", "allformers/bundled/*", "docs/prepare.py", "docs/live.py"):
-        for path in sorted(ROOT.glob(pattern)):
-            found.update(path.read_bytes())
-    return found.hexdigest()
-
-
-@functools.cache
-def prepared(name: str) -> Any:
-    """What was prepared, from the package as it is now.
-
-    Raises:
-        WalkError: nothing was prepared, or from another state of the package.
-    """
-    written = GENERATED / "stamp.txt"
-    if not written.is_file() or written.read_text(encoding="utf-8") != stamp():
-        raise WalkError("what the pages show has not been prepared from this source: run `python -m docs.prepare`")
-    return json.loads((GENERATED / name).read_text(encoding="utf-8"))
 
 
 # -- What depends on the size of a model -------------------------------------------------------------------------------
@@ -87,18 +60,8 @@ def flops_text(number: float) -> str:
 @functools.cache
 def _summary(module: str, preset: str) -> Any:
     """What a preset costs."""
-    return types.SimpleNamespace(**prepared("summaries.json")[module][preset])
-
-
-def summaries() -> dict[str, dict[str, dict[str, float]]]:
-    """What every preset of every model costs, each measured by a whole pass on the meta device."""
-    names = ("parameters", "flops_per_token", "weight_bytes", "cache_bytes_per_token")
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for entry in READING_ORDER:
-        for preset, config in presets(entry.module).items():
-            told = summarise(entry.load(), config)
-            found.setdefault(entry.module, {})[preset] = {name: getattr(told, name) for name in names}
-    return found
+    (name,) = (entry.name for entry in READING_ORDER if entry.module == module)
+    return types.SimpleNamespace(**prepared(f"costs-{name}")[preset])
 
 
 MEASURES: Mapping[str, Callable[[str, str], str]] = {
@@ -221,24 +184,6 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
 
 
 # -- What was recorded -------------------------------------------------------------------------------------------------
-
-
-def digest_of(module: str) -> str:
-    """SHA-256 of a module's source and of all that it imports from this package: what a record was made with."""
-    found: dict[str, str] = {}
-
-    def visit(name: str) -> None:
-        path = ROOT.joinpath(*name.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name in found or not path.is_file():
-            return
-        found[name] = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(found[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("allformers."):
-                visit(node.module or "")
-
-    visit(module)
-    return hashlib.sha256("".join(found[name] for name in sorted(found)).encode()).hexdigest()
 
 
 @functools.cache
@@ -372,7 +317,7 @@ def layouts() -> Markup:
     """What each way to lay out weights costs: bytes of the linear layers, and the loss on text not learned from."""
     rows = [
         (name, bytes_text(found["bytes"]), f"{found['loss']:.4f}", f"{math.exp(found['loss']):.4f}")
-        for name, found in prepared("layouts.json").items()
+        for name, found in prepared("layouts").items()
     ]
     return table(("weights", "linear layers", "loss, nats a byte", "perplexity"), rows, "The bundled model")
 
@@ -424,22 +369,26 @@ def inline_svg(drawn: str, prefix: str) -> str:
 
 def why(name: str) -> Markup:
     """A question, its answer in a sentence and a figure, and the command that gives both."""
-    known = prepared("experiments.json")
-    if name not in known:
-        raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(known)}")
-    found = known[name]
+    if name not in EXPERIMENTS:
+        raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+    found = prepared(f"experiment-{name}")
     return Markup(
         '<details class="why" id="why-{name}"><summary>{question}</summary><p>{conclusion}</p>'
         '<div class="scrolls" tabindex="0" role="group" aria-label="Figure: {question}">{figure}</div>'
         "<p>Measured by <code>allformers experiment {name}</code>.</p></details>"
-    ).format(name=name, question=found["question"], conclusion=found["conclusion"], figure=Markup(found["figure"]))
+    ).format(
+        name=name,
+        question=question_of(EXPERIMENTS[name]),
+        conclusion=found["conclusion"],
+        figure=Markup(inline_svg(found["figure"], name)),
+    )
 
 
 def questions() -> Markup:
     """A list of all questions, each a link to its answer."""
     items = Markup("").join(
-        Markup('<li><a href="gpt2.html#why-{}">{}</a></li>').format(name, found["question"])
-        for name, found in prepared("experiments.json").items()
+        Markup('<li><a href="gpt2.html#why-{}">{}</a></li>').format(name, question_of(run))
+        for name, run in EXPERIMENTS.items()
     )
     return Markup("<ul>{}</ul>").format(items)
 
@@ -447,7 +396,7 @@ def questions() -> Markup:
 def breaks() -> list[tuple[str, str, str]]:
     """All changes that the pages make to break the model: title, what is replaced, by what."""
     found = []
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in sorted(PAGES.glob("*.md")):
         for title, options in re.findall(
             r"^/// break \| (.+)\n((?:    .+\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE
         ):

@@ -7,33 +7,28 @@ but it may run a script beside it; so the weights travel as one.
 import base64
 import dataclasses
 import json
-from pathlib import Path
 
 from torch import Tensor
 
-import allformers
+from allformers.models.gpt2.gpt2 import GPT2
 
 
-def write_weights(path: Path) -> None:
-    """Write the bundled model as a classic script: `allformers.weights = {config, tensors}`.
+def weights_script() -> str:
+    """The bundled model as a classic script: `allformers.weights = {config, tensors}`.
 
     The weights travel in half precision, which halves the download; the comparison of `model.js` with Python is on
     the same rounded weights. The unembedding is tied to the token embedding and so is written once.
-
-    Args:
-        path: the script to write; its folder has to exist.
     """
-    model = allformers.load("bundled")
+    model = GPT2.from_pretrained("bundled")
     tensors = {
         name: {"shape": list(parameter.shape), "data": _base64_float16(parameter)}
         for name, parameter in model.named_parameters()  # which names a tied tensor once
     }
     weights = json.dumps({"config": dataclasses.asdict(model.config), "tensors": tensors}, separators=(",", ":"))
-    script = (
+    return (
         "// The weights of allformers' bundled GPT-2: float16, little-endian, in base64. Load model.js first.\n"
         f"allformers.weights = {weights};\n"
     )
-    path.write_text(script, encoding="ascii")
 
 
 def _base64_float16(tensor: Tensor) -> str:

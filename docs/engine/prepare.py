@@ -1,79 +1,229 @@
-"""What has to be made before the site is built: experiments' answers, the live model's weights, exercises' pages.
+"""What is made before a page can be: experiments' answers, models' costs, the live model's weights.
 
-    python -m docs.prepare && mkdocs build --strict
+    python -m docs.engine.prepare
 
-The pages of exercises go to `docs/practice`, everything else to `docs/generated`. What is there is kept as long as the
-package's source and PyTorch are the same.
+Nobody has to run that: `docs.engine.hooks` does. Each part is a file in `.cache/site` whose name ends in a digest of
+what the part depends on: of the modules that its code imports, whatever their comments and docstrings say, and of
+files. A part whose file is there is up to date. Each file is written at once, so that to stop half-way loses nothing.
 """
 
+import ast
+import functools
+import hashlib
+import importlib
 import json
 import multiprocessing
-import shutil
-from concurrent.futures import ProcessPoolExecutor
+import os
+import platform
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import torch
-
+from allformers.checkpoints.atomic import replacing
 from allformers.experiments import EXPERIMENTS
-from allformers.inspection import figures
-from allformers.models.gpt2.gpt2 import GPT2
-from allformers.speed.onednn import Linear
-from allformers.speed.prepare import RoundedLinear, prepare
-from docs.engine.breaks import loss_of
-from docs.engine.exercises import write_pages
-from docs.engine.facts import GENERATED, ROOT, inline_svg, stamp, summaries
-from docs.engine.live import write_weights
+from allformers.models.registry import READING_ORDER
+from docs.engine import CACHE, ROOT
+
+MAKERS = "docs.engine.measure"
+"""Where the functions are that make the parts."""
+
+TOLD = {
+    "experiment": "experiments",
+    "costs": "what models cost",
+    "layouts": "ways to round weights",
+    "live_weights": "the live model's weights",
+}
+"""What a part is called while it is made."""
+
+GPT2 = "allformers.models.gpt2.gpt2"
 
 
-def run_experiments() -> dict[str, dict[str, str]]:
-    """Every experiment's question, answer and figure."""
-    torch.set_num_threads(1)  # the other core is busy, and models this small only lose by sharing it
-    answers = {}
-    for name, run in EXPERIMENTS.items():
-        experiment = run()
-        answers[name] = {
-            "question": experiment.question,
-            "conclusion": experiment.conclusion,
-            "figure": inline_svg(figures.to_svg(experiment.figure), name),
-        }
-    return answers
+@dataclass(frozen=True)
+class Part:
+    """A file that is prepared.
+
+    Attributes:
+        kind: the function of `MAKERS` that makes it.
+        about: its argument, or nothing.
+        modules: where the code begins that it depends on; what they import is found.
+        files: other files that it depends on.
+        ending: of its file.
+    """
+
+    kind: str
+    about: str = ""
+    modules: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    ending: str = "json"
+
+    @property
+    def name(self) -> str:
+        """What a page calls it by."""
+        return f"{self.kind}-{self.about}" if self.about else self.kind
+
+    @property
+    def path(self) -> Path:
+        """Where it is, once it is made from what is there now."""
+        found = hashlib.sha256(repr((version("torch"), platform.python_version())).encode())
+        for module in sorted(closure((MAKERS, *self.modules), within=MAKERS)):
+            found.update(f"{module}\n{code_of(module)}\n".encode())
+        for path in self.files:
+            found.update(path.read_bytes())
+        return CACHE / f"{self.name}.{found.hexdigest()[:16]}.{self.ending}"
 
 
-def lay_out() -> dict[str, dict[str, float]]:
-    """For each way to round the bundled model's weights: the bytes of its linear layers, and its loss."""
-    found: dict[str, dict[str, float]] = {}
-    for weights in ("plain", "int8", "int4"):
-        model: Any = GPT2.from_pretrained("bundled")
-        linear = [module for module in model.modules() if isinstance(module, Linear)]
-        size = sum(layer.weight.nbytes for layer in linear)
-        if weights != "plain":
-            prepare(model, weights)
-            rounded = [module for module in model.modules() if isinstance(module, RoundedLinear)]
-            size = sum(layer.numbers.nbytes + layer.scale.nbytes for layer in rounded) or size
-        found[weights] = {"bytes": size, "loss": loss_of(model)}
+def parts() -> list[Part]:
+    """All that is prepared, what takes longest first."""
+    bundled = tuple(sorted((ROOT / "allformers" / "bundled").iterdir()))
+    experiments = [
+        Part("experiment", name, (run.__module__, "allformers.inspection.figures"), bundled)
+        for name, run in EXPERIMENTS.items()
+    ]
+    layouts = Part("layouts", "", (GPT2, "allformers.speed.prepare", "allformers.training.evaluation"), bundled)
+    weights = Part("live_weights", "", (GPT2, "docs.engine.live"), bundled, "js")
+    costs = [Part("costs", entry.name, (entry.module, "allformers.inspection.summary")) for entry in READING_ORDER]
+    return [*experiments, layouts, weights, *costs]
+
+
+def files() -> Mapping[str, Path]:
+    """The files of the site that are no pages, by their addresses: the live model's weights, and sources to read."""
+    (weights,) = (part.path for part in parts() if part.kind == "live_weights")
+    found = {"generated/weights.js": weights}
+    for path in sorted(ROOT.glob("allformers/**/*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[f"generated/source/{module}.txt"] = path
     return found
 
 
+def prepared(name: str) -> Any:
+    """The contents of a part.
+
+    Raises:
+        FileNotFoundError: it has not been prepared from what is there now.
+    """
+    part = next(part for part in parts() if part.name == name)
+    return _read(part.path)
+
+
+@functools.cache
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def main() -> None:
-    """Make everything, unless it is there already; the pages of exercises always, since that takes no time."""
-    write_pages()
-    written = GENERATED / "stamp.txt"
-    now = stamp()
-    if written.is_file() and written.read_text(encoding="utf-8") == now:
+    """Make every part that is not there."""
+    stale = {part: part.path for part in parts() if not part.path.is_file()}
+    if not stale:
         return
-    shutil.rmtree(GENERATED, ignore_errors=True)
-    GENERATED.mkdir(parents=True)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as both:
-        answers, costs, kinds = both.submit(run_experiments), both.submit(summaries), both.submit(lay_out)
-        (GENERATED / "experiments.json").write_text(json.dumps(answers.result(), indent=1), encoding="utf-8")
-        (GENERATED / "summaries.json").write_text(json.dumps(costs.result(), indent=1), encoding="utf-8")
-        (GENERATED / "layouts.json").write_text(json.dumps(kinds.result(), indent=1), encoding="utf-8")
-    for path in ROOT.glob("allformers/**/*.py"):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        (GENERATED / "source").mkdir(exist_ok=True)
-        (GENERATED / "source" / f"{module}.txt").write_bytes(path.read_bytes())
-    write_weights(GENERATED / "weights.js")
-    written.write_text(now, encoding="utf-8")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    counted = Counter(TOLD[part.kind] for part in stale)
+    told = ", ".join(f"{what} ({count})" if count > 1 else what for what, count in counted.items())
+    print(f"Preparing {told} ...", end=" ", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    processes = min(2, os.cpu_count() or 1, len(stale))
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_alone) as pool:
+        try:
+            running = {pool.submit(_make, part.kind, part.about): part for part in stale}
+            for done in as_completed(running):
+                _keep(running[done], stale[running[done]], done.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def _alone() -> None:
+    """Let a process compute with one thread: models this small only lose by sharing the work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _make(kind: str, about: str) -> str:
+    made: str = getattr(importlib.import_module(MAKERS), kind)(*([about] if about else []))
+    return made
+
+
+def _keep(part: Part, path: Path, text: str) -> None:
+    """Write a part, and remove what it was before."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    for old in CACHE.glob(f"{part.name}.*"):
+        if old != path:
+            old.unlink(missing_ok=True)
+
+
+# -- What a part depends on --------------------------------------------------------------------------------------------
+
+
+def closure(modules: tuple[str, ...], within: str = "") -> set[str]:
+    """Modules and all that they import, at the top or inside a function. What `within` imports does not count."""
+    found: set[str] = set()
+    left = list(modules)
+    while left:
+        module = left.pop()
+        if module not in found:
+            found.add(module)
+            left += [] if module == within else _imported(module)
+    return found
+
+
+@functools.cache
+def _imported(module: str) -> list[str]:
+    """The modules of this checkout that one names: by importing them, or in a table, as the models are.
+
+    A model's folder counts as a whole, since some of its files are found by their names.
+    """
+    names: set[str] = set()
+    for node in ast.walk(_tree(module)):
+        match node:
+            case ast.ImportFrom(module=str(source), names=aliases):
+                names |= {source, *(f"{source}.{alias.name}" for alias in aliases)}
+            case ast.Import(names=aliases):
+                names |= {alias.name for alias in aliases}
+            case ast.Constant(value=str(text)) if re.fullmatch(r"allformers(\.\w+)+", text):
+                names.add(text)
+    folder, _, _ = module.rpartition(".")
+    if re.fullmatch(r"allformers\.models\.\w+", folder):
+        names |= {f"{folder}.{path.stem}" for path in ROOT.joinpath(*folder.split(".")).glob("*.py")}
+    return sorted(name for name in names if name.partition(".")[0] in ("allformers", "docs") and _path(name))
+
+
+def _path(module: str) -> Path | None:
+    place = ROOT.joinpath(*module.split("."))
+    return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    path = _path(module)
+    assert path is not None, module
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def code_of(module: str) -> str:
+    """What a module does, however it is commented and explained."""
+    return syntax(_tree(module))
+
+
+def syntax(tree: ast.Module) -> str:
+    """A module's statements, written out without comments, places and docstrings."""
+
+    def is_told(node: ast.AST) -> bool:
+        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [inner for inner in node.body if not is_told(inner)]
+    return ast.dump(tree)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from allformers.nn.axes import AXES
 from allformers.nn.shapes import unchecked
 from allformers.training.loop import Trainer
 from allformers.training.recipes import hello_world
+from docs.engine.presets import presets
 
 PROMPT = "The for statement is used to iterate"
 """What the bundled model reads in the pages' examples."""
@@ -71,7 +72,7 @@ class Module:
         end = 0
         for node in self.tree.body:
             first, end = end + 1, node.end_lineno or 0
-            skipped = isinstance(node, ast.Import | ast.ImportFrom)
+            skipped = _only_imports(node)
             if skipped or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and first == 1):
                 continue
             if isinstance(node, ast.ClassDef):
@@ -173,6 +174,12 @@ class Module:
         return found[0]
 
 
+def _only_imports(node: ast.stmt) -> bool:
+    """Whether a statement imports, perhaps for the type checker alone, and does nothing else."""
+    within = node.body if isinstance(node, ast.If) and not node.orelse else [node]
+    return all(isinstance(inner, ast.Import | ast.ImportFrom) for inner in within)
+
+
 def is_pattern(text: str) -> bool:
     """Whether a string names axes and nothing else."""
     words = re.findall(r"\w+", text)
@@ -202,13 +209,6 @@ Key = tuple[str, int, str]
 
 ARGUMENT = 0
 """Stands for the line on which a function gets its arguments."""
-
-
-def presets(module: str) -> dict[str, Any]:
-    """The configurations of a model's module, by name; none for a module that is no model."""
-    entry = next((entry for entry in READING_ORDER if entry.module == module), None)
-    makers = entry.load().format.config_class.presets() if entry else {}
-    return {name: make() for name, make in makers.items()}
 
 
 PROBE = {
@@ -530,7 +530,8 @@ def _example_rotary() -> None:
 
 EXAMPLES: Mapping[str, tuple[Callable[[], object], Mapping[str, int]]] = {
     "allformers.generation.sampling": (_example_sampling, {}),
-    "allformers.generation": (_example_generation, {"batch": 2, "seq": 17, "embed": 128}),
+    "allformers.generation.decoder": (_example_generation, {"batch": 2, "seq": 17, "embed": 128}),
+    "allformers.generation.generate": (_example_generation, {"batch": 2, "seq": 17, "embed": 128}),
     "allformers.nn.cache": (_example_generation, {"batch": 2, "heads": 4, "seq": 17, "head_dim": 32}),
     "allformers.nn.rope": (_example_rotary, {"batch": 2, "heads": 4, "seq": 17, "head_dim": 32, "pair": 16}),
     "allformers.training.loop": (_example_training, {"batch": 8, "seq": 83, "vocab": 256}),

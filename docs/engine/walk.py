@@ -1,4 +1,4 @@
-"""A Python-Markdown extension that sets a module's source beside its explanation, with the shapes of a real pass.
+"""A Python-Markdown extension that sets modules' source beside its explanation, with the shapes of a real pass.
 
     //// walk | allformers.models.gpt2.gpt2
 
@@ -9,19 +9,21 @@
 
     ////
 
-A step names the code that it explains by symbol and by how statements begin, never by line number. Every line of every
-class and function of the module belongs to exactly one step: a leftover, an overlap or a vanished target fails the
-build. In the margin stand the tensors that each statement makes, recorded from a pass through the model, with the size
-of each axis; in patterns, annotations and prose each axis has a colour and a line of its own.
+A step names the code that it explains by symbol and by how statements begin, never by line number. A walk may go
+through several modules, with commas between them: a symbol is then looked for in each. Every line of every class and
+function of every module belongs to exactly one step: a leftover, an overlap, a vanished target or a symbol that two
+modules have fails the build. In the margin stand the tensors that each statement makes, recorded from a pass through
+the model, with the size of each axis; in patterns, annotations and prose each axis has a colour and a line of its own.
 """
 
 import base64
 import html
 import io
+import itertools
 import keyword
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
 import torch
@@ -35,7 +37,8 @@ from allformers.inspection.figures import HEAT
 from allformers.nn.axes import AXES
 from allformers.practice.course import entries
 from docs.engine.facts import shown, sizes_html
-from docs.engine.record import PROMPT, Made, Module, Unit, WalkError, is_pattern, presets, recorded
+from docs.engine.presets import presets
+from docs.engine.record import PROMPT, Made, Module, Unit, WalkError, is_pattern, recorded
 
 CELLS, LEVELS = 64, 32
 """How much of an axis a picture in the margin shows, and in how many shades: it should stay small."""
@@ -150,16 +153,16 @@ def _picture_html(name: str, values: Tensor, lowest: float, highest: float) -> s
 
 
 class State:
-    """What is known while a page is read: the module that it walks, and which lines have been explained."""
+    """What is known while a page is read: the modules that it walks, and which lines of each have been explained."""
 
     def __init__(self) -> None:
-        self.module: Module | None = None
-        self.explained: dict[int, str] = {}
+        self.modules: list[Module] = []
+        self.explained: dict[tuple[str, int], str] = {}
         self.ids: set[str] = set()
 
 
 class Walk(Block):
-    """`//// walk | module`: holds the steps, and checks at its end that nothing was left out."""
+    """`//// walk | module, module`: holds the steps, and checks at its end that nothing was left out."""
 
     NAME = "walk"
     ARGUMENT = True
@@ -167,22 +170,22 @@ class Walk(Block):
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
         """Open the walk, with the legend of axes and the switch of sizes."""
         state = _state(self.md)
-        state.module = Module(self.argument.strip())
+        state.modules = [Module(name.strip()) for name in self.argument.split(",")]
         state.explained.clear()
-        walk = ElementTree.SubElement(parent, "div", {"class": "walk", "data-module": state.module.name})
-        if state.module.axes():
+        walk = ElementTree.SubElement(parent, "div", {"class": "walk"})
+        if any(module.axes() for module in state.modules):
             legend = ElementTree.SubElement(walk, "div", {"class": "walk-legend-place"})
-            legend.text = self.md.htmlStash.store(legend_html(state.module))
+            legend.text = self.md.htmlStash.store(legend_html(state.modules))
         return walk
 
     def on_end(self, block: ElementTree.Element) -> None:
         """Complain about what no step has explained."""
         state = _state(self.md)
-        assert state.module is not None
-        left = [unit for unit in state.module.units if unit.first not in state.explained]
-        if left:
-            texts = [f"{unit.symbol}: {state.module.text(unit)[:60]}" for unit in left]
-            raise WalkError(f"no step explains {len(left)} parts of {state.module.name}: {'; '.join(texts)}")
+        for module in state.modules:
+            left = [unit for unit in module.units if (module.name, unit.first) not in state.explained]
+            if left:
+                texts = [f"{unit.symbol}: {module.text(unit)[:60]}" for unit in left]
+                raise WalkError(f"no step explains {len(left)} parts of {module.name}: {'; '.join(texts)}")
 
 
 class Step(Block):
@@ -195,7 +198,7 @@ class Step(Block):
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
         """Set up both sides; prose goes into the first."""
         state = _state(self.md)
-        if state.module is None:
+        if not state.modules:
             raise WalkError(f"the step {self.argument!r} stands outside a walk")
         targets = [target.strip() for target in self.options["code"].split(";") if target.strip()]
         symbol, _, part = (targets[0] if targets else self.argument).partition(":")
@@ -208,8 +211,13 @@ class Step(Block):
         ElementTree.SubElement(step, "h3", {"id": name}).text = self.argument
         prose = ElementTree.SubElement(step, "div", {"class": "walk-prose"})
         code = ElementTree.SubElement(step, "div", {"class": "walk-code"})
-        units = [unit for target in targets for unit in self._units(state, target)]
-        code.text = self.md.htmlStash.store(units_html(state.module, units) + place_html(state.module, units))
+        found = [self._units(state, target) for target in targets]
+        groups = [
+            (module, [unit for _, units in same for unit in units])
+            for module, same in itertools.groupby(found, key=lambda pair: pair[0])
+        ]
+        shown = "".join(units_html(module, units) for module, units in groups)
+        code.text = self.md.htmlStash.store(shown + place_html(groups))
         self.prose, self.name = prose, name
         return step
 
@@ -221,29 +229,40 @@ class Step(Block):
         """Say where this is practised; the parser may end a block more than once."""
         if self.prose.find("p[@class='walk-practice']") is not None:
             return
-        module = _state(self.md).module
-        assert module is not None
+        names = [module.name for module in _state(self.md).modules]
         for entry, exercise in ((entry, entry.load()) for entry in entries()):
-            if exercise.part_of.startswith(f"{module.name}.") and exercise.page.partition("#")[2] == self.name:
+            is_here = any(exercise.part_of.startswith(f"{name}.") for name in names)
+            if is_here and exercise.page.partition("#")[2] == self.name:
                 place = ElementTree.SubElement(self.prose, "p", {"class": "walk-practice"})
                 place.text = "Write it yourself: " if exercise.bug is None else "Find what is wrong with it: "
-                link = ElementTree.SubElement(place, "a", {"href": f"practice/{entry.name}.html"})
+                link = ElementTree.SubElement(place, "a", {"href": f"practice/{entry.name}.md"})
                 link.text = entry.title
 
-    def _units(self, state: State, target: str) -> list[Unit]:
-        assert state.module is not None
+    def _units(self, state: State, target: str) -> tuple[Module, list[Unit]]:
         try:
-            units = state.module.find(target)
+            module = module_of(state.modules, target)
+            units = module.find(target)
         except WalkError as error:
             raise WalkError(f"step {self.argument!r}: {error}") from error
         for unit in units:
-            if unit.first in state.explained:
-                text = state.module.text(unit)[:60]
-                raise WalkError(
-                    f"{unit.symbol}: {text} is in two steps: {state.explained[unit.first]}, {self.argument}"
-                )
-            state.explained[unit.first] = self.argument
-        return units
+            if other := state.explained.get((module.name, unit.first)):
+                raise WalkError(f"{unit.symbol}: {module.text(unit)[:60]} is in two steps: {other}, {self.argument}")
+            state.explained[module.name, unit.first] = self.argument
+        return module, units
+
+
+def module_of(modules: Sequence[Module], target: str) -> Module:
+    """Which of several modules has the symbol that a target begins with.
+
+    Raises:
+        WalkError: none has it, or several have.
+    """
+    symbol = target.partition(":")[0].strip()
+    having = [module for module in modules if any(unit.symbol == symbol for unit in module.units)]
+    if len(having) != 1:
+        names = ", ".join(module.name for module in having or modules)
+        raise WalkError(f"{names} {'all have' if having else 'has no' if len(modules) == 1 else 'have no'} {symbol}")
+    return having[0]
 
 
 def units_html(module: Module, units: list[Unit]) -> str:
@@ -266,8 +285,16 @@ def units_html(module: Module, units: list[Unit]) -> str:
     return "".join(blocks)
 
 
-def place_html(module: Module, units: list[Unit]) -> str:
-    """Where the code stands, with a link to the whole file."""
+def place_html(groups: Sequence[tuple[Module, list[Unit]]]) -> str:
+    """Where the code stands, with a link to each whole file."""
+    by_module: dict[str, tuple[Module, list[Unit]]] = {}
+    for module, units in groups:
+        by_module.setdefault(module.name, (module, []))[1].extend(units)
+    places = "; lines ".join(_lines_html(module, units) for module, units in by_module.values())
+    return f'<p class="walk-place">Lines {places}</p>'
+
+
+def _lines_html(module: Module, units: list[Unit]) -> str:
     ranges: list[list[int]] = []
     for unit in sorted(units, key=lambda unit: unit.first):
         if ranges and unit.first - ranges[-1][1] <= 3:
@@ -276,7 +303,7 @@ def place_html(module: Module, units: list[Unit]) -> str:
             ranges.append([unit.first, unit.last])
     lines = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)
     target = f"generated/source/{module.name}.txt"
-    return f'<p class="walk-place">Lines {lines} of <a href="{target}">{module.path.name}</a></p>'
+    return f'{lines} of <a href="{target}">{module.path.name}</a>'
 
 
 def _adjacent(module: Module, unit: Unit, following: Unit) -> bool:
@@ -294,7 +321,7 @@ def _piece_html(module: Module, piece: list[Unit], shapes: list[str]) -> str:
     symbols = html.escape(" ".join(dict.fromkeys(unit.symbol for unit in piece)))
     label = f"code of {symbols}"
     return (
-        f'<div class="walk-unit" data-first="{first}" data-last="{last}">'
+        f'<div class="walk-unit" data-module="{module.name}" data-first="{first}" data-last="{last}">'
         f'<pre tabindex="0" role="group" aria-label="{label}"><code>{code}</code></pre>{margin}</div>'
     )
 
@@ -308,10 +335,10 @@ def _line_html(row: str, indent: int) -> str:
     )
 
 
-def legend_html(module: Module) -> str:
-    """Each axis with its meaning and its size, and, for a model, the choice of a size."""
-    configs = presets(module.name)
-    sizes: dict[str, dict[str, str]] = {axis: {} for axis in module.axes()}
+def legend_html(modules: Sequence[Module]) -> str:
+    """Each axis of some modules with its meaning and its size, and, for a model, the choice of a size."""
+    configs = {name: config for module in modules for name, config in presets(module.name).items()}
+    sizes: dict[str, dict[str, str]] = {axis: {} for module in modules for axis in module.axes()}
     for preset, config in configs.items():
         known = {**config.axes, "batch": 1, **dict.fromkeys(("seq", "seq_q", "seq_k"), config.context_length)}
         for axis, size in known.items():

@@ -259,10 +259,13 @@ BROKEN = {
 }
 
 
-WAITED_FOR = {"does not end in the import": pytest.mark.slow}  # a second one that has to be stopped
+ANEW = {"does not end in the import", "ends the process"}
+"""After these, too, a process has to be started anew."""
 
 
-@pytest.mark.parametrize("what", [pytest.param(what, marks=WAITED_FOR.get(what, ())) for what in BROKEN])
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.slow if what in ANEW else ()) for what in BROKEN]
+)
 def test_code_that(what: str, worker: Worker, place: Path) -> None:
     text, where, says = BROKEN[what]
     (place / "split_heads.py").write_text(text)

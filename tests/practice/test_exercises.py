@@ -44,12 +44,16 @@ def checked(tmp_path: Path) -> Checked:
 
 
 def mistakes() -> list[pytest.param]:
-    """Every wrong solution: what is replaced in the solution, by what, where that fails, and what is said."""
+    """Every wrong solution: what is replaced in the solution, by what, where that fails, and what is said.
+
+    The first three of each exercise are for every day.
+    """
     found = []
     for entry in entries():
         if (HERE / "wrong" / f"{entry.stem}.py").is_file():
             for number, row in enumerate(importlib.import_module(f"wrong.{entry.stem}").WRONG, 1):
-                found.append(pytest.param(entry, *row, id=f"{entry.name} {number}"))
+                marks = pytest.mark.slow if number > 3 else ()
+                found.append(pytest.param(entry, *row, id=f"{entry.name} {number}", marks=marks))
     return found
 
 

@@ -6,17 +6,14 @@ Needs Chromium (`chromium` on the path, or its place in the environment variable
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reading import parse
+from docs.engine import PAGES
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -63,7 +60,7 @@ class Visit:
 
 
 def names() -> list[str]:
-    written = sorted(path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md"))
+    written = sorted(path.with_suffix(".html").name for path in PAGES.glob("*.md"))
     return [*written, "practice/split-heads.html", "practice/gpt2.html", "practice/hunt-mask.html"]
 
 
@@ -108,8 +105,8 @@ def test_no_page_is_wider_than_the_screen(name: str, site: Path, browser: Any) -
 
 def test_without_scripts_everything_is_there_to_read(site: Path, browser: Any) -> None:
     with Visit(browser, (site / "gpt2.html").as_uri(), java_script_enabled=False) as visit:
-        for text in ("Say what each token is, and where it stands", "scaled = queries * self.scale", "124,439,808"):
-            assert visit.page.locator("article").get_by_text(text).first.is_visible()
+        for place in (".strip dd", ".walk-step h3", ".walk-prose p", ".walk-code pre", "figure.model"):
+            assert visit.page.locator(f"article {place}").first.is_visible()
         row = visit.page.locator(".walk-shape", has_text="scores").first
         assert row.is_visible()
         assert "heads" in row.inner_text()
@@ -134,7 +131,7 @@ def test_an_axis_lights_up_everywhere_and_says_what_it_is(site: Path, browser: A
         everywhere = visit.page.locator('.ax[data-ax="heads"]').count()
         assert lit == ["heads"] * everywhere
         assert everywhere > 30
-        assert visit.page.locator(".axis-note").inner_text() == "heads: attention heads, 12"
+        assert re.fullmatch("heads: .*, 12", visit.page.locator(".axis-note").inner_text())
         visit.page.keyboard.press("Escape")
         assert visit.page.locator(".ax.lit").count() == 0
         visit.page.locator('.walk-unit .ax[data-ax="embed"]').first.hover()
@@ -229,17 +226,3 @@ def test_axes_differ_by_more_than_colour(name: str, site: Path, browser: Any) ->
         signs = legend.evaluate("(legend) => Array.from(legend.querySelectorAll('button.ax'), sign)")
         assert len(signs) > 8
         assert len(set(signs)) == len(signs)
-
-
-def test_another_builder_makes_the_same_pages(pages: dict[str, str], tmp_path: Path) -> None:
-    """Zensical reads the same mkdocs.yml; nothing here depends on what only MkDocs does."""
-    for name in ("docs", "allformers", "mkdocs.yml", "README.md"):
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
-    built = subprocess.run([sys.executable, "-m", "zensical", "build"], cwd=tmp_path, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
-    for name, page in pages.items():
-        if name != "404.html":
-            other = (tmp_path / "site" / name).read_text(encoding="utf-8")
-            (ours,), (theirs,) = (parse(text).find("article")[:1] for text in (page, other))
-            assert theirs.text.split() == ours.text.split(), name

@@ -8,7 +8,6 @@ import html
 import json
 import posixpath
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -22,14 +21,14 @@ from markdown import Markdown
 from allformers.inspection import capture, on_meta
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
+from allformers.models.registry import Entry as RegistryEntry
 from allformers.nn.axes import AXES
 from allformers.practice.course import SECTIONS, Entry, entries, find
 from allformers.practice.source import answer, code, stub
-from docs.engine import facts, record
+from docs.engine import PAGES, ROOT, facts, prepare, record
 from docs.engine.record import Module, WalkError
 from reading import Element, parse
 
-ROOT = Path(__file__).parents[2]
 GPT2_MODULE = "allformers.models.gpt2.gpt2"
 
 
@@ -37,8 +36,12 @@ GPT2_MODULE = "allformers.models.gpt2.gpt2"
 
 
 def walks(page: str) -> dict[str, Element]:
-    """The walks of a page, by module."""
-    return {walk.attributes["data-module"]: walk for walk in parse(page).find(".walk")}
+    """What the walks of a page show of each module."""
+    found: dict[str, Element] = {}
+    for walk in parse(page).find(".walk"):
+        for unit in walk.find(".walk-unit"):
+            found.setdefault(unit.attributes["data-module"], Element("div", {})).children.append(unit)
+    return found
 
 
 def wrong_code(walk: Element, source: str) -> list[str]:
@@ -54,7 +57,8 @@ def wrong_code(walk: Element, source: str) -> list[str]:
     expected = set()
     for number, node in enumerate(ast.parse(source).body):
         is_docstring = number == 0 and isinstance(node, ast.Expr)
-        if not isinstance(node, ast.Import | ast.ImportFrom) and not is_docstring:
+        is_import = isinstance(node, ast.Import | ast.ImportFrom) or ast.unparse(node).startswith("if TYPE_CHECKING:")
+        if not is_import and not is_docstring:
             expected |= {n for n in range(node.lineno, (node.end_lineno or 0) + 1) if lines[n - 1].strip()}
             expected |= {d.lineno for d in getattr(node, "decorator_list", [])}
     problems += [f"line {n} is shown {shown.count(n)} times" for n in sorted(expected) if shown.count(n) != 1]
@@ -65,11 +69,13 @@ def test_every_module_that_is_walked_is_shown_as_it_is(pages: dict[str, str]) ->
     found = {}
     for page in pages.values():
         for module, walk in walks(page).items():
-            source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")
-            found[module] = wrong_code(walk, source)
+            found[module] = wrong_code(walk, Module(module).source)
     assert not any(found.values()), found
     assert {entry.module for entry in READING_ORDER} <= set(found)  # every model has its page
-    assert {"allformers.shapes", "allformers.generation.sampling", "allformers.training.loop"} <= set(found)
+    for folder, but in {"nn": {"__init__"}, "checkpoints": {"atomic"}, "generation": {"__init__"}}.items():
+        files = {path.stem for path in (ROOT / "allformers" / folder).glob("*.py")}
+        names = {f"allformers.{folder}.{name}".removesuffix(".__init__") for name in files - but}
+        assert names <= set(found)
 
 
 # -- Shapes and numbers ------------------------------------------------------------------------------------------------
@@ -177,12 +183,10 @@ def test_every_statement_that_makes_a_tensor_shows_its_shape(pages: dict[str, st
 
 
 @pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
-def test_the_record_of_parity_was_made_with_this_source(entry: object) -> None:
-    found = facts.record(f"{entry.name}-parity.json")  # type: ignore[attr-defined]
-    assert found["digest"] == facts.digest_of(entry.module), (  # type: ignore[attr-defined]
-        f"the source has changed since the comparisons were recorded: run {found['command']}"
-    )
-    assert all(row["largest"] <= row["bar"] for row in found["rows"])
+def test_every_model_has_a_record_of_parity_within_its_bars(entry: RegistryEntry) -> None:
+    rows = facts.record(f"{entry.name}-parity.json")["rows"]
+    assert {"float32", "float64"} <= {row["dtype"] for row in rows if row["of"] == "logits"}
+    assert [row for row in rows if not row["largest"] <= row["bar"]] == []
 
 
 # -- Exercises ---------------------------------------------------------------------------------------------------------
@@ -279,9 +283,10 @@ def test_search_finds_symbols_and_axes_and_leads_to_their_steps(site: Path) -> N
 
 
 def test_plain_pytorch_says_the_same() -> None:
-    page = (ROOT / "docs" / "gpt2.md").read_text(encoding="utf-8")
+    page = (PAGES / "gpt2.md").read_text(encoding="utf-8")
     samples = [
-        re.sub(r"^    ", "", s, flags=re.M) for s in re.findall(r"^    ```python\n(.*?)^    ```", page, re.S | re.M)
+        re.sub(r"^    ", "", s, flags=re.M)
+        for s in re.findall(r"^    ```python[^\n]*\n(.*?)^    ```", page, re.S | re.M)
     ]
     batch, seq, heads, head_dim = 2, 5, 3, 4
     fused = torch.randn(batch, seq, 3 * heads * head_dim)
@@ -309,24 +314,11 @@ def test_plain_pytorch_says_the_same() -> None:
 
 
 def test_every_axis_has_a_colour_light_and_dark() -> None:
-    style = (ROOT / "docs" / "assets" / "site.css").read_text(encoding="utf-8")
+    style = (ROOT / "docs" / "theme" / "assets" / "site.css").read_text(encoding="utf-8")
     for axis in AXES:
         colour = "seq" if axis == "seq_q" else axis  # positions, told from `seq` by their line
         assert len(re.findall(rf"--ax-{colour}: #", style)) == 2, axis
         assert f'.ax[data-ax="{axis}"] {{ color: var(--ax-{colour})' in style, axis
-
-
-def test_prose_leaves_to_the_code_the_numbers_that_it_decides() -> None:
-    """A size of a preset that is written by hand is right until somebody changes the preset."""
-    sizes = {f"{value:,}" for make in GPT2Config.presets().values() for value in make().axes.values() if value > 99}
-    sizes |= {size.replace(",", "") for size in sizes}
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        text = re.sub(r"```.*?```|`[^`]*`|\{\{.*?\}\}", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        prose = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "    ", "step ")))
-        written = {
-            number for number in re.findall(r"(?<![\w.,-])\d[\d,]*(?![\w.])", prose) if number.rstrip(",") in sizes
-        }
-        assert not written, f"{path.name} says {written}"
 
 
 # -- That all this notices ---------------------------------------------------------------------------------------------
@@ -342,12 +334,12 @@ def render(page: str, source: str | None = None, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(Module, "__init__", changed)
     return Markdown(
-        extensions=["docs.extension", "md_in_html", "attr_list", "pymdownx.details", "pymdownx.superfences"]
+        extensions=["docs.engine.extension", "md_in_html", "attr_list", "pymdownx.details", "pymdownx.superfences"]
     ).convert(page)
 
 
 SOURCE = (ROOT / "allformers" / "models" / "gpt2" / "gpt2.py").read_text(encoding="utf-8")
-PAGE = (ROOT / "docs" / "gpt2.md").read_text(encoding="utf-8")
+PAGE = (PAGES / "gpt2.md").read_text(encoding="utf-8")
 WALK = PAGE[PAGE.index("//// walk") :]
 WITHOUT_BOXES = re.sub(r"^/// break.*?^///$|\{\{.*?\}\}", "", WALK, flags=re.DOTALL | re.MULTILINE)
 
@@ -357,11 +349,11 @@ def change(text: str, old: str, new: str) -> str:
     return text.replace(old, new, 1)
 
 
-BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] = {
+BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], tuple[str, ...]]] = {
     "a variable is renamed": (
         lambda s: s.replace("scaled", "shrunk"),
         lambda p: p,
-        "no statements that begin with 'scaled'",
+        ("CausalSelfAttention.forward", "'scaled'"),
     ),
     "a method is added": (
         lambda s: change(
@@ -370,41 +362,103 @@ BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] =
             "    def extra(self) -> None:\n        pass\n\n    @checked\n    def mask(",
         ),
         lambda p: p,
-        "no step explains 2 parts",
+        (GPT2_MODULE, "GPT2.extra", "pass"),
     ),
     "a function is added": (
         lambda s: change(s, "@checked\ndef _span", "def extra() -> None:\n    pass\n\n\n@checked\ndef _span"),
         lambda p: p,
-        "no step explains 2 parts",
+        (GPT2_MODULE, "extra", "pass"),
     ),
-    "a function is removed": (lambda s: s.replace("def unembed", "def score"), lambda p: p, "has no GPT2.unembed"),
+    "a statement is added": (lambda s: f"{s}\nEXTRA = 1\n", lambda p: p, (GPT2_MODULE, "EXTRA = 1")),
+    "a function is removed": (
+        lambda s: s.replace("def unembed", "def score"),
+        lambda p: p,
+        (GPT2_MODULE, "GPT2.unembed"),
+    ),
     "a statement stands twice": (
         lambda s: change(s, "        merged = rearrange", "        mixed: Float = mixed\n        merged = rearrange"),
         lambda p: p,
-        "2 statements that begin with 'mixed'",
+        ("CausalSelfAttention.forward", "2", "'mixed'"),
     ),
     "a step is removed": (
         lambda s: s,
         lambda p: re.sub(r"/// step \| Score every token.*?^///$", "", p, flags=re.DOTALL | re.MULTILINE),
-        "no step explains",
+        (GPT2_MODULE, "GPT2.unembed"),
     ),
     "a statement is in two steps": (
         lambda s: s,
         lambda p: change(p, "code: 'GPT2.unembed'", "code: 'GPT2.unembed; MLP'"),
-        "is in two steps",
+        ("MLP", "Score every token"),
     ),
 }
 
 
 @pytest.mark.parametrize("mutation", BUILD_FAILS)
 def test_the_build_fails_if(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    change_source, change_page, message = BUILD_FAILS[mutation]
-    monkeypatch.setattr("docs.walk.recorded", lambda module: {})
+    change_source, change_page, named = BUILD_FAILS[mutation]
+    monkeypatch.setattr("docs.engine.walk.recorded", lambda module: {})
     render(WITHOUT_BOXES, SOURCE, monkeypatch)  # all is well without the mutation
     monkeypatch.undo()
-    monkeypatch.setattr("docs.walk.recorded", lambda module: {})
-    with pytest.raises(WalkError, match=re.escape(message)):
+    monkeypatch.setattr("docs.engine.walk.recorded", lambda module: {})
+    with pytest.raises(WalkError) as error:
         render(change_page(WITHOUT_BOXES), change_source(SOURCE), monkeypatch)
+    assert [name for name in named if name not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        lambda source: change(source, "        merged = ", "        # a comment\n\n        merged = "),
+        lambda source: change(source, "class MLP(nn.Module):\n", "\n# a comment\nclass MLP(nn.Module):\n"),
+        lambda source: re.sub(r'^( *)"""(?=\w)', r'\1"""Another sentence. ', source, flags=re.MULTILINE),
+        lambda source: f"{source}\n# a comment\n",
+    ],
+)
+def test_the_build_takes_other_comments_and_docstrings(
+    harmless: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("docs.engine.walk.recorded", lambda module: {})
+    assert harmless(SOURCE) != SOURCE
+    render(WITHOUT_BOXES, harmless(SOURCE), monkeypatch)
+    assert prepare.syntax(ast.parse(harmless(SOURCE))) == prepare.syntax(ast.parse(SOURCE))
+
+
+def test_a_walk_through_several_modules_shows_each_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("docs.engine.walk.recorded", lambda module: {})
+    modules = "allformers.nn.axes", "allformers.nn.rope"
+    symbols = [unit.symbol for name in modules for unit in Module(name).units]
+    names = list(dict.fromkeys(symbol.partition(".")[0] for symbol in symbols))
+    page = f"//// walk | {', '.join(modules)}\n\n/// step | All\n    code: '{'; '.join(names)}'\n///\n\n////\n"
+    shown = walks(render(page))
+    assert {name: wrong_code(shown[name], Module(name).source) for name in modules} == {name: [] for name in modules}
+    (place,) = parse(render(page)).find(".walk-place")
+    assert [link.text for link in place.find("a")] == ["axes.py", "rope.py"]
+    (legend,) = parse(render(page)).find(".walk-legend")
+    assert {item.attributes["data-axis"] for item in legend.find("li")} >= {"embed", "pair"}
+    with pytest.raises(WalkError) as error:
+        render(page.replace("AXES; ", ""))
+    assert "allformers.nn.axes" in str(error.value)
+
+
+def test_a_symbol_that_two_modules_of_a_walk_have_is_refused() -> None:
+    with pytest.raises(WalkError) as error:
+        render(f"//// walk | {GPT2_MODULE}, allformers.models.llama.llama\n\n/// step | A\n    code: MLP\n///\n\n////")
+    for name in ("allformers.models.gpt2.gpt2", "allformers.models.llama.llama", "MLP"):
+        assert name in str(error.value)
+
+
+def test_the_reference_lists_every_public_module_once() -> None:
+    package = ROOT / "allformers"
+    empty = {path for path in package.rglob("__init__.py") if len(ast.parse(path.read_text(encoding="utf-8")).body) < 2}
+    told_elsewhere = {*(package / "cli").glob("*"), *(package / "practice" / "exercises").glob("*")}
+    told_elsewhere |= {
+        package / "__main__.py",
+        *(package / room / "__init__.py" for room in ("inspection", "benchmark")),
+    }
+    paths = sorted({*package.rglob("*.py")} - empty - told_elsewhere)
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    listed = re.findall(r"^::: (\S+)", (PAGES / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(name for name in names if not name.rpartition(".")[2].startswith("_"))
 
 
 def test_the_build_fails_if_an_annotation_or_a_pattern_has_other_sizes_than_the_tensor(
@@ -414,12 +468,15 @@ def test_the_build_fails_if_an_annotation_or_a_pattern_has_other_sizes_than_the_
     found = {("CausalSelfAttention.forward", line, "scores"): (2, 5, 17, 17) for line in [_line("scores: Float")]}
     sizes = {"batch": 2, "heads": 5, "seq": 17, "seq_k": 17}
     assert record._name_axes(source, found, sizes)
-    with pytest.raises(WalkError, match="scores should have the axes"):
+    with pytest.raises(WalkError, match="scores"):
         record._name_axes(source, dict.fromkeys(found, (2, 17, 5, 17)), sizes)
 
 
 def _line(beginning: str) -> int:
     return next(n for n, line in enumerate(SOURCE.splitlines(), 1) if line.strip().startswith(beginning))
+
+
+TINY = f"{sum(p.numel() for p in on_meta(GPT2, GPT2Config.tiny()).parameters()):,}"
 
 
 SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
@@ -448,7 +505,7 @@ SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
         lambda page: re.sub(r'(<code>weights</code>.*?data-ax=")heads">heads', r"\1mlp\">mlp", page, count=1),
         lambda s: s,
     ),
-    "a fact is changed": (lambda page: change(page, "124,672", "124,673"), lambda s: s),
+    "a fact is changed": (lambda page: change(page, TINY, "1"), lambda s: s),
     "a value in the margin is changed": (
         lambda page: re.sub(r"(<code>active</code>.*?mean )\S+,", r"\g<1>0.5,", page, count=1),
         lambda s: s,
@@ -465,23 +522,10 @@ def test_the_checks_notice_that(mutation: str, pages: dict[str, str]) -> None:
     assert wrong_code(walk, source) or wrong_facts(page) or wrong_shapes(walk) or wrong_values(walk)
 
 
-def test_a_changed_source_is_not_covered_by_the_record_of_parity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(ROOT / "allformers", tmp_path / "allformers")
-    monkeypatch.setattr(facts, "ROOT", tmp_path)
-    before = facts.digest_of(GPT2_MODULE)
-    for changed in ("linear.py", "models/gpt2/gpt2.py"):
-        with (tmp_path / "allformers" / changed).open("a", encoding="utf-8") as file:
-            file.write("# changed\n")
-        assert facts.digest_of(GPT2_MODULE) != before
-        before = facts.digest_of(GPT2_MODULE)
-
-
 def test_a_change_that_the_source_does_not_have_is_refused() -> None:
     from docs.engine.breaks import outcome
 
-    with pytest.raises(WalkError, match="0 times, expected once"):
+    with pytest.raises(WalkError, match="what is not there"):
         outcome("what is not there", "anything")
 
 
@@ -489,11 +533,10 @@ def test_a_change_that_the_source_does_not_have_is_refused() -> None:
     ("expression", "message"),
     [
         ("nothing('x')", "NameError"),
-        ("why('no such')", "no experiment 'no such'"),
+        ("why('no such')", "'no such'"),
         ("sizes('no such')", "AttributeError"),
     ],
 )
-@pytest.mark.usefixtures("site")
 def test_an_expression_that_fails_says_so(expression: str, message: str) -> None:
     with pytest.raises(WalkError, match=re.escape(message)):
         facts.evaluate(expression)
@@ -503,5 +546,5 @@ def test_a_formula_names_axes_that_there_are() -> None:
     from docs.engine.blocks import formula_html
 
     assert 'data-ax="head_dim"' in formula_html(r"\sqrt{\ax{head_dim}}")
-    with pytest.raises(WalkError, match="names width, which is no axis"):
+    with pytest.raises(WalkError, match="width"):
         formula_html(r"\sqrt{\ax{width}}")

@@ -122,5 +122,5 @@ def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype, direct_calls: list
 @pytest.mark.parametrize("sizes", [SMALL, LARGE])
 def test_a_wrong_width_is_refused(sizes: tuple[int, int, int]) -> None:
     rows, inputs, outputs = sizes
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match=str(inputs + 1)):
         Linear(inputs, outputs)(torch.randn(rows, inputs + 1))

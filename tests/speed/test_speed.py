@@ -24,10 +24,16 @@ pytestmark = pytest.mark.xdist_group("compiler")  # which takes seconds to wake 
 SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().values())) for entry in READING_ORDER}
 
 
-@pytest.fixture(autouse=True)
-def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepare layers as small as those of the tests."""
+CAN_COMPILE = prepare_module.can_compile
+
+
+@pytest.fixture(autouse=True, params=["as it is", pytest.param("compiled", marks=pytest.mark.slow)])
+def _small_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare layers as small as those of the tests; once where nothing can be compiled, and once where it can."""
     monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+    if request.param == "as it is":
+        monkeypatch.setattr(prepare_module, "can_compile", lambda: False)
+        monkeypatch.setattr(steps_module, "can_compile", lambda: True)  # which is done at the first step, if at all
 
 
 def make(name: str = "gpt2", std: float = 0.1) -> Any:
@@ -52,9 +58,7 @@ def linears(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "gpt2" else pytest.mark.slow) for name in SMALLEST]
-)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_every_model_of_the_family_says_what_it_said(name: str) -> None:
     plain = make(name)
     prepared = prepare(copy.deepcopy(plain))
@@ -94,18 +98,11 @@ def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch
         assert isinstance(layer, PackedLinear) == (layer.weight.numel() == sizes[-1])
 
 
-def test_where_nothing_can_be_compiled_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "can_compile", lambda: False)
-    plain = make()
-    prepared, given = prepare(copy.deepcopy(plain)), read(plain, 1, 1)
-    with torch.inference_mode():
-        assert difference(prepared(given), plain(given)) < 1e-5
-
-
 def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no compiler\nand much more")
 
+    monkeypatch.setattr(prepare_module, "can_compile", CAN_COMPILE)
     prepare_module.can_compile.cache_clear()
     monkeypatch.setattr(prepare_module, "_lower", fail)
     with pytest.warns(UserWarning, match="no compiler$"):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -51,6 +52,11 @@ def make_recipe(**changes: Any) -> Recipe:
         "save_every": 5,
     }
     return dataclasses.replace(recipes.hello_world(), **{"log_every": 1, **settings, **changes})
+
+
+def few_of(moments: range) -> list[Any]:
+    """Moments of which every fourth is for every day, and the others are slow."""
+    return [pytest.param(at, marks=pytest.mark.slow if place % 4 else ()) for place, at in enumerate(moments)]
 
 
 def follow(folder: Path, recipe: Recipe | None = None, **options: Any) -> list[Report]:
@@ -312,7 +318,7 @@ def test_when_the_disk_refuses_the_earlier_checkpoint_is_intact(tmp_path: Path, 
     assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
 
 
-@pytest.mark.parametrize("at", range(12))
+@pytest.mark.parametrize("at", few_of(range(12)))
 def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
     tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
@@ -340,34 +346,43 @@ def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
     assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("at", range(0, 24, 2))
-def test_killed_at_any_moment_of_saving_it_can_go_on(
-    tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def die_at(at: int, folder: Path, recipe: Recipe) -> None:
+    """Train, and be killed at that call to the disk, counted from the third checkpoint's first."""
+    calls = 0
+
+    def die(original: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        return call
+
+    def arm() -> None:
+        for name in ("fsync", "replace", "rmdir"):
+            setattr(os, name, die(getattr(os, name)))
+
+    follow_and(folder, 8, arm, recipe)
+
+
+@pytest.fixture(scope="module")
+def forking() -> Any:
+    """Forks a process in which nothing has been computed: PyTorch cannot train in a fork of one that has threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hypothesis", "pytest", "torch", "allformers.training.train"])
+    return context
+
+
+@pytest.mark.parametrize("at", few_of(range(0, 24, 2)))
+def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: Path, forking: Any, at: int) -> None:
     """From the first byte of the third checkpoint to the removal of the first; between draft and rename too."""
     recipe = make_recipe(save_every=3)
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def die(original: Any) -> Any:
-            def call(*arguments: Any, **options: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls > at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*arguments, **options)
-
-            return call
-
-        def arm() -> None:
-            for name in ("fsync", "replace", "rmdir"):
-                monkeypatch.setattr(os, name, die(getattr(os, name)))
-
-        follow_and(tmp_path, 8, arm, recipe)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    child = forking.Process(target=die_at, args=(at, tmp_path, recipe))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert steps(tmp_path)[-1] in (6, 9)
     follow(tmp_path, recipe, resume=True)
     assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")

@@ -1,0 +1,72 @@
+"""What takes long and is therefore prepared: experiments' answers, models' costs, ways to round the bundled model.
+
+Each function gives the contents of one file; `docs.engine.prepare` says when it is made anew.
+"""
+
+import json
+from typing import Any
+
+import torch
+
+from allformers.training.data import python_documentation
+from allformers.training.evaluation import evaluate
+from allformers.training.recipes import builtin
+
+PASSAGES = 16
+"""How many passages are read of the text that the bundled model was not trained on, spread evenly over it."""
+
+
+def experiment(name: str) -> str:
+    """An experiment's answer and figure."""
+    from allformers.experiments import EXPERIMENTS
+    from allformers.inspection import figures
+
+    found = EXPERIMENTS[name]()
+    return json.dumps({"conclusion": found.conclusion, "figure": figures.to_svg(found.figure)}, indent=1)
+
+
+def costs(name: str) -> str:
+    """What every preset of a model costs, each measured by a whole pass on the meta device."""
+    from allformers.inspection import summarise
+    from allformers.models.registry import READING_ORDER
+    from docs.engine.presets import presets
+
+    measures = ("parameters", "flops_per_token", "weight_bytes", "cache_bytes_per_token")
+    (entry,) = (entry for entry in READING_ORDER if entry.name == name)
+    told = {preset: summarise(entry.load(), config) for preset, config in presets(entry.module).items()}
+    return json.dumps({preset: {one: getattr(cost, one) for one in measures} for preset, cost in told.items()})
+
+
+def layouts() -> str:
+    """For each way to round the bundled model's weights: the bytes of its linear layers, and its loss."""
+    from allformers.models.gpt2.gpt2 import GPT2
+    from allformers.speed.onednn import Linear
+    from allformers.speed.prepare import RoundedLinear, prepare
+
+    found: dict[str, dict[str, float]] = {}
+    for weights in ("plain", "int8", "int4"):
+        model: Any = GPT2.from_pretrained("bundled")
+        linear = [module for module in model.modules() if isinstance(module, Linear)]
+        size = sum(layer.weight.nbytes for layer in linear)
+        if weights != "plain":
+            prepare(model, weights)
+            rounded = [module for module in model.modules() if isinstance(module, RoundedLinear)]
+            size = sum(layer.numbers.nbytes + layer.scale.nbytes for layer in rounded) or size
+        found[weights] = {"bytes": size, "loss": loss_of(model)}
+    return json.dumps(found, indent=1)
+
+
+def live_weights() -> str:
+    """The bundled model for the page's script."""
+    from docs.engine.live import weights_script
+
+    return weights_script()
+
+
+def loss_of(model: Any) -> float:
+    """How surprised a model is, in nats a byte, by `PASSAGES` passages that the bundled model has not learned from."""
+    text = python_documentation().encode()
+    unseen = text[-int(len(text) * builtin().validation_fraction) :]
+    places = torch.linspace(0, len(unseen) - 257, PASSAGES).long().tolist()
+    passages = [torch.tensor(list(unseen[place : place + 257])) for place in places]
+    return sum(evaluate(model, passage, window=257).loss for passage in passages) / PASSAGES
