@@ -113,7 +113,7 @@ var allformers = (function () {
     return out;
   }
 
-  // einsum(scaled, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"), masked
+  // einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k"), masked
   function score(scaled, keys, seq, heads, headDim) {
     const scores = new Float32Array(heads * seq * seq);
     for (let h = 0; h < heads; h++) {
@@ -128,7 +128,7 @@ var allformers = (function () {
     return scores;
   }
 
-  // einsum(weights, values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim")
+  // einsum(weights, values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch heads seq head_dim")
   function mix(weights, values, seq, heads, headDim) {
     const mixed = new Float32Array(heads * seq * headDim), sums = new Float64Array(headDim);
     for (let h = 0; h < heads; h++) {
