@@ -8,6 +8,7 @@ AXES: Mapping[str, str] = types.MappingProxyType(
         "batch": "independent sequences",
         "seq": "positions of a sequence; in attention those of queries",
         "seq_k": "positions of keys and values; more than seq where a cache holds earlier ones",
+        "source": "positions of another text, which cross-attention reads",
         "context": "positions that a model has an embedding for (context_length)",
         "embed": "width of the residual stream (embedding_dim)",
         "heads": "attention heads",

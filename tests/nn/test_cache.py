@@ -70,28 +70,30 @@ def test_a_forward_pass_that_fails_leaves_the_cache_as_it_was() -> None:
 
 
 def test_clearing_forgets_positions_and_keeps_memory() -> None:
-    cache = Cache(num_layers=1, capacity=3, padding=torch.tensor([1]))
+    cache = Cache(num_layers=1, capacity=3, left_padding=torch.tensor([1]))
     (held,) = cache.layers[0].append(torch.ones(1, 2, 1))
     cache.advance(2)
     cache.clear()
-    assert (cache.length, cache.padding) == (0, None)
+    assert (cache.length, cache.left_padding) == (0, None)
     (again,) = cache.layers[0].append(torch.zeros(1, 1, 1))
     assert again.data_ptr() == held.data_ptr()
 
 
 def test_positions_count_on_and_start_after_padding() -> None:
-    token_ids = torch.zeros(2, 3, dtype=torch.long)
-    plain = Cache(num_layers=1, capacity=9)
+    plain, cpu = Cache(num_layers=1, capacity=9), torch.device("cpu")
     plain.advance(4)
-    assert plain.positions(token_ids).tolist() == [[4, 5, 6]]
-    padded = Cache(num_layers=1, capacity=9, padding=torch.tensor([0, 2]))
-    assert padded.positions(token_ids).tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert plain.positions(3, cpu).tolist() == [[4, 5, 6]]
+    assert plain.key_positions(3, cpu).tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert plain.key_positions(3, cpu, 3).tolist() == [[2, 3, 4, 5, 6]]  # what a window of 3 still holds, and the new
+    padded = Cache(num_layers=1, capacity=9, left_padding=torch.tensor([0, 2]))
+    assert padded.positions(3, cpu).tolist() == [[0, 1, 2], [-2, -1, 0]]  # negative for padding
     padded.advance(3)
-    assert padded.positions(token_ids).tolist() == [[3, 4, 5], [1, 2, 3]]
+    assert padded.positions(3, cpu).tolist() == [[3, 4, 5], [1, 2, 3]]
+    assert padded.key_positions(1, cpu).tolist() == [[0, 1, 2, 3], [-2, -1, 0, 1]]
 
 
 def test_padding_is_hidden_from_every_query_of_its_row() -> None:
-    nothing = torch.zeros(1, 1, 2, 3, dtype=torch.bool)
-    assert Cache(num_layers=1, capacity=3).block_padding(nothing) is nothing
-    blocked = Cache(num_layers=1, capacity=3, padding=torch.tensor([0, 2])).block_padding(nothing)
-    assert blocked[:, 0].tolist() == [[[False] * 3] * 2, [[True, True, False]] * 2]
+    everything = torch.ones(1, 1, 2, 3, dtype=torch.bool)
+    assert Cache(num_layers=1, capacity=3).mask_padding(everything) is everything
+    mask = Cache(num_layers=1, capacity=3, left_padding=torch.tensor([0, 2])).mask_padding(everything)
+    assert mask[:, 0].tolist() == [[[True] * 3] * 2, [[False, False, True]] * 2]
