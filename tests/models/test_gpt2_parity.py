@@ -100,7 +100,11 @@ def assert_equal(what: str, ours: GPT2, theirs: tuple[Tensor, Tensor], prompt: T
 
 
 COMBINATIONS = [
-    *(("gelu_new", switches, tied) for switches in itertools.product([False, True], repeat=2) for tied in (True, False)),
+    *(
+        ("gelu_new", switches, tied)
+        for switches in itertools.product([False, True], repeat=2)
+        for tied in (True, False)
+    ),
     *(("gelu", (False, False), tied) for tied in (True, False)),
 ]
 """Of the activation, of Stanford's switches, and of tying: all that are here."""

@@ -62,7 +62,12 @@ def test_what_does_not_fit_its_type_is_refused_with_what_would(field: str, bad: 
 
 
 def test_what_fits_is_taken() -> None:
-    good: dict[str, list[Any]] = {"positive": [1, 1e-12, LARGEST_FLOAT], "chance": [0, 0.999], "maybe": [None, 4], "kind": ["fancy"]}
+    good: dict[str, list[Any]] = {
+        "positive": [1, 1e-12, LARGEST_FLOAT],
+        "chance": [0, 0.999],
+        "maybe": [None, 4],
+        "kind": ["fancy"],
+    }
     for field, values in good.items():
         for value in values:
             assert getattr(Example(**{field: value}), field) == value
