@@ -395,7 +395,7 @@ def test_trace_lists_every_operation_in_three_forms(run: Run, tmp_path: Path) ->
     assert "48 x blocks.*.attention" in table.output
     assert "387 operations, 3,506.704 GFLOPs" in table.output
     content = json.loads(run("trace", "tiny", "--format", "json", "--seq", 16, "--batch", 2).output)
-    assert content["operations"][1]["sizes"]["batch"] == 2
+    assert content["operations"][2]["sizes"]["batch"] == 2
     assert run("trace", "tiny", "--format", "mermaid", "--output", tmp_path / "drawn").output == ""
     assert (tmp_path / "drawn").read_text().startswith("flowchart TD")
     timed = run("trace", "bundled", "--prompt", "The for", "--all", "--output", tmp_path / "table")
