@@ -340,12 +340,12 @@ class DeepSeekMoE(MixtureOfExperts):
         group_scores = reduce(best_two, "tokens expert_groups best -> tokens expert_groups", "sum")
         groups = group_scores.topk(self.config.topk_groups, dim=-1).indices
         group_mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, groups, True)
-        allowed = rearrange(group_mask, "tokens expert_groups -> tokens expert_groups 1")
-        biased_scores = rearrange(
-            torch.where(allowed, biased_scores, -torch.inf),
+        in_groups = rearrange(group_mask, "tokens expert_groups -> tokens expert_groups 1")
+        allowed_scores = rearrange(
+            torch.where(in_groups, biased_scores, -torch.inf),
             "tokens expert_groups experts_per_group -> tokens (expert_groups experts_per_group)",
         )
-        expert_ids = biased_scores.topk(self.top_k, dim=-1).indices
+        expert_ids = allowed_scores.topk(self.top_k, dim=-1).indices
         weights = scores.gather(-1, expert_ids)
         if self.config.norm_topk_prob:
             weights = weights / (reduce(weights, "tokens top_k -> tokens 1", "sum") + 1e-20)
