@@ -1,11 +1,13 @@
 """Configurations: frozen dataclasses whose field types say which values a field may have.
 
-    @dataclass(frozen=True, kw_only=True)
-    class GPT2Config(Config):
-        num_layers: PositiveInt = 12
-        dropout: Probability = 0.1
-
-    GPT2Config(num_layers=0)     # ValueError: num_layers must be a whole number from 1 to 2147483647, not 0
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Sizes(Config):
+    ...     num_layers: PositiveInt = 12
+    >>> Sizes(num_layers=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: num_layers must be a whole number from 1 to 2147483647, not 0
 
 Types are checked when a configuration is made. What depends on several fields at once, a configuration checks itself in
 its `__post_init__`.
