@@ -42,7 +42,7 @@ def compile_steps(model: Writer) -> Writer:
 
 
 class CompiledSteps:
-    """A decoder's `step`, compiled when it is first called; a copy or a pickle of the model gets its own."""
+    """A decoder's `decode_step`, compiled when it is first called; a copy or a pickle of the model gets its own."""
 
     def __init__(self, model: Decoder) -> None:
         self.model: Any = model
