@@ -47,14 +47,12 @@ LAYOUT_HELP = (
 )
 
 
-def lay_out(model: Any, weights: Layout) -> None:
-    """Prepare a model for inference, if its weights are to lie otherwise than plain.
+def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
+    """Prepare a model for inference.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: its weights cannot lie so.
     """
-    if weights is Layout.plain:
-        return
     from allformers.speed.prepare import PackedLinear, prepare
 
     try:
@@ -159,6 +157,7 @@ def load_model(model: str, device: str = "cpu") -> tuple[Any, "Tokenizer"]:
 
     announce(model)
     loaded = allformers.load(model, device=find_device(device))
+    lay_out(loaded)
     return loaded, tokenizer_of(loaded, model)
 
 

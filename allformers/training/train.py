@@ -14,6 +14,7 @@ from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import load_tokenizer
 from allformers.inspection import summarise
 from allformers.models.registry import class_for, load
+from allformers.speed.prepare import prepare as prepare_model
 from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
 from allformers.training.loop import Trainer
 from allformers.training.processes import Processes, join
@@ -121,7 +122,7 @@ def _set_up(
         write_record(folder, record)
     run = Run(
         folder=folder,
-        trainer=Trainer(model, learn, recipe, processes),
+        trainer=Trainer(prepare_model(model, training=True), learn, recipe, processes),
         tokenizer=tokens.tokenizer,
         measure=measure,
         record=record,
@@ -172,7 +173,7 @@ def peak_rate(device: torch.device, precision: str) -> float:
     size = 2048
     dtype = getattr(torch, precision)
     x, layer = torch.randn(size, size, device=device, dtype=dtype), nn.Linear(size, size, bias=False)
-    layer = layer.to(device=device, dtype=dtype)
+    layer = prepare_model(layer.to(device=device, dtype=dtype))
     best = math.inf
     with torch.inference_mode():
         for _ in range(4):
