@@ -101,7 +101,7 @@ def contender(name: str, config: Any) -> Any:
     room = {"context_length": max(config.context_length, 1024)} if issubclass(model_class, Decoder) else {}
     config = dataclasses.replace(config, dropout=0.0, **room)
     if name.startswith(OURS):
-        model = model_class(config).eval()
+        model = prepare(model_class(config).eval())  # as the commands do
         if name == RECOMPUTING:
             recompute(model)
         return model
@@ -139,7 +139,7 @@ def with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
         return models
     if PACKED not in models:
         shared = {id(one): one for one in models[OURS].parameters()}
-        models[PACKED] = prepare(copy.deepcopy(models[OURS], shared))  # kept for the other rows
+        models[PACKED] = prepare(copy.deepcopy(models[OURS], shared), "packed")  # kept for the other rows
     return {OURS: models[OURS], PACKED: models[PACKED], **{name: models[name] for name in models if name in PEERS}}
 
 

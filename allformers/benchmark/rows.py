@@ -40,7 +40,7 @@ from allformers.benchmark.measure import Clock, Measurement, alone, flops_of, gr
 from allformers.generation.decoder import Decoder
 from allformers.models.registry import entry_for
 from allformers.nn.shapes import unchecked
-from allformers.speed.prepare import PackedLinear
+from allformers.speed.prepare import prepare
 from allformers.speed.steps import CompiledSteps, compile_steps
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 from allformers.training.recipes import gpt2_124m
@@ -139,6 +139,8 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
     """A function that takes one training step: forward, loss, backward, fused AdamW; no dropout."""
     token_ids = _random_ids(config, setting, batch, seq + 1)
     inputs, targets = token_ids[:, :-1], token_ids[:, 1:]
+    if name.startswith(OURS):
+        prepare(model, training=True)
     optimizer = make_optimizer(model, gpt2_124m())
     called = torch.compile(model) if setting.compile else model
 
@@ -212,7 +214,7 @@ def _load_memory(_: dict[str, Any], config: Any, setting: Setting) -> Measuremen
 def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) -> float:
     def load(place: Path) -> Any:
         if name == OURS:
-            return model_of(config).from_pretrained(place)
+            return prepare(model_of(config).from_pretrained(place))
         peer: Any = getattr(import_transformers(), model_of(config).checkpoint_format().architecture)
         return peer.from_pretrained(place, attn_implementation=PEERS[name], dtype="auto")
 
@@ -293,8 +295,8 @@ def _linear(_: dict[str, Any], config: Any, setting: Setting, rows: int, inputs:
     x = torch.randn(1, rows, inputs, **place)
     plain = [torch.nn.Linear(inputs, outputs, bias=False, **place) for _ in range(max(2, 2**26 // (inputs * outputs)))]
     layers: dict[str, list[Callable[[Tensor], Tensor]]] = {
-        OURS: [*plain],
-        PACKED: [PackedLinear(layer) for layer in plain],
+        OURS: [prepare(copy.copy(layer)) for layer in plain],
+        PACKED: [prepare(copy.copy(layer), "packed") for layer in plain],
         "F.linear": [partial(F.linear, weight=layer.weight) for layer in plain],
     }
 
