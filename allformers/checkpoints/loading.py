@@ -119,8 +119,9 @@ def build(
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
-    for known in places.values():
-        filled = nn.Parameter(next(state[name] for name in known if name in state))
+    for parameter, known in places.items():
+        weight = next(state[name] for name in known if name in state)
+        filled = nn.Parameter(weight, requires_grad=parameter.requires_grad)
         for owner, _, leaf in (name.rpartition(".") for name in known):
             setattr(model.get_submodule(owner), leaf, filled)
     return model.to(device or "cpu").eval()
@@ -128,19 +129,31 @@ def build(
 
 def meta_model(model_class: type[Any], config: Any) -> Any:
     """A model whose parameters have shapes and no memory; none are initialised. Its buffers are real."""
-    loading = threading.get_ident()
-
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        if threading.get_ident() != loading or parameter is None or parameter.is_meta:
-            return None
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(cast(Any, to_meta))
+    outer, _thread.on_meta = _thread.on_meta, True
     try:
         with _SkipInit():
             return model_class(config)
     finally:
-        hook.remove()
+        _thread.on_meta = outer
+
+
+class _Thread(threading.local):
+    """Whether the parameters that this thread registers go to the meta device."""
+
+    on_meta = False
+
+
+_thread = _Thread()
+
+
+def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    if not _thread.on_meta or parameter is None or parameter.is_meta:
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+
+# Once and for all: to add and remove it for each model would disturb other threads that build models meanwhile.
+register_module_parameter_registration_hook(cast(Any, _to_meta))
 
 
 class _SkipInit(TorchFunctionMode):

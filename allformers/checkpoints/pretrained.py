@@ -39,9 +39,8 @@ class Pretrained(nn.Module):
             CheckpointError: neither the class nor any that it extends has tables.
         """
         for base in cls.__mro__:
-            package = base.__module__.rpartition(".")[0]
-            if package and base is not Pretrained and importlib.util.find_spec(f"{package}.checkpoint") is not None:
-                found: Format = importlib.import_module(f"{package}.checkpoint").FORMAT
+            found = _format_of(base.__module__.rpartition(".")[0])
+            if found is not None:
                 return found
         raise CheckpointError(
             f"{cls.__name__} has no tables for checkpoints: put a module `checkpoint` beside it, or extend a model"
@@ -134,6 +133,16 @@ class Classifier(Pretrained):
     def classify(self, x: Tensor) -> Tensor:
         """From the residual stream to a score for each label; each model defines it."""
         raise NotImplementedError
+
+
+def _format_of(package: str) -> Format | None:
+    """The tables in a package's module `checkpoint`, if it has such a module, and that has tables."""
+    try:
+        there = bool(package) and importlib.util.find_spec(f"{package}.checkpoint") is not None
+    except ModuleNotFoundError:  # no package: a module may have any name, and its file lie anywhere
+        there = False
+    found = getattr(importlib.import_module(f"{package}.checkpoint"), "FORMAT", None) if there else None
+    return found if isinstance(found, Format) else None
 
 
 def write_pretrained(folder: str | Path, form: Format, config: Any, tensors: Mapping[str, Tensor]) -> None:
