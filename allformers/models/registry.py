@@ -9,6 +9,7 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.config_json import read_config
 from allformers.checkpoints.hub import locate, read_json, require
 from allformers.checkpoints.tables import Size
+from allformers.nn.config import Config
 
 
 class Entry(NamedTuple):
@@ -57,7 +58,7 @@ READING_ORDER: tuple[Entry, ...] = (
 """Each model may import earlier ones, never later ones."""
 
 
-def entry_for(config: Any) -> Entry:
+def entry_for(config: Config) -> Entry:
     """The model that a configuration is for, or the one that it is a variant of.
 
     Raises:
@@ -69,7 +70,7 @@ def entry_for(config: Any) -> Entry:
     raise ValueError(f"{type(config).__name__} is the configuration of no model here")
 
 
-def class_for(config: Any) -> type[Any]:
+def class_for(config: Config) -> type[Any]:
     """The class of the model that a configuration is for.
 
     Raises:
