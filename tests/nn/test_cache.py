@@ -96,7 +96,7 @@ FAILURES = [None, 0, 1, 2, 3]
 """After the state of which layer a pass fails, if it does."""
 
 
-class Failure(Exception):
+class PassError(Exception):
     """Raised in the middle of a pass."""
 
 
@@ -115,7 +115,7 @@ def read(x: Tensor, cache: Cache, fail_after: int | None = None) -> Tensor:
 
     def end_of(layer: int) -> None:
         if layer == fail_after:
-            raise Failure
+            raise PassError
 
     (held,) = every.append(x)
     sums = held.cumsum(dim=1)[:, -seq:]
@@ -156,7 +156,7 @@ def test_a_pass_that_fails_leaves_every_kind_of_state_as_it_was(passes: list[tup
     whole, cache, start = read(x, filled(2)), filled(2), 0
     for length, fail_after, tried in passes:
         if fail_after is not None and start + tried <= cache.capacity:
-            with pytest.raises(Failure):
+            with pytest.raises(PassError):
                 read(torch.full((2, tried, 2), 1e9, dtype=torch.float64), cache, fail_after)
             assert cache.length == start
         got = read(x[:, start : start + length], cache)
@@ -166,15 +166,13 @@ def test_a_pass_that_fails_leaves_every_kind_of_state_as_it_was(passes: list[tup
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=5), st.integers(1, 9), st.sampled_from(FAILURES))
-def test_selected_rows_go_on_as_they_would_have_by_themselves(
-    rows: list[int], read_before: int, fails: int | None
-) -> None:
+def test_selected_rows_go_on_as_by_themselves(rows: list[int], read_before: int, fails: int | None) -> None:
     x = torch.randn(3, read_before + 4, 2, dtype=torch.float64)
     whole = read(x, filled(3))
     cache = filled(3, left_padding=torch.tensor([0, 1, 2]))
     read(x[:, :read_before], cache)
     if fails is not None:
-        with pytest.raises(Failure):
+        with pytest.raises(PassError):
             read(x[:, :5], cache, fails)
     chosen = torch.tensor(rows)
     cache.select(chosen)
@@ -227,14 +225,14 @@ def test_a_models_pass_that_fails_leaves_the_cache_as_it_was(entry: Any) -> None
     calm = model.make_cache(left_padding=torch.tensor([0, 3]))
 
     def fail(*_: object) -> None:
-        raise Failure
+        raise PassError
 
     with torch.no_grad():
         for number, length in enumerate((3, 1, 1, 9, 1, 1, 1, 6, 1, 1)):
             part = model.blocks[number % len(model.blocks)].mlp  # attention has taken its keys by then
             handle = part.register_forward_pre_hook(fail)
             for tried in (1, 11):
-                with pytest.raises(Failure):
+                with pytest.raises(PassError):
                     model(torch.randint(256, (2, tried)), cache=cache)
                 assert cache.length == start
             handle.remove()
