@@ -116,6 +116,8 @@ class RopeConfig(Config):
         """The angle by which each of `rope_dim / 2` pairs rotates per position."""
         inv_freq = default_inv_freq(rope_dim, self.rope_theta, device, dtype)
         match self.rope_type:
+            case "default":
+                return inv_freq
             case "linear":
                 return inv_freq / self.rope_factor
             case "llama3":
@@ -135,7 +137,6 @@ class RopeConfig(Config):
                     beta_slow=self.beta_slow,
                     original_context_length=self.original_context_length,
                 )
-        return inv_freq
 
     @property
     def attention_factor(self) -> float:
