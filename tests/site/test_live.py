@@ -197,7 +197,13 @@ def test_every_tensor_of_a_pass_is_pythons(live: dict[str, Any], prompts: list[l
     for token_ids, ours in zip(prompts, live["passes"], strict=True):
         worst = differences(ours, python_pass(rounded, token_ids))
         assert max(worst.values()) <= 1e-4, {name: gap for name, gap in worst.items() if gap > 1e-4}
-        assert {"embed", "blocks.3.attention.weights", "blocks.0.mlp.activated", "residual_stream", "logits"} <= worst.keys()
+        assert {
+            "embed",
+            "blocks.3.attention.weights",
+            "blocks.0.mlp.activated",
+            "residual_stream",
+            "logits",
+        } <= worst.keys()
         overall = {name: max(gap, overall.get(name, 0.0)) for name, gap in worst.items()}
     name = max(overall, key=overall.__getitem__)
     print(
