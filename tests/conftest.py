@@ -35,6 +35,7 @@ settings.load_profile("daily")  # or `pytest -m hypothesis --hypothesis-profile=
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "records"
 PREPARED = ".cache/site"
+IGNORED = shutil.ignore_patterns("__pycache__", ".*.draft")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -268,7 +269,7 @@ def checkout(folder: Path, *, prepared: bool = True) -> Path:
     names += [PREPARED] if prepared else []
     for name in filter(None, names):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*.draft"))
+            shutil.copytree(ROOT / name, folder / name, ignore=IGNORED, dirs_exist_ok=True)
         elif (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)

@@ -43,6 +43,7 @@ TOLD = {
 """What a part is called while it is made."""
 
 GPT2 = "allformers.models.gpt2.gpt2"
+"""What the bundled model is."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ def parts() -> list[Part]:
     """All that is prepared, what takes longest first."""
     bundled = tuple(sorted((ROOT / "allformers" / "bundled").iterdir()))
     experiments = [
-        Part("experiment", name, (run.__module__, "allformers.inspection.figures"), bundled)
+        Part("experiment", name, (run.__module__, "allformers.inspection.figures", GPT2), bundled)
         for name, run in EXPERIMENTS.items()
     ]
-    layouts = Part("layouts", "", (GPT2, "allformers.speed.prepare", "allformers.training.evaluation"), bundled)
+    loss = ("allformers.training.data", "allformers.training.evaluation", "allformers.training.recipes")
+    layouts = Part("layouts", "", (GPT2, "allformers.speed.prepare", *loss), bundled)
     weights = Part("live_weights", "", (GPT2, "docs.engine.live"), bundled, "js")
     costs = [Part("costs", entry.name, (entry.module, "allformers.inspection.summary")) for entry in READING_ORDER]
     return [*experiments, layouts, weights, *costs]
@@ -94,8 +96,7 @@ def parts() -> list[Part]:
 
 def files() -> Mapping[str, Path]:
     """The files of the site that are no pages, by their addresses: the live model's weights, and sources to read."""
-    (weights,) = (part.path for part in parts() if part.kind == "live_weights")
-    found = {"generated/weights.js": weights}
+    found = {"generated/weights.js": _places()["live_weights"]}
     for path in sorted(ROOT.glob("allformers/**/*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         found[f"generated/source/{module}.txt"] = path
@@ -108,8 +109,12 @@ def prepared(name: str) -> Any:
     Raises:
         FileNotFoundError: it has not been prepared from what is there now.
     """
-    part = next(part for part in parts() if part.name == name)
-    return _read(part.path)
+    return _read(_places()[name])
+
+
+@functools.cache
+def _places() -> dict[str, Path]:
+    return {part.name: part.path for part in parts()}
 
 
 @functools.cache
@@ -119,7 +124,8 @@ def _read(path: Path) -> Any:
 
 def main() -> None:
     """Make every part that is not there."""
-    stale = {part: part.path for part in parts() if not part.path.is_file()}
+    _places.cache_clear()
+    stale = {part: _places()[part.name] for part in parts() if not _places()[part.name].is_file()}
     if not stale:
         return
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -177,9 +183,9 @@ def closure(modules: tuple[str, ...], within: str = "") -> set[str]:
 
 @functools.cache
 def _imported(module: str) -> list[str]:
-    """The modules of this checkout that one names: by importing them, or in a table, as the models are.
+    """The modules of this checkout that one imports; a model's folder counts as a whole, as its files find each other.
 
-    A model's folder counts as a whole, since some of its files are found by their names.
+    What is imported by a name in a table, as the registry imports models, is not found: a part has to state it.
     """
     names: set[str] = set()
     for node in ast.walk(_tree(module)):
@@ -188,8 +194,6 @@ def _imported(module: str) -> list[str]:
                 names |= {source, *(f"{source}.{alias.name}" for alias in aliases)}
             case ast.Import(names=aliases):
                 names |= {alias.name for alias in aliases}
-            case ast.Constant(value=str(text)) if re.fullmatch(r"allformers(\.\w+)+", text):
-                names.add(text)
     folder, _, _ = module.rpartition(".")
     if re.fullmatch(r"allformers\.models\.\w+", folder):
         names |= {f"{folder}.{path.stem}" for path in ROOT.joinpath(*folder.split(".")).glob("*.py")}

@@ -32,7 +32,7 @@ def test_all_contenders_compute_the_same_logits() -> None:
 ROWS = [name for name in rows_module.ROWS if not any(alone in name for alone in ("memory", "import"))]
 """All rows but those that take a process for each contender."""
 
-DAILY = ("prefill 8x128", "train 4x256")
+DAILY = ("prefill 8x128",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(row, marks=() if row in DAILY else pytest.mark.slow) for row in ROWS])

@@ -18,8 +18,6 @@ import pytest
 
 from conftest import PREPARED, build, checkout
 
-pytestmark = pytest.mark.site
-
 LONG, QUIET = 400.0, 6.0
 """How many seconds to wait for a page, and for builds that should not happen."""
 
@@ -105,6 +103,7 @@ def test_serving_builds_once_for_each_change(serve: Callable[[Path, Path], Serve
     assert not list(copy.glob("docs/pages/**/practice*/")) + list(copy.glob("docs/**/generated"))
 
 
+@pytest.mark.site
 def test_preparing_that_is_interrupted_leaves_whole_files(tmp_path: Path) -> None:
     copy = checkout(tmp_path / "checkout", prepared=False)
     preparing = subprocess.Popen(
