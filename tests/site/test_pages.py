@@ -103,6 +103,9 @@ def wrong_shapes(walk: Element) -> list[str]:
         }
         known |= {name: seen[f"blocks.0.{name}"] for name in ("x_mid", "mlp.activated")} | {"logits": seen["logits"]}
         known["activated"] = known.pop("mlp.activated")
+        # A new key stands where its query does: `seq`, until the cache has put earlier ones before it.
+        before = {name: known[name]._replace(axes=("batch", "heads", "seq", "head_dim")) for name in ("keys", "values")}
+        known |= before
         for row in walk.find(".walk-shape"):
             name = row.find("code")[0].text
             if name not in known:
