@@ -24,7 +24,6 @@ from allformers.generation.decoder import Decoder
 from allformers.inspection import figures
 from allformers.inspection.family import Member
 from allformers.inspection.family import family as members_of_the_family
-from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.models.registry import READING_ORDER
 from allformers.nn.axes import AXES
 from docs.engine import PAGES, RECORDS, ROOT
@@ -322,7 +321,7 @@ def layouts() -> Markup:
 def scaling(name: str = "scale.json") -> Markup:
     """How time and memory grow with the length, the batch and the model."""
     found = record(name)["rows"]
-    sizes = {preset.replace("_", "-"): row.parameters / 1e6 for preset, row in GPT2Config.published().items()}
+    sizes = {size.name: size.parameters / 1e6 for entry in READING_ORDER for size in entry.sizes()}
     plots = []
     for title, pattern, across in (
         ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),
