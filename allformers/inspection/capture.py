@@ -19,9 +19,9 @@ What can be captured, by its module's path and then its name:
 Where the axes come from: arguments, results and some variables have them in their annotations. The axes of any other
 variable are those that the code states as it uses it:
 
-1. in the last einops pattern that reads it: `einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim
-   -> ...")` names those of both. A method of the same class that gets it, as in `self.score(queries, keys)`, counts as
-   a pattern: its arguments have annotations;
+1. in the last einops pattern that reads it: `einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k
+   head_dim -> ...")` names those of both. A method of the same class that gets it, as in `self.score(queries, keys)`,
+   counts as a pattern: its arguments have annotations;
 2. else in the right side of the pattern that made it: after `queries, keys, values = rearrange(..., "... -> qkv batch
    heads seq head_dim")` each has all of these axes but the first;
 3. else, if it was an argument before, in that argument's annotation.
