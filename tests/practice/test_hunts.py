@@ -67,8 +67,8 @@ def test_a_mistake_is_found_beside_another_change(entry: Entry, started: Folder)
 @pytest.mark.parametrize(
     ("name", "agrees", "differs"),
     [
-        ("hunt-transposed", "blocks.0.attention.mixed", "blocks.0.attention"),
-        ("hunt-scale", "blocks.0.attention.mask", "blocks.0.attention.scores"),
+        ("hunt-transposed", "blocks.0.attention.merged", "blocks.0.attention"),
+        ("hunt-scale", "blocks.0.attention.mask", "blocks.0.attention.queries"),
         ("hunt-gelu", "blocks.0.mlp.x", "blocks.0.mlp.activated"),
     ],
 )

@@ -38,7 +38,7 @@ the code where it does not; from `allformers.inspection` (`inside.html` on the s
 
 - `capture(model, "embed", "blocks.*", "logits")` keeps what the embedding, each block and the unembedding give. Look at
   the last position of both ways, in the order in which the names came.
-- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention annotates, with a
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names, with a
   cache as without; `.sizes` says how many positions each has.
 """
 

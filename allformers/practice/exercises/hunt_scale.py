@@ -27,7 +27,7 @@ Do not read the code from top to bottom; ask it. From `allformers.inspection` (`
 
 - `compare_models(model, trained, text[0])` runs both on a text. `.first` is the first place where they differ, and a
   place is a whole block.
-- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention annotates. Do the
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the
   same with the trained model. Of the first that differs, look at the quotient of both and not at the difference.
 """
 
@@ -100,12 +100,13 @@ exercise = Exercise(
         `theirs` from the trained model likewise, print for each name in `ours` how far `ours[name].values.double()` and
         `theirs[name].values.double()` are apart. Which is the first that differs?
 
-        What attention is given agrees, `x` and `mask`; `scores` do not. Their quotient,
-        `ours["blocks.0.attention.scores"].values / theirs["blocks.0.attention.scores"].values`, is the same number
-        wherever `mask` is True: 5.657. Squared it is 32, and `model.config.axes` has an axis of that size.
+        What attention is given agrees, `x` and `mask`; `queries` do not. Their quotient,
+        `ours["blocks.0.attention.queries"].values / theirs["blocks.0.attention.queries"].values`, is the same number
+        everywhere: 5.657. Squared it is 32, and `model.config.axes` has an axis of that size.
 
-        The scores are `head_dim ** 0.5` times too large: they are not scaled. `scaled` is computed, and rightly. And
-        then? A variable that nothing reads is worth a look, and `ruff check` finds it as well.
+        The queries are `head_dim ** 0.5` times too large, and so the scores are: they are not scaled. `scaled` is
+        computed, and rightly. And then? A variable that nothing reads is worth a look, and `ruff check` finds it as
+        well.
         """
     ),
     page="gpt2.html#CausalSelfAttention.forward.queries",
