@@ -58,6 +58,7 @@ class Server:
         end = time.monotonic() + LONG
         while time.monotonic() < end:
             assert self.process.poll() is None, self.said()
+            assert "ERROR" not in self.said(), self.said()
             with contextlib.suppress(OSError, urllib.error.URLError):
                 if holds():
                     return
