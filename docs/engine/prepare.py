@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -146,9 +147,10 @@ def main() -> None:
 
 
 def _alone() -> None:
-    """Let a process compute with one thread: models this small only lose by sharing the work."""
+    """Let a process compute with one thread, as models this small only lose by sharing; and end at once by Ctrl-C."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,15 +29,32 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
+def start(command: list[str], folder: Path, output: Any) -> "subprocess.Popen[bytes]":
+    """Start a process that can be interrupted, also where a shell in the background has these tests ignore it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def interrupt(process: "subprocess.Popen[bytes]") -> int:
+    """What Ctrl-C does, to a process and those that it has started."""
+    os.killpg(process.pid, signal.SIGINT)
+    return process.wait(timeout=60)
+
+
 class Server:
     """`mkdocs serve`, from its first line on."""
 
     def __init__(self, folder: Path, log: Path) -> None:
         self.port, self.log = free_port(), log
-        command = [sys.executable, "-m", "mkdocs", "serve", "--dev-addr", f"127.0.0.1:{self.port}"]
-        quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONUNBUFFERED": "1"}
-        self.output = log.open("w", encoding="utf-8")
-        self.process = subprocess.Popen(command, cwd=folder, env=quiet, stdout=self.output, stderr=self.output)
+        with log.open("wb") as output:
+            self.process = start(["mkdocs", "serve", "--dev-addr", f"127.0.0.1:{self.port}"], folder, output)
 
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
@@ -70,15 +88,13 @@ class Server:
 def serve() -> Iterator[Callable[[Path, Path], Server]]:
     started: list[Server] = []
 
-    def start(folder: Path, log: Path) -> Server:
+    def begin(folder: Path, log: Path) -> Server:
         started.append(Server(folder, log))
         return started[-1]
 
-    yield start
+    yield begin
     for server in started:
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(timeout=60)
-        server.output.close()
+        interrupt(server.process)
 
 
 @pytest.mark.usefixtures("site")
@@ -107,16 +123,12 @@ def test_serving_builds_once_for_each_change(serve: Callable[[Path, Path], Serve
 @pytest.mark.site
 def test_preparing_that_is_interrupted_leaves_whole_files(tmp_path: Path) -> None:
     copy = checkout(tmp_path / "checkout", prepared=False)
-    preparing = subprocess.Popen(
-        [sys.executable, "-m", "docs.engine.prepare"], cwd=copy, stderr=subprocess.PIPE, start_new_session=True
-    )
+    preparing = start(["docs.engine.prepare"], copy, subprocess.DEVNULL)
     end = time.monotonic() + LONG
     while not list(copy.glob(f"{PREPARED}/*.json")) and time.monotonic() < end:
         assert preparing.poll() is None
         time.sleep(0.05)
-    os.killpg(preparing.pid, signal.SIGINT)  # as the keyboard does
-    preparing.communicate(timeout=120)
-    assert preparing.returncode
+    assert interrupt(preparing)
     found = [path for path in (copy / PREPARED).iterdir() if path.suffix == ".json"]
     assert found
     assert all(json.loads(path.read_text(encoding="utf-8")) for path in found)
