@@ -42,10 +42,8 @@ LOCAL_AXES = {
     "validation_seq": "the part of a corpus to measure on",
     "positions": "any number of axes of positions",
     "width": "whatever a norm normalises",
-    "tokens": "positions of all sequences, in one row",
-    "members": "the experts of one group",
-    "best": "the strongest of them",
-    "some": "the tokens that one expert gets",
+    "routed": "the tokens that one expert gets",
+    "best": "the strongest experts of a group",
 }
 """Names for generic code, which no model uses."""
 

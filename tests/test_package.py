@@ -92,8 +92,8 @@ model = GPT2(GPT2Config.tiny()).eval()
 print("gpt2", tuple(model.generate(torch.zeros(1, 3, dtype=torch.long), max_new_tokens=2).shape))
 for entry in READING_ORDER:
     model_class = entry.load()
-    model = model_class(next(iter(model_class.format.config_class.presets().values()))()).eval()
-    given = model.example(1, 9, "cpu")
+    model = model_class(model_class.checkpoint_format().config_class.tiny()).eval()
+    given = model.dummy_input(1, 9, "cpu")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         model.save_pretrained(folder)
         same = torch.equal(load(folder)(given), model(given))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from allformers.checkpoints.config_json import write_config
 from allformers.checkpoints.loading import checkpoint_tensors
-from allformers.models.registry import READING_ORDER
+from allformers.generation.decoder import Decoder
+from allformers.models.registry import class_for, entry_for
 from allformers.speed.prepare import prepare, quiet_torchao
 from allformers.training.loop import recompute
 
@@ -67,7 +68,7 @@ def contenders(config: Any, seed: int = 0, setting: Setting = Setting()) -> dict
 
 def _give_weights(ours: Any, peer: Any) -> None:
     """Make a peer the same model as ours, by way of a file where it names its weights otherwise than its files do."""
-    if not ours.format.from_disk:
+    if not ours.checkpoint_format().load_via_files:
         peer.load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +78,7 @@ def _give_weights(ours: Any, peer: Any) -> None:
 
 def model_of(config: Any) -> Any:
     """The model that a configuration is for."""
-    return next(made for entry in READING_ORDER if (made := entry.load()).format.config_class is type(config))
+    return class_for(config)
 
 
 def peers_of(config: Any) -> list[str]:
@@ -86,7 +87,7 @@ def peers_of(config: Any) -> list[str]:
     Raises:
         ImportError: transformers is not installed.
     """
-    peer = getattr(import_transformers(), model_of(config).format.architecture)
+    peer = getattr(import_transformers(), model_of(config).checkpoint_format().architecture)
     return [name for name, kind in PEERS.items() if kind != "sdpa" or peer._supports_sdpa]
 
 
@@ -97,19 +98,19 @@ def contender(name: str, config: Any) -> Any:
         ImportError: it is one of transformers', which is not installed.
     """
     model_class = model_of(config)
-    room = {"context_length": max(config.context_length, 1024)} if hasattr(model_class, "generate") else {}
+    room = {"context_length": max(config.context_length, 1024)} if issubclass(model_class, Decoder) else {}
     config = dataclasses.replace(config, dropout=0.0, **room)
     if name.startswith(OURS):
-        model = model_class(config).eval()
+        model = prepare(model_class(config).eval())  # as the commands do
         if name == RECOMPUTING:
             recompute(model)
         return model
     transformers = import_transformers()
-    description = write_config(model_class.format, config)
+    description = write_config(model_class.checkpoint_format(), config)
     description |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     reference: Any = transformers.AutoConfig.for_model(**description)
     reference._attn_implementation = PEERS[name]
-    peer: Any = getattr(transformers, model_class.format.architecture)(reference)
+    peer: Any = getattr(transformers, model_class.checkpoint_format().architecture)(reference)
     return peer.eval()
 
 
@@ -138,7 +139,7 @@ def with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
         return models
     if PACKED not in models:
         shared = {id(one): one for one in models[OURS].parameters()}
-        models[PACKED] = prepare(copy.deepcopy(models[OURS], shared))  # kept for the other rows
+        models[PACKED] = prepare(copy.deepcopy(models[OURS], shared), "packed")  # kept for the other rows
     return {OURS: models[OURS], PACKED: models[PACKED], **{name: models[name] for name in models if name in PEERS}}
 
 
@@ -154,4 +155,4 @@ def compiled_peer(models: dict[str, Any], steps: bool = False) -> Any:
 
 def smallest(config: Any) -> Any:
     """The smallest preset of the same model."""
-    return next(iter(type(config).presets().values()))()
+    return entry_for(config).sizes()[0].config

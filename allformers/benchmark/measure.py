@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.benchmark.contenders import OURS, Setting
-from allformers.nn.linear import onednn
+from allformers.speed.onednn import onednn
 from allformers.speed.prepare import pack_weight
 
 Jobs = dict[str, Callable[[], float]]

@@ -37,9 +37,10 @@ from allformers.benchmark.contenders import (
     with_packed,
 )
 from allformers.benchmark.measure import Clock, Measurement, alone, flops_of, growth, peak, timed, weights_read
-from allformers.nn.linear import Linear
+from allformers.generation.decoder import Decoder
+from allformers.models.registry import entry_for
 from allformers.nn.shapes import unchecked
-from allformers.speed.prepare import PackedLinear
+from allformers.speed.prepare import prepare
 from allformers.speed.steps import CompiledSteps, compile_steps
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 from allformers.training.recipes import gpt2_124m
@@ -50,12 +51,12 @@ def rows_for(config: Any) -> dict[str, "Maker"]:
 
     To what grows with scale belong the other sizes of the same vocabulary.
     """
-    if not hasattr(model_of(config), "generate"):
+    if not issubclass(model_of(config), Decoder):
         return ENCODER_ROWS
-    others = {preset: make() for preset, make in type(config).presets().items()}
+    others = {size.name: size.config for size in entry_for(config).sizes()}
     return ROWS | {
-        f"scale: {preset.replace('_', '-')}, 1x128": partial(_size, other, seq=128)
-        for preset, other in others.items()
+        f"scale: {name}, 1x128": partial(_size, other, seq=128)
+        for name, other in others.items()
         if other.vocab_size == config.vocab_size
     }
 
@@ -86,7 +87,7 @@ def _prefill(models: dict[str, Any], config: Any, setting: Setting, batch: int, 
 
 def _read(models: dict[str, Any], config: Any, setting: Setting, batch: int) -> Measurement:
     """A forward pass of an encoder over all that it can read at once: a whole context, or images."""
-    given = models[OURS].example(batch, config.context_length, setting.device)
+    given = models[OURS].dummy_input(batch, config.context_length, setting.device)
     noise = torch.Generator().manual_seed(0)
     if given.is_floating_point():
         given = torch.randn(given.shape, generator=noise).to(setting.device, getattr(torch, setting.dtype))
@@ -122,7 +123,7 @@ def _decode(models: dict[str, Any], config: Any, setting: Setting, batch: int, p
     weights = weights_read(models[OURS])
     models = with_packed(models, setting)
     compiled = compile_steps(copy.copy(models.get(PACKED, models[OURS])))
-    steps = compiled.step  # as they were where there is no compiler; and of several texts, in some models
+    steps = compiled.decode_step  # as they were where there is no compiler; and of several texts, in some models
     if isinstance(steps, CompiledSteps) and (batch == 1 or steps.is_small):
         models = {OURS: models[OURS], STEPS: compiled, **models}
     if setting.compile:
@@ -138,6 +139,8 @@ def _training_step(name: str, model: Any, config: Any, setting: Setting, batch: 
     """A function that takes one training step: forward, loss, backward, fused AdamW; no dropout."""
     token_ids = _random_ids(config, setting, batch, seq + 1)
     inputs, targets = token_ids[:, :-1], token_ids[:, 1:]
+    if name.startswith(OURS):
+        prepare(model, training=True)
     optimizer = make_optimizer(model, gpt2_124m())
     called = torch.compile(model) if setting.compile else model
 
@@ -211,8 +214,8 @@ def _load_memory(_: dict[str, Any], config: Any, setting: Setting) -> Measuremen
 def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) -> float:
     def load(place: Path) -> Any:
         if name == OURS:
-            return model_of(config).from_pretrained(place)
-        peer: Any = getattr(import_transformers(), model_of(config).format.architecture)
+            return prepare(model_of(config).from_pretrained(place))
+        peer: Any = getattr(import_transformers(), model_of(config).checkpoint_format().architecture)
         return peer.from_pretrained(place, attn_implementation=PEERS[name], dtype="auto")
 
     load(Path(folder) / "tiny")  # whatever is imported at the first use
@@ -290,10 +293,10 @@ def _linear(_: dict[str, Any], config: Any, setting: Setting, rows: int, inputs:
     """One linear layer on as many rows: ours beside PyTorch's, on so many weights in turn that no cache holds them."""
     place: Any = {"device": setting.device, "dtype": getattr(torch, setting.dtype)}
     x = torch.randn(1, rows, inputs, **place)
-    plain = [Linear(inputs, outputs, bias=False, **place) for _ in range(max(2, 2**26 // (inputs * outputs)))]
+    plain = [torch.nn.Linear(inputs, outputs, bias=False, **place) for _ in range(max(2, 2**26 // (inputs * outputs)))]
     layers: dict[str, list[Callable[[Tensor], Tensor]]] = {
-        OURS: [*plain],
-        PACKED: [PackedLinear(layer) for layer in plain],
+        OURS: [prepare(copy.copy(layer)) for layer in plain],
+        PACKED: [prepare(copy.copy(layer), "packed") for layer in plain],
         "F.linear": [partial(F.linear, weight=layer.weight) for layer in plain],
     }
 

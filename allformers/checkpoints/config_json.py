@@ -21,10 +21,10 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
         )
     given = _renamed(_flat(_renamed(given, form.aliases), form), form.aliases)
     faults: list[str] = []
-    for name, (accepted, reason) in form.refused_fields.items():
+    for name, (accepted, reason) in form.unsupported_fields.items():
         if given.get(name, accepted) != accepted:
             faults.append(f"{name} is {given[name]!r}; only {accepted!r} is supported: {reason}")
-    known = {field.theirs for field in form.fields} | set(form.ignored_fields) | set(form.refused_fields)
+    known = {field.theirs for field in form.fields} | set(form.ignored_fields) | set(form.unsupported_fields)
     unknown = sorted(set(given) - known)
     if unknown:
         warnings.warn(
@@ -34,6 +34,7 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
     sources: dict[str, str] = {}
     for field in form.fields:
         value = given.get(field.theirs)
+        value = tuple(value) if isinstance(value, list) else value
         if value is None:
             value = field.default({**given, **ours}) if callable(field.default) else field.default
         if field.ours in ours and ours[field.ours] != value:
@@ -85,4 +86,4 @@ def write_config(form: Format, config: Any) -> dict[str, Any]:
             place = place.setdefault(key, {})
         value = getattr(config, field.ours)
         place[name] = list(value) if isinstance(value, tuple) else value
-    return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.written(config)}
+    return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.extra_config(config)}

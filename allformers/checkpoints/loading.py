@@ -6,14 +6,17 @@ accounted for exactly once, or the whole list of what does not fit is one `Check
 
 import dataclasses
 import functools
+import math
 import re
+import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from einops import rearrange
 from einops.parsing import ParsedExpression
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from allformers.checkpoints import CheckpointError
@@ -21,10 +24,10 @@ from allformers.checkpoints.tables import Weight
 from allformers.checkpoints.tensors import Stored
 
 if TYPE_CHECKING:
-    from allformers.checkpoints.pretrained import Checkpointed
+    from allformers.checkpoints.pretrained import Pretrained
 
 
-def checkpoint_tensors(model: "Checkpointed") -> dict[str, Tensor]:
+def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
     """A model's weights, named and laid out as in its checkpoints, on the processor; a tied head is left out.
 
     Of a model that is spread over several processes each gets the whole weights, and all have to call this.
@@ -34,7 +37,7 @@ def checkpoint_tensors(model: "Checkpointed") -> dict[str, Tensor]:
     for row in _rows(model):
         parameter = parameters[row.ours]
         if row.tied_to is None or parameter is not parameters[row.tied_to]:
-            prefix = "" if row.tied_to else model.format.prefix
+            prefix = "" if row.tied_to else model.checkpoint_format().prefix
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
             names = row.names(model.config.axes)
             for name, part in zip(names, whole.detach() if len(names) > 1 else [whole.detach()], strict=True):
@@ -42,16 +45,16 @@ def checkpoint_tensors(model: "Checkpointed") -> dict[str, Tensor]:
     return tensors
 
 
-def weight_axes(model: "Checkpointed") -> dict[str, str]:
+def weight_axes(model: "Pretrained") -> dict[str, str]:
     """The named axes of every parameter, by its name in the model."""
     return {row.ours: row.our_axes for row in _rows(model)}
 
 
-def _rows(model: "Checkpointed") -> list[Weight]:
+def _rows(model: "Pretrained") -> list[Weight]:
     """The weight table with `{layer}` written out, as far as a model has these weights."""
     there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     rows = []
-    for row in model.format.weights:
+    for row in model.checkpoint_format().weights:
         for layer in range(model.config.num_layers) if "{layer}" in row.theirs else ["0"]:
             theirs, ours = (name.replace("{layer}", str(layer)) for name in (row.theirs, row.ours))
             if ours in there:
@@ -65,7 +68,8 @@ def _sizes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
 
 def _shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that one side of a pattern describes: `"embed (heads head_dim)"` is (768, 12 * 64)."""
-    return tuple(torch.Size(axes[name] for name in group).numel() for group in ParsedExpression(pattern).composition)
+    groups = re.findall(r"\([^)]*\)|\w+", pattern)
+    return tuple(math.prod(1 if name == "1" else axes[name] for name in re.findall(r"\w+", group)) for group in groups)
 
 
 def _to_ours(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
@@ -100,7 +104,7 @@ def build(
     where: str,
 ) -> Any:
     """A model with the stored weights, or an error that lists everything that does not fit."""
-    model = without_memory(cls, config)
+    model = meta_model(cls, config)
     rows = _fitting(model, stored, where)
     dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
     state: dict[str, Tensor] = {}
@@ -111,25 +115,49 @@ def build(
             if torch.equal(state[row.ours], state[row.tied_to]):
                 del state[row.ours]
             else:  # a head of its own, whatever the configuration says: the reference keeps it too
-                model = without_memory(cls, dataclasses.replace(config, tie_embeddings=False))
+                model = meta_model(cls, dataclasses.replace(config, tie_embeddings=False))
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
-    for known in places.values():
-        filled = nn.Parameter(next(state[name] for name in known if name in state))
+    for parameter, known in places.items():
+        weight = next(state[name] for name in known if name in state)
+        filled = nn.Parameter(weight, requires_grad=parameter.requires_grad)
         for owner, _, leaf in (name.rpartition(".") for name in known):
             setattr(model.get_submodule(owner), leaf, filled)
     return model.to(device or "cpu").eval()
 
 
-def without_memory(model_class: type[Any], config: Any) -> Any:
-    """A model whose weights have shapes and nothing else; none are drawn."""
-    with torch.device("meta"), _Undrawn():
-        return model_class(config)
+def meta_model(model_class: type[Any], config: Any) -> Any:
+    """A model whose parameters have shapes and no memory; none are initialised. Its buffers are real."""
+    outer, _thread.on_meta = _thread.on_meta, True
+    try:
+        with _SkipInit():
+            return model_class(config)
+    finally:
+        _thread.on_meta = outer
 
 
-class _Undrawn(TorchFunctionMode):
-    """Skip drawing initial weights: the meta device has none, and asking it imports PyTorch's compiler."""
+class _Thread(threading.local):
+    """Whether the parameters that this thread registers go to the meta device."""
+
+    on_meta = False
+
+
+_thread = _Thread()
+
+
+def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    if not _thread.on_meta or parameter is None or parameter.is_meta:
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+
+# Once and for all: to add and remove it for each model would disturb other threads that build models meanwhile.
+register_module_parameter_registration_hook(cast(Any, _to_meta))
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skip `torch.nn.init`: parameters on the meta device have no numbers to draw."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -140,18 +168,18 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _today(name: str, endings: Mapping[str, str]) -> str:
+def _today(name: str, suffixes: Mapping[str, str]) -> str:
     """A weight's name with the ending that newer files have."""
-    for old, new in endings.items():
+    for old, new in suffixes.items():
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
 
 
-def _fitting(model: "Checkpointed", stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
+def _fitting(model: "Pretrained", stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
     """Each row of the table with the stored names that it stands for, once all names and all rows are accounted for."""
-    form, config = model.format, model.config
-    names = {_today(name.removeprefix(form.prefix), form.endings): name for name in stored}
+    form, config = model.checkpoint_format(), model.config
+    names = {_today(name.removeprefix(form.prefix), form.legacy_suffixes): name for name in stored}
     rows = _rows(model)
     table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]

@@ -1,10 +1,12 @@
-"""What every model with a table can do: `from_pretrained`, `from_huggingface`, `save_pretrained`."""
+"""Base classes of models: `Pretrained` loads and saves checkpoints; `Encoder` and `Classifier` are two kinds of it."""
 
+import importlib
+import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,36 @@ from allformers.checkpoints.tables import Format
 from allformers.checkpoints.tensors import in_memory, open_weights, save_tensors
 
 
-class Checkpointed(nn.Module):
-    """What a model with a `format` and a `config` can do: load and save, with nothing but its tables."""
+class Pretrained(nn.Module):
+    """Base class of all models: `from_pretrained`, `from_huggingface` and `save_pretrained`, by the model's tables.
 
-    format: ClassVar[Format]
+    A model has a `config`. Its tables stand beside it, in the module `checkpoint` of the same package.
+    """
+
     config: Any
+
+    @classmethod
+    def checkpoint_format(cls) -> Format:
+        """The tables of the model's checkpoints, imported when they are first asked for.
+
+        They are those of the first class, from this one up, whose package has a module `checkpoint`; so a subclass in a
+        script or a notebook has its parent's.
+
+        Raises:
+            CheckpointError: neither the class nor any that it extends has tables.
+        """
+        for base in cls.__mro__:
+            found = _format_of(base.__module__.rpartition(".")[0])
+            if found is not None:
+                return found
+        raise CheckpointError(
+            f"{cls.__name__} has no tables for checkpoints: put a module `checkpoint` beside it, or extend a model"
+        )
+
+    @classmethod
+    def is_asked_for(cls, config_json: Mapping[str, Any]) -> bool:
+        """True for a variant of a model that a `config.json` asks for; see `Format.variants`."""
+        return False
 
     @classmethod
     def from_pretrained(
@@ -36,7 +63,8 @@ class Checkpointed(nn.Module):
         """Load a checkpoint.
 
         The model is built without memory and each tensor is read straight into its place, so that loading safetensors
-        takes little more memory than the weights themselves. The model is returned in evaluation mode.
+        takes little more memory than the weights themselves. The model is returned in evaluation mode. Where the
+        configuration asks for a variant of the model, it is of that subclass.
 
         Args:
             name: a folder, "bundled" for the model that comes with this package, or a model's name on the Hugging
@@ -50,8 +78,11 @@ class Checkpointed(nn.Module):
                 configuration is of another architecture, or weights are missing, surplus or misshapen.
         """
         find = locate(name, revision)
-        config = read_config(cls.format, read_json(require(find, "config.json", name)), where=f"{name}/config.json")
-        return build(cls, config, open_weights(find, name), dtype, device, where=str(name))
+        given = read_json(require(find, "config.json", name))
+        variant = cls.variant_for(given)
+        config = read_config(variant.checkpoint_format(), given, where=f"{name}/config.json")
+        model = build(variant, config, open_weights(find, name), dtype, device, where=str(name))
+        return cast(Self, model)
 
     @classmethod
     def from_huggingface(cls, model: Any) -> Self:
@@ -61,18 +92,27 @@ class Checkpointed(nn.Module):
             CheckpointError: it is of another architecture, or its weights do not fit.
         """
         where = type(model).__name__
-        if cls.format.from_disk:
+        given = model.config.to_dict()
+        variant = cls.variant_for(given)
+        form = variant.checkpoint_format()
+        if form.load_via_files:
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
                 return cls.from_pretrained(folder, device=next(model.parameters()).device)
-        config = read_config(cls.format, model.config.to_dict(), where=f"{where}.config")
+        config = read_config(form, given, where=f"{where}.config")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         stored = {name: in_memory(tensor) for name, tensor in state.items()}
         device = next(iter(state.values())).device if state else None
-        return build(cls, config, stored, None, device, where=where)
+        return cast(Self, build(variant, config, stored, None, device, where=where))
 
-    def example(self, batch: int, seq: int, device: torch.device | str) -> Tensor:
-        """Something that the model can read, to see what it makes of it: token ids, all zero."""
+    @classmethod
+    def variant_for(cls, given: Mapping[str, Any]) -> "type[Pretrained]":
+        """The class that a `config.json` asks for: this one, or a variant of it for a few published checkpoints."""
+        variants = (variant for variant in cls.checkpoint_format().variants() if issubclass(variant, cls))
+        return next((variant for variant in variants if variant.is_asked_for(given)), cls)
+
+    def dummy_input(self, batch: int, seq: int, device: torch.device | str) -> Tensor:
+        """An input of the right shape and dtype, for tracing and summaries: token ids, all zero."""
         return torch.zeros(batch, seq, dtype=torch.long, device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -80,7 +120,29 @@ class Checkpointed(nn.Module):
 
         Each file is written beside its place and then moved there, so that a failure leaves what was there before.
         """
-        write_pretrained(folder, self.format, self.config, checkpoint_tensors(self))
+        write_pretrained(folder, self.checkpoint_format(), self.config, checkpoint_tensors(self))
+
+
+class Encoder(Pretrained):
+    """Base class of models that read in both directions and give a vector, or logits, for each position."""
+
+
+class Classifier(Pretrained):
+    """Base class of models that give one of a set of labels. They have a method `classify`."""
+
+    def classify(self, x: Tensor) -> Tensor:
+        """From the residual stream to a score for each label; each model defines it."""
+        raise NotImplementedError
+
+
+def _format_of(package: str) -> Format | None:
+    """The tables in a package's module `checkpoint`, if it has such a module, and that has tables."""
+    try:
+        there = bool(package) and importlib.util.find_spec(f"{package}.checkpoint") is not None
+    except ModuleNotFoundError:  # no package: a module may have any name, and its file lie anywhere
+        there = False
+    found = getattr(importlib.import_module(f"{package}.checkpoint"), "FORMAT", None) if there else None
+    return found if isinstance(found, Format) else None
 
 
 def write_pretrained(folder: str | Path, form: Format, config: Any, tensors: Mapping[str, Tensor]) -> None:

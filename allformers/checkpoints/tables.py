@@ -80,6 +80,22 @@ class Field(NamedTuple):
         return not self.when or getattr(config, self.when[0]) in self.when[1:]
 
 
+class Size(NamedTuple):
+    """One row of a model's table of sizes.
+
+    Attributes:
+        name: how the command line calls it, such as "gpt2-medium".
+        hub_name: where weights of this size are published: a name on the Hugging Face hub; empty if nowhere.
+        parameters: how many there are, a tied unembedding counted once.
+        config: the configuration.
+    """
+
+    name: str
+    hub_name: str
+    parameters: int
+    config: Any
+
+
 def linear(theirs: str, ours: str, axes: str) -> tuple[Weight, Weight]:
     """The rows of a linear layer: its matrix, of these axes, and its bias, along the first axis of the matrix."""
     matrix = Weight(f"{theirs}.weight", f"{ours}.weight", axes)
@@ -109,14 +125,15 @@ class Format:
         fields: the configuration table.
         aliases: other names that the reference takes for the same fields.
         ignored_fields: fields with no part in the arithmetic, each with the reason.
-        refused_fields: fields with which the model would be another one: the only value accepted, and the reason.
+        unsupported_fields: fields with which the model would be another one: the only value accepted, and the reason.
         weights: the weight table.
         ignored_weights: names that hold no weights, each with the reason.
         prefix: what some checkpoints put before the names of everything except the head.
-        written: further fields to write for a configuration, where the reference's default would not fit it.
-        endings: other endings that older files have for the names of some weights.
-        from_disk: whether a live model names or lays out its weights otherwise than its files do, so that it has to be
+        extra_config: further fields to write for a configuration, where the reference's default would not fit it.
+        legacy_suffixes: endings of weights' names in older files, and what they became.
+        load_via_files: whether a live model names or lays out its weights otherwise than its files do, and so has to be
             copied by way of these.
+        variants: subclasses of the model that a few checkpoints need; each has `is_asked_for(config_json)`.
     """
 
     model_type: str
@@ -125,13 +142,14 @@ class Format:
     fields: tuple[Field, ...]
     aliases: Mapping[str, str]
     ignored_fields: Mapping[str, str]
-    refused_fields: Mapping[str, tuple[Any, str]]
+    unsupported_fields: Mapping[str, tuple[Any, str]]
     weights: tuple[Weight, ...]
     ignored_weights: Mapping[str, str]
     prefix: str = ""
-    written: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    endings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    from_disk: bool = False
+    extra_config: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    legacy_suffixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    load_via_files: bool = False
+    variants: Callable[[], tuple[type[Any], ...]] = tuple
 
     def extended(
         self,
@@ -143,7 +161,7 @@ class Format:
         renamed: Mapping[str, str] | None = None,
         defaults: Mapping[str, Any] | None = None,
         fields: tuple[Field, ...] = (),
-        refused_fields: Mapping[str, tuple[Any, str]] | None = None,
+        unsupported_fields: Mapping[str, tuple[Any, str]] | None = None,
         ignored_fields: Mapping[str, str] | None = None,
         weights: tuple[Weight, ...] = (),
         **others: Any,
@@ -158,7 +176,7 @@ class Format:
             renamed: other beginnings of fields' names.
             defaults: other defaults, by their names.
             fields: further rows.
-            refused_fields: further fields.
+            unsupported_fields: further fields.
             ignored_fields: further fields.
             weights: further rows.
             others: what takes the place of what is here.
@@ -169,21 +187,21 @@ class Format:
 
         kept = [row._replace(theirs=now(row.theirs)) for row in self.fields if not row.theirs.startswith(without)]
         changed = [row._replace(default=(defaults or {}).get(row.theirs, row.default)) for row in kept]
-        refused = {now(name): row for name, row in self.refused_fields.items() if not name.startswith(without)}
+        refused = {now(name): row for name, row in self.unsupported_fields.items() if not name.startswith(without)}
         return dataclasses.replace(
             self,
             model_type=model_type,
             architecture=architecture,
             config_class=config_class,
             fields=(*changed, *fields),
-            refused_fields={**refused, **(refused_fields or {})},
+            unsupported_fields={**refused, **(unsupported_fields or {})},
             ignored_fields={**self.ignored_fields, **(ignored_fields or {})},
             weights=(*(row for row in self.weights if not row.theirs.startswith(without)), *weights),
             **others,
         )
 
 
-NOT_ARITHMETIC: Mapping[str, str] = {
+IGNORED_FIELDS: Mapping[str, str] = {
     "model_type": "checked before anything else",
     "architectures": "the class it was saved from; the weights say what there is",
     "initializer_range": "for fresh weights only",

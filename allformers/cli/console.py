@@ -47,14 +47,12 @@ LAYOUT_HELP = (
 )
 
 
-def lay_out(model: Any, weights: Layout) -> None:
-    """Prepare a model for inference, if its weights are to lie otherwise than plain.
+def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
+    """Prepare a model for inference.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: its weights cannot lie so.
     """
-    if weights is Layout.plain:
-        return
     from allformers.speed.prepare import PackedLinear, prepare
 
     try:
@@ -74,14 +72,10 @@ def announce(model: str) -> None:
 
 
 def find_presets() -> dict[str, tuple[Any, Any]]:
-    """All presets by name, each with its model's class and the function that makes it."""
+    """All sizes that are known by name, each with its model's class and its configuration."""
     from allformers.models.registry import READING_ORDER
 
-    return {
-        preset.replace("_", "-"): (model_class, make)
-        for model_class in (entry.load() for entry in READING_ORDER)
-        for preset, make in model_class.format.config_class.presets().items()
-    }
+    return {size.name: (entry.load(), size.config) for entry in READING_ORDER for size in entry.sizes()}
 
 
 def find_config(name: str) -> tuple[Any, Any]:
@@ -95,8 +89,7 @@ def find_config(name: str) -> tuple[Any, Any]:
 
     presets = find_presets()
     if name.replace("_", "-") in presets:
-        model_class, make = presets[name.replace("_", "-")]
-        return model_class, make()
+        return presets[name.replace("_", "-")]
     announce(name)
     try:
         return load_config(name)
@@ -128,8 +121,10 @@ def require_decoder(model: Any, name: str) -> None:
     Raises:
         ValueError: it reads in both directions, or images.
     """
+    from allformers.generation.decoder import Decoder
+
     kind = model if isinstance(model, type) else type(model)
-    if not hasattr(kind, "generate"):
+    if not issubclass(kind, Decoder):
         raise ValueError(f"{name} is a {kind.__name__}, which does not predict what comes next: choose a decoder")
 
 
@@ -162,6 +157,7 @@ def load_model(model: str, device: str = "cpu") -> tuple[Any, "Tokenizer"]:
 
     announce(model)
     loaded = allformers.load(model, device=find_device(device))
+    lay_out(loaded)
     return loaded, tokenizer_of(loaded, model)
 
 
@@ -171,9 +167,10 @@ def tokenizer_of(loaded: Any, model: str) -> "Tokenizer":
     Raises:
         ValueError: it reads images.
     """
+    from allformers.checkpoints.pretrained import Classifier
     from allformers.inputs.tokenizers import load_tokenizer
 
-    if hasattr(loaded, "classify"):
+    if isinstance(loaded, Classifier):
         raise ValueError(f"{model} is a {type(loaded).__name__}, which reads images and no text")
     return load_tokenizer(model, loaded.config.vocab_size)
 

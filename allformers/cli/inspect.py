@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from allformers.cli.console import Model, Out, announce, encode, find_device, tokenizer_of, write_figures
+from allformers.cli.console import Model, Out, announce, encode, find_device, lay_out, tokenizer_of, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,12 +37,14 @@ def inspect(
     nowhere, for each token taken out in turn; of a ViT, what it sees. Without --out, that alone is printed.
     """
     import allformers
+    from allformers.checkpoints.pretrained import Classifier
 
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     announce(model)
     loaded = allformers.load(model, device=find_device(device))
-    look = _look_at_image if hasattr(loaded, "classify") else _look_at_text
+    lay_out(loaded)
+    look = _look_at_image if isinstance(loaded, Classifier) else _look_at_text
     look(loaded, model, prompt, (layer, head), top, out)
 
 
@@ -52,6 +54,7 @@ def _look_at_text(
     import torch
     from einops import rearrange
 
+    from allformers.generation.decoder import Decoder
     from allformers.inspection import capture, figures, lens
 
     tokenizer = tokenizer_of(loaded, model)
@@ -61,7 +64,7 @@ def _look_at_text(
     with torch.inference_mode(), capture(loaded, *wanted) as seen:
         loaded(given)
     labels = [figures.label(tokenizer, int(token)) for token in token_ids]
-    writes = hasattr(loaded, "generate")
+    writes = isinstance(loaded, Decoder)
     if writes:
         places, logits = list(range(len(labels))), seen["logits"].values[0]
     else:

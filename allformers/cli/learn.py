@@ -60,10 +60,21 @@ data = typer.Typer(name="data", help="Prepare texts to learn from.", no_args_is_
 
 
 def documented(described: type) -> dict[str, str]:
-    """What a class says about each of its attributes."""
+    """What a class says about each of its attributes, in its docstring or in a comment behind each."""
     section = (inspect.getdoc(described) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()).rstrip(".").replace("`", "") for name, text in entries}
+    if entries:
+        return {name: " ".join(text.split()).rstrip(".").replace("`", "") for name, text in entries}
+    fields = re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(described), flags=re.MULTILINE)
+    return {name: _without_names_first(comment) for name, comment in fields}
+
+
+def _without_names_first(comment: str) -> str:
+    """A field's comment, which begins with the field's names in `config.json`, with these names behind."""
+    names, _, meaning = comment.partition(": ")
+    if not all("_" in word for word in re.split(", | and ", names)):
+        return comment
+    return f"{meaning} ({names} in config.json)" if meaning else f"called {names} in config.json"
 
 
 def _option(owner: type, field: "dataclasses.Field[Any]", value: Any, panel: str) -> inspect.Parameter:

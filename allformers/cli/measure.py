@@ -190,6 +190,7 @@ def bench(
 
     from allformers.benchmark.contenders import OURS, Setting
     from allformers.benchmark.run import run
+    from allformers.generation.decoder import Decoder
     from allformers.training.recipes import PRECISIONS
 
     if precision not in PRECISIONS:
@@ -201,10 +202,9 @@ def bench(
     presets = find_presets()
     if preset.replace("_", "-") not in presets:
         raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets)}")
-    model_class, make = presets[preset.replace("_", "-")]
-    if not hasattr(model_class, "generate"):
+    model_class, config = presets[preset.replace("_", "-")]
+    if not issubclass(model_class, Decoder):
         messages.print(f"[dim]a {model_class.__name__} does not write: there are no rows decode and train for it[/dim]")
-    config = make()
     setting = Setting(str(find_device(device)), dtype, precision, compile)
     measured = []
     try:

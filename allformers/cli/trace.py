@@ -57,7 +57,7 @@ def trace(
                 f"batch must be at least 1 and seq from 1 to {config.context_length}, not {batch} and {seq}"
             )
         empty = inspection.on_meta(model_class, config, getattr(torch, dtype))
-        given = empty.example(batch, seq, "meta")
+        given = empty.dummy_input(batch, seq, "meta")
         given = given.to(getattr(torch, dtype)) if given.is_floating_point() else given
         traced = inspection.trace(empty, given, name)
     if form is Form.table:

@@ -114,7 +114,7 @@ def generate(
     if compile:
         from allformers.speed.steps import CompiledSteps, compile_steps
 
-        if isinstance(compile_steps(loaded).step, CompiledSteps):
+        if isinstance(compile_steps(loaded).decode_step, CompiledSteps):
             messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")
             list(islice(stream(), 2))
     seq = len(token_ids) if prefill is None else min(prefill, len(token_ids))

@@ -19,7 +19,7 @@ def causal_mask() -> Experiment:
     difference = (whole - alone).abs().max().item()
 
     influence = {}
-    for name, edits in {"with the mask": {}, "without": {"mask": torch.zeros_like}}.items():
+    for name, edits in {"with the mask": {}, "without": {"mask": torch.ones_like}}.items():
         with capture(model, "logits", edits=edits):
             before = model(token_ids)[0]
             rows = []

@@ -1,4 +1,4 @@
-"""The cache of keys and values: the work that it saves, the memory that it takes."""
+"""The KV cache: the work that it saves, the memory that it takes."""
 
 import copy
 import statistics

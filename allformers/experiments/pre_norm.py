@@ -16,18 +16,18 @@ from allformers.training.loop import next_token_loss
 
 
 class PostNormBlock(Block):
-    """GPT-1's order, as in the original transformer: add first, then normalise the stream itself."""
+    """Post-norm, as in the original transformer and GPT-1: add first, then normalise the stream itself."""
 
     @checked
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Add what attention and then the MLP make of the stream, and normalise it after each."""
-        between = self.attention_norm(x + self.attention(x, blocked, cache))
-        return self.mlp_norm(between + self.mlp(between))
+        """Add to the residual stream, and normalise it. Arguments as for attention."""
+        x_mid = self.attention_norm(x + self.attention(x, mask, cache))
+        return self.mlp_norm(x_mid + self.mlp(x_mid))
 
 
 def pre_norm(depths: tuple[int, ...] = (6, 12, 24, 48)) -> Experiment:

@@ -1,16 +1,19 @@
-"""Rotary positions beside learned ones, beyond the length of training."""
+"""Rotary positions (RoPE) beside learned ones, beyond the length of training."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from allformers.experiments.experiment import Experiment, question_of
 from allformers.inputs.tokenizers import ByteTokenizer
 from allformers.inspection import figures
 from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
 from allformers.nn.cache import Cache, LayerCache
-from allformers.nn.rope import angles, frequencies, rotate, turns
+from allformers.nn.rope import apply_rope, default_inv_freq, rope_cos_sin
 from allformers.nn.shapes import checked
 from allformers.training.data import python_documentation
 from allformers.training.loop import Trainer
@@ -18,57 +21,56 @@ from allformers.training.recipes import Recipe
 
 
 class RotaryAttention(CausalSelfAttention):
-    """GPT-2's attention with two lines more: queries and keys are turned by their positions."""
+    """GPT-2's attention with RoPE: queries and keys are rotated by an angle proportional to their position."""
 
     @checked
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from itself and the positions before it, knowing how far away they are."""
-        fused = self.query_key_value(x)
+        """Let each position gather from those that it attends to. Arguments as for GPT-2's attention."""
         queries, keys, values = rearrange(
-            fused,
-            "batch seq (three heads head_dim) -> three batch heads seq head_dim",
-            three=3,
+            self.query_key_value(x),
+            "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim",
+            qkv=3,
             heads=self.config.num_heads,
         )
+        # RoPE: these three lines are new.
         start = 0 if cache is None else cache.cache.length
-        speeds = frequencies(queries.shape[-1], 10_000.0)
-        turned = turns(angles(torch.arange(start, start + x.shape[1]), speeds))
-        queries, keys = rotate(queries, turned), rotate(keys, turned)
+        cos, sin = rope_cos_sin(
+            torch.arange(start, start + x.shape[1]), default_inv_freq(self.config.head_dim, 10000.0)
+        )
+        queries, keys = apply_rope(queries, cos, sin), apply_rope(keys, cos, sin)
         if cache is not None:
             keys, values = cache.append(keys, values)
         scores = einsum(
-            queries * self.scale,
+            queries / math.sqrt(self.config.head_dim),
             keys,
-            "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k",
+            "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k",
         )
-        scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
-        weights = self.weights_dropout(nn.functional.softmax(scores, dim=-1))
-        mixed = einsum(
-            weights, values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim"
-        )
+        scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
+        weights = self.weights_dropout(F.softmax(scores, dim=-1))
+        mixed = einsum(weights, values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch heads seq head_dim")
         merged = rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")
         return self.output_dropout(self.output(merged))
 
 
 class RotaryGPT2(GPT2):
-    """GPT-2 with rotary positions in place of learned ones. The table of learned ones is there and is not used."""
+    """GPT-2 with RoPE in place of learned positions. The table of learned ones is there and is not used."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
-        for layer, block in enumerate(self.blocks):
-            block.attention = RotaryAttention(config, layer)
+        for block in self.blocks:
+            block.attention = RotaryAttention(config)
         self.initialise()
 
     @checked
     def embed(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq embed"]:
-        """Look up each token's vector, and nothing else."""
+        """Look up each token's embedding, and add no position."""
         return self.embedding_dropout(self.token_embedding(token_ids))
 
 
@@ -105,7 +107,7 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
             trainer.advance()
         with torch.no_grad():
             logits = trainer.model.eval()(windows[:, :-1])
-            surprises = nn.functional.cross_entropy(
+            surprises = F.cross_entropy(
                 rearrange(logits, "batch seq vocab -> batch vocab seq"), windows[:, 1:], reduction="none"
             ).mean(0)
         by_place[name] = rearrange(surprises, "(batch seq) -> batch seq", seq=4).mean(-1).tolist()

@@ -16,7 +16,7 @@ def scale() -> Experiment:
     sure: dict[str, list[float]] = {name: [] for name in spread}
     for width in widths:
         queries, keys = torch.randn(500, width), torch.randn(64, width)
-        scores = einsum(queries, keys, "seq_q head_dim, seq_k head_dim -> seq_q seq_k")
+        scores = einsum(queries, keys, "seq head_dim, seq_k head_dim -> seq seq_k")
         for name, factor in zip(spread, (1.0, width**-0.5), strict=True):
             spread[name].append(float((scores * factor).var()))
             sure[name].append(float((scores * factor).softmax(-1).amax(-1).mean()))

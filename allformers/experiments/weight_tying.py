@@ -4,13 +4,14 @@ import dataclasses
 
 from allformers.experiments.experiment import Experiment, question_of
 from allformers.inspection import figures, summarise
-from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.gpt2.checkpoint import SIZES
+from allformers.models.gpt2.gpt2 import GPT2
 
 
 def weight_tying() -> Experiment:
     """What does tying the unembedding to the token embedding save?"""
     shares: dict[str, list[float]] = {"tied": [], "untied": []}
-    presets = {name: make() for name, make in GPT2Config.presets().items()}
+    presets = {size.name: size.config for size in SIZES}
     for config in presets.values():
         for name, tied in zip(shares, (True, False), strict=True):
             one = summarise(GPT2, dataclasses.replace(config, tie_embeddings=tied))
@@ -18,7 +19,7 @@ def weight_tying() -> Experiment:
     saved = {
         name: 1 - tied / untied for name, tied, untied in zip(presets, shares["tied"], shares["untied"], strict=True)
     }
-    small, large = saved["gpt2_small"], saved["gpt2_xl"]
+    small, large = saved["gpt2-small"], saved["gpt2-xl"]
     figure = figures.bars({"share of all parameters": list(saved.values())}, list(saved), "saved")
     return Experiment(
         question=question_of(weight_tying),

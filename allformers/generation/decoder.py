@@ -1,4 +1,4 @@
-"""What a decoder can do beyond one forward pass: write a text, whole or token by token."""
+"""`Decoder`, the base class of models that predict the next token: it adds caches and generation to `Pretrained`."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,35 +6,76 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from allformers.generation.generate import Prompts, as_tensor, pad, write
+from allformers.checkpoints.pretrained import Pretrained
+from allformers.generation.generate import Prompts, as_tensor, decode, pad
 from allformers.generation.sampling import sample, validate
 from allformers.nn.cache import Cache
 from allformers.nn.shapes import check_token_ids, checked
 
 
-class Generative(nn.Module):
-    """What a decoder can do beyond one forward pass: `generate`, `generate_batch`, `stream`, `make_cache`.
+class Decoder(Pretrained):
+    """Base class of autoregressive models: `generate`, `generate_batch`, `stream`, `make_cache`.
 
-    A subclass has a `config` with `context_length`, `vocab_size` and `num_layers`, and the methods `read` (token ids
-    and a cache to the residual stream) and `unembed` (the residual stream to logits).
+    A model has a `config` with `vocab_size`, `context_length` and `num_layers`, and two methods: `residual_stream`,
+    from token ids to the residual stream after the last block, and `unembed`, from there to logits.
     """
 
     config: Any
 
-    @checked
-    def make_cache(self, capacity: int | None = None, padding: Int[Tensor, "batch"] | None = None) -> Cache:
-        """A new, empty cache for this model, with room for `capacity` positions (its whole context if None)."""
-        return Cache(self.config.num_layers, self.config.context_length if capacity is None else capacity, padding)
-
-    def read(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Run the model up to its last block; a subclass says how."""
+    def residual_stream(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """The residual stream after the last block; each model defines it."""
         raise NotImplementedError
 
     def unembed(self, x: Tensor) -> Tensor:
-        """Turn the residual stream into logits; a subclass says how."""
+        """From the residual stream to logits; each model defines it."""
         raise NotImplementedError
+
+    def windows(self) -> list[int | None]:
+        """For each layer, the number of positions that a token attends to, its own included; None for all."""
+        return [None] * int(self.config.num_layers)
+
+    @checked
+    def make_cache(self, capacity: int | None = None, left_padding: Int[Tensor, "batch"] | None = None) -> Cache:
+        """A new, empty cache for this model.
+
+        Args:
+            capacity: positions to make room for; the whole context if None.
+            left_padding: for prompts padded on the left to one length, the padding of each row.
+        """
+        capacity = self.config.context_length if capacity is None else capacity
+        return Cache(self.config.num_layers, capacity, left_padding, self.windows())
+
+    @checked
+    def positions(self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None) -> Int[Tensor, "#batch seq"]:
+        """The position of each token in its own sequence; negative for padding."""
+        seq, device = token_ids.shape[1], token_ids.device
+        if cache is not None:
+            return cache.positions(seq, device)
+        return rearrange(torch.arange(seq, device=device), "seq -> 1 seq")
+
+    @checked
+    def key_positions(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None, window: int | None = None
+    ) -> Int[Tensor, "#batch seq_k"]:
+        """The position of each key that these tokens may meet in a layer with this window."""
+        if cache is None:
+            return self.positions(token_ids)
+        return cache.key_positions(token_ids.shape[1], token_ids.device, window)
+
+    def check_length(self, token_ids: Tensor, cache: Cache | None = None) -> None:
+        """Refuse a text longer than the context, where the model has no embedding for the positions beyond.
+
+        Raises:
+            ValueError: with both lengths.
+        """
+        length = token_ids.shape[1] + (0 if cache is None else cache.length)
+        if length > self.config.context_length:
+            raise ValueError(
+                f"{length} tokens are too many: this model's context_length is {self.config.context_length}. Shorten "
+                "the text, or use `generate`, whose window slides"
+            )
 
     @checked
     def generate(
@@ -143,23 +184,24 @@ class Generative(nn.Module):
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
         stop = torch.tensor(tuple(stop_tokens), dtype=torch.long, device=self._device)
-        prompt, padding = pad(token_ids)
+        prompt, left_padding = pad(token_ids)
         check_token_ids(prompt, self.config.vocab_size)
         check_token_ids(stop.cpu(), self.config.vocab_size)
         generators = None
         if seed is not None and temperature > 0:
             generators = [torch.Generator(self._device).manual_seed(seed + row) for row in range(len(prompt))]
 
-        def pick(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
+        def sample_rows(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
             return sample(logits, temperature, top_k, top_p, generators)
 
-        prompt, padding = prompt.to(self._device), None if padding is None else padding.to(self._device)
-        return write(self, prompt, padding, max_new_tokens, pick, stop, prefill)
+        prompt = prompt.to(self._device)
+        left_padding = None if left_padding is None else left_padding.to(self._device)
+        return decode(self, prompt, left_padding, max_new_tokens, sample_rows, stop, prefill)
 
     @checked
-    def step(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:
-        """Read the newest tokens, and score what may follow the last of them; the others need no logits."""
-        x = self.read(token_ids, cache)
+    def decode_step(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:
+        """The logits after the last of the newest tokens; the other positions need none."""
+        x = self.residual_stream(token_ids, cache)
         return rearrange(self.unembed(x[:, -1:]), "batch 1 vocab -> batch vocab")
 
     @property

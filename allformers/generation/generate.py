@@ -7,7 +7,7 @@ the oldest token drops out, every position shifts by one, and so the whole windo
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -17,49 +17,52 @@ from torch import Tensor, nn
 from allformers.nn.cache import Cache
 from allformers.nn.shapes import checked, unchecked
 
+if TYPE_CHECKING:
+    import allformers.generation.decoder
+
 Prompts = Sequence[Sequence[int] | Int[Tensor, "_"]]
 """Prompts of different lengths: one list (or one-dimensional tensor) of token ids each."""
 
 
 @checked
-def write(
-    model: Any,
+def decode(
+    model: "allformers.generation.decoder.Decoder",
     text: Int[Tensor, "batch seq"],
-    padding: Int[Tensor, "batch"] | None,
+    left_padding: Int[Tensor, "batch"] | None,
     max_new_tokens: int,
-    pick: Callable[[Tensor], Tensor],
+    sample: Callable[[Tensor], Tensor],
     stop: Int[Tensor, "stops"],
     prefill: int | None,
 ) -> Iterator[Int[Tensor, "batch"]]:
-    """Prefill, step, loop: the next token of every row, as soon as it is known.
+    """Prefill, decode step, loop: yield the next token of every row, as soon as it is known.
 
     Args:
         model: a decoder.
-        text: the prompts, the shorter ones filled up on the left.
-        padding: how much of each row is filling; None for none.
-        max_new_tokens: how many tokens to write, at most.
-        pick: chooses each row's token by its logits.
+        text: the prompts, the shorter ones padded on the left.
+        left_padding: the number of padding tokens in each row; None for none.
+        max_new_tokens: how many tokens to generate, at most.
+        sample: chooses each row's token by its logits.
         stop: the tokens that end a row.
         prefill: how many tokens of a prompt to read at once; None reads all at once.
     """
     context = model.config.context_length
-    text, padding = window(text, padding, context)
-    cache = model.make_cache(min(context, text.shape[1] + max_new_tokens), padding)
+    text, left_padding = window(text, left_padding, context)
+    cache = model.make_cache(min(context, text.shape[1] + max_new_tokens), left_padding)
     unread = text
     last: Tensor | None = None
     for count in range(max_new_tokens):
         # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
         with torch.inference_mode(), evaluating(model), unchecked() if count else contextlib.nullcontext():
-            token = pick(next_logits(model, unread, cache, prefill))
+            token = sample(next_logits(model, unread, cache, prefill))
             if last is not None and stop.numel():
                 token = torch.where(torch.isin(last, stop), last, token)
             last = token
             column = rearrange(token, "batch -> batch 1")
-            text, padding = window(torch.cat([text, column], dim=1), padding, context)
+            text, left_padding = window(torch.cat([text, column], dim=1), left_padding, context)
             if cache.length < context:
                 unread = column
             else:
-                cache.clear(padding)
+                cache.clear(left_padding)
                 unread = text
         yield token
         if stop.numel() and bool(torch.isin(token, stop).all()):
@@ -68,15 +71,18 @@ def write(
 
 @checked
 def next_logits(
-    model: Any, token_ids: Int[Tensor, "batch seq"], cache: Cache, prefill: int | None = None
+    model: "allformers.generation.decoder.Decoder",
+    token_ids: Int[Tensor, "batch seq"],
+    cache: Cache,
+    prefill: int | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Read tokens, so many at once, and score what may follow the last of them."""
+    """Read tokens in chunks of `prefill`, and return the logits after the last."""
     seq = token_ids.shape[1]
-    piece = prefill or seq
-    *starts, last = range(0, seq, piece)
+    chunk = prefill or seq
+    *starts, last = range(0, seq, chunk)
     for start in starts:
-        model.read(token_ids[:, start : start + piece], cache)
-    return model.step(token_ids[:, last:], cache)
+        model.residual_stream(token_ids[:, start : start + chunk], cache)
+    return model.decode_step(token_ids[:, last:], cache)
 
 
 @contextlib.contextmanager
@@ -102,22 +108,22 @@ def as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
 
 @checked
 def pad(prompts: Int[Tensor, "batch seq"] | Prompts) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch"] | None]:
-    """Prompts as one tensor, the shorter ones filled up on the left, and how much of each row is filling."""
+    """Prompts as one tensor, the shorter ones padded on the left, and the padding of each row, or None."""
     rows = [as_tensor(prompt) for prompt in prompts]
     if not rows or not all(row.numel() for row in rows):
         raise ValueError("there is nothing to continue: give at least one prompt, and each at least one token")
     longest = max(row.numel() for row in rows)
-    padding = torch.tensor([longest - row.numel() for row in rows])
-    filled = [torch.cat([row.new_zeros(longest - row.numel()), row]) for row in rows]
-    return rearrange(filled, "batch seq -> batch seq"), padding if padding.any() else None
+    left_padding = torch.tensor([longest - row.numel() for row in rows])
+    padded = [torch.cat([row.new_zeros(longest - row.numel()), row]) for row in rows]
+    return rearrange(padded, "batch seq -> batch seq"), left_padding if left_padding.any() else None
 
 
 @checked
 def window(
-    text: Int[Tensor, "batch seq"], padding: Int[Tensor, "batch"] | None, context: int
+    text: Int[Tensor, "batch seq"], left_padding: Int[Tensor, "batch"] | None, context: int
 ) -> tuple[Int[Tensor, "batch window"], Int[Tensor, "batch"] | None]:
-    """The last `context` positions of a text, and what padding is left in them."""
+    """The last `context` positions of a text, and the padding that is left in them."""
     dropped = max(0, text.shape[1] - context)
-    if padding is not None and dropped:
-        padding = (padding - dropped).clamp(min=0)
-    return text[:, dropped:], padding
+    if left_padding is not None and dropped:
+        left_padding = (left_padding - dropped).clamp(min=0)
+    return text[:, dropped:], left_padding

@@ -1,7 +1,7 @@
 """Looking inside a model: `summarise` what it is made of, `capture` its tensors, `trace` its operations, compare runs.
 
-The models know nothing of this. Their methods say what each tensor's axes are in annotations, as any function here says
-of its arguments, and that is all that is needed to find them.
+The models know nothing of this. Their code says what each tensor's axes are, in annotations and in einops patterns, and
+that is all that is needed to find them.
 """
 
 from allformers.inspection.capture import NamedTensor, Seen, capture, names, replaced_by, without_heads

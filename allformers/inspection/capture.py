@@ -7,40 +7,50 @@
     >>> seen["blocks.3.attention.weights"].axes
     ('batch', 'heads', 'seq', 'seq_k')
 
-What can be captured is what the model's own methods annotate with named axes:
+What can be captured, by its module's path and then its name:
 
 - an argument of `forward`: `blocks.3.x`, the residual stream as it enters block 3;
-- a variable: `blocks.3.between`, the stream after attention; `blocks.3.attention.queries`, `.keys`, `.values`,
-  `.scores` (masked, before softmax), `.weights` (after), `.mixed`; `blocks.3.mlp.active`; `logits`;
+- a variable: `blocks.3.x_mid`, the stream after attention; `blocks.3.attention.queries`, `.keys`, `.values`, `.scores`
+  (masked, before softmax), `.weights` (after), `.mixed`; `blocks.3.mlp.activated`; `logits`. It is taken once it has
+  its last value: keys with those that the cache holds;
 - a result: `blocks.3`, the stream as it leaves block 3; `blocks.3.attention` and `blocks.3.mlp`, what each adds to it;
   of a method other than `forward`, its name: `embed`.
 
-How it works: the source of those methods is read, a call is put behind each annotated tensor, and the result takes the
+Where the axes come from: arguments, results and some variables have them in their annotations. The axes of any other
+variable are those that the code states as it uses it:
+
+1. in the last einops pattern that reads it: `einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k
+   head_dim -> ...")` names those of both. A method of the same class that gets it, as in `self.score(queries, keys)`,
+   counts as a pattern: its arguments have annotations;
+2. else in the right side of the pattern that made it: after `queries, keys, values = rearrange(..., "... -> qkv batch
+   heads seq head_dim")` each has all of these axes but the first;
+3. else, if it was an argument before, in that argument's annotation.
+
+A pattern that names each axis by itself goes before one with brackets. Where there are only brackets they stay, as one
+axis: `merged` has the axes `batch`, `seq` and `(heads head_dim)`. A variable is left out if no pattern tells its axes,
+if the pattern has `...`, or if it gets a value in a branch or a loop only. Where several methods of a module have a
+variable of one name, `forward`'s is meant, or else that of the method which the others call: a name is one tensor.
+
+How it works: the source of those methods is read, a call is put behind each such tensor, and the result takes the
 method's place in this one model until the block ends. So a model that nobody looks into runs the code that is in its
 file, at its speed, and nothing of this is in it.
 """
 
-import ast
 import contextlib
 import fnmatch
 import functools
-import inspect
-import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from einops import rearrange
 from torch import Tensor, nn
 
+from allformers.inspection.source import methods_with_taps
 from allformers.nn.shapes import ShapeError
 
 Edit = Callable[[Tensor], Tensor]
 """Something that takes a captured tensor and gives the one to go on with, of the same shape."""
-
-_KINDS = {"Float", "Int", "Integer", "Bool", "Shaped"}
-_OF_MODELS = ("allformers.models.", "allformers.practice.")
-_OF_LIBRARIES = {"allformers", "builtins", "torch", "transformers"}
-"""Modules whose classes are looked into, and libraries whose others are not; somebody's own model is."""
 
 
 class NamedTensor(NamedTuple):
@@ -49,7 +59,7 @@ class NamedTensor(NamedTuple):
     Attributes:
         name: where it was seen: the module's path, then the variable.
         values: the tensor.
-        axes: the name of each axis; "1" for one that only broadcasts.
+        axes: the name of each axis; "1" for one that only broadcasts, "(heads head_dim)" for two in one.
     """
 
     name: str
@@ -60,6 +70,14 @@ class NamedTensor(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """The size of each axis, by name."""
         return dict(zip(self.axes, self.values.shape, strict=True))
+
+    @property
+    def by_head(self) -> Tensor:
+        """The values with one axis for all query heads: `kv_heads group` is `heads`, those of one key head together."""
+        axes = " ".join(self.axes)
+        if "kv_heads group" not in axes:
+            return self.values
+        return rearrange(self.values, f"{axes} -> {axes.replace('kv_heads group', '(kv_heads group)')}")
 
 
 class Seen(Mapping[str, NamedTensor]):
@@ -84,10 +102,12 @@ class Seen(Mapping[str, NamedTensor]):
     def by_layer(self, suffix: str) -> list[Tensor]:
         """One tensor of each block, such as "attention.weights", in the order of the blocks.
 
+        The same axes in every model: grouped query heads are numbered through, as in `NamedTensor.by_head`.
+
         Raises:
             KeyError: no block has one that was captured.
         """
-        found = {name: seen.values for name, seen in self._found.items() if _in_block(name) == suffix}
+        found = {name: seen.by_head for name, seen in self._found.items() if _in_block(name) == suffix}
         if not found:
             raise KeyError(f"no block's {suffix or 'result'} was captured")
         return [found[name] for name in sorted(found, key=lambda name: int(name.split(".")[1]))]
@@ -103,8 +123,8 @@ def names(model: nn.Module) -> list[str]:
     """Everything that can be captured in a model, in the order of its modules."""
     found = []
     for path, module in model.named_modules():
-        for method in _methods(module.__class__):
-            for variable, _ in _instrumented(method).tapped:
+        for method in methods_with_taps(module.__class__):
+            for variable in method.tapped:
                 name = _join(path, variable)
                 if name and name not in found:  # what the model's own forward returns has a name already: logits
                     found.append(name)
@@ -138,12 +158,15 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
     change = {name: edit for pattern, edit in edits.items() for name in _matching(known, pattern)}
     seen = Seen()
 
-    def tap(path: str, variable: str, axes: tuple[str, ...], value: Any) -> Any:
+    def tap(path: str, variable: str, axes: tuple[str, ...], annotated: bool, value: Any) -> Any:
         name = _join(path, variable)
         if not isinstance(value, Tensor):
             return value
         if len(axes) != value.ndim:
-            raise ShapeError(f"{name} has {value.ndim} axes, but its annotation names {len(axes)}: {' '.join(axes)}")
+            if not annotated and name not in change:  # a pattern for another case, which did not run
+                return value
+            source = "annotation" if annotated else "pattern"
+            raise ShapeError(f"{name} has {value.ndim} axes, but its {source} names {len(axes)}: {' '.join(axes)}")
         if name in change:
             edited = change[name](value)
             if edited.shape != value.shape:
@@ -159,20 +182,27 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
 
     with contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
-            for method in _methods(module.__class__):
-                made = _instrumented(method).make(functools.partial(tap, path))
-                stack.callback(_put, module, method.__name__, vars(module).get(method.__name__))
-                _put(module, method.__name__, types.MethodType(made, module))
+            for method in methods_with_taps(module.__class__):
+                made = method.make(functools.partial(tap, path))
+                stack.callback(_put, module, method.name, vars(module).get(method.name))
+                _put(module, method.name, types.MethodType(made, module))
         yield seen
 
 
 def without_heads(*heads: int) -> Edit:
-    """An edit of `mixed` (or of `weights`) that silences attention heads: what they would pass on becomes zero."""
+    """An edit of `mixed` (or of `weights`) that silences query heads: what they would pass on becomes zero.
+
+    Grouped heads, of axes `batch kv_heads group seq ...`, are numbered through: those of the first key head come first.
+    """
 
     def edit(values: Tensor) -> Tensor:
-        silenced = values.clone()
+        grouped = values.ndim == 5
+        silenced = rearrange(values, "batch kv_heads group ... -> batch (kv_heads group) ...") if grouped else values
+        silenced = silenced.clone()
         silenced[:, list(heads)] = 0
-        return silenced
+        if not grouped:
+            return silenced
+        return rearrange(silenced, "batch (kv_heads group) ... -> batch kv_heads group ...", kv_heads=values.shape[1])
 
     return edit
 
@@ -206,111 +236,3 @@ def _suggest(pattern: str, known: Sequence[str]) -> str:
     near = [name for name in known if name.rpartition(".")[2] == last]
     endings = sorted({name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()})
     return f"there is {', '.join(near[:4])}" if near else f"names end in: {', '.join(endings)}"
-
-
-class _Instrumented(NamedTuple):
-    """A method whose annotated tensors go through a function.
-
-    Attributes:
-        make: from that function to the method.
-        tapped: what goes through it: names and axes.
-    """
-
-    make: Callable[[Callable[..., Any]], Callable[..., Any]]
-    tapped: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-@functools.cache
-def _methods(kind: type) -> tuple[Callable[..., Any], ...]:
-    """The methods of a class, its own and inherited, that are written in a model's file and name a tensor."""
-    found: dict[str, Callable[..., Any]] = {}
-    for base in kind.__mro__:
-        if base.__module__.startswith(_OF_MODELS) or base.__module__.partition(".")[0] not in _OF_LIBRARIES:
-            for name, member in vars(base).items():
-                if inspect.isfunction(member) and not name.startswith("__"):
-                    found.setdefault(name, member)
-    return tuple(method for method in found.values() if _has_source(method) and _instrumented(method).tapped)
-
-
-def _has_source(method: Callable[..., Any]) -> bool:
-    """Whether what a method was written as can be read; what was typed at a prompt of Python cannot."""
-    try:
-        return bool(inspect.getsource(inspect.unwrap(method)))
-    except OSError:
-        return False
-
-
-@functools.cache
-def _instrumented(method: Callable[..., Any]) -> _Instrumented:
-    original: Any = inspect.unwrap(method)
-    lines, first = inspect.getsourcelines(original)
-    tree = ast.parse(textwrap.dedent("".join(lines)))
-    (function,) = tree.body
-    assert isinstance(function, ast.FunctionDef)
-    tapped = _tap(function, "" if function.name == "forward" else function.name)
-    factory = ast.parse("def factory(__tap__, __class__): pass").body[0]
-    assert isinstance(factory, ast.FunctionDef)
-    factory.body = [function, ast.parse(f"return {function.name}").body[0]]
-    ast.increment_lineno(function, first - 1)  # so that tracebacks and traces point to the file
-    tree.body = [factory]
-    made: dict[str, Any] = {}
-    code = compile(ast.fix_missing_locations(tree), inspect.getsourcefile(original) or "?", "exec")
-    exec(code, original.__globals__, made)
-    # What `super()` needs to know: the class in which the method stands.
-    free = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
-    owner = free["__class__"].cell_contents if "__class__" in free else None
-    return _Instrumented(lambda tap: made["factory"](tap, owner), tuple(tapped))
-
-
-def _tap(function: ast.FunctionDef, result: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Send a function's annotated tensors through `__tap__`: arguments first, variables once final, then the result."""
-    arguments = function.args.args if function.name == "forward" else []  # elsewhere they are another's result
-    given = [(argument.arg, axes) for argument in arguments if (axes := _axes(argument.annotation))]
-    variables: dict[str, tuple[str, ...]] = {}
-    for node in ast.walk(function):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and (axes := _axes(node.annotation)):
-            variables[node.target.id] = axes
-    body: list[ast.stmt] = []
-    last = {name: max(i for i, s in enumerate(function.body) if name in _assigned(s)) for name in variables}
-    for index, statement in enumerate(function.body):
-        body.append(statement)
-        body += [_call(name, variables[name], statement) for name in variables if last[name] == index]
-    start = 1 if ast.get_docstring(function) is not None else 0
-    function.body = [*body[:start], *(_call(name, axes, body[start]) for name, axes in given), *body[start:]]
-    tapped = given + list(variables.items())
-    returned = _axes(function.returns)
-    if returned:
-        for node in ast.walk(function):
-            if isinstance(node, ast.Return) and node.value is not None:
-                node.value = ast.copy_location(_through(result, returned, node.value), node.value)
-        tapped.append((result, returned))
-    return tapped
-
-
-def _axes(annotation: ast.expr | None) -> tuple[str, ...] | None:
-    """The axes that `Float[Tensor, "batch seq"]` names; None for any other annotation, or if it leaves some unnamed."""
-    if not (isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name)):
-        return None
-    parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else []
-    if annotation.value.id not in _KINDS or len(parts) != 2 or not isinstance(parts[1], ast.Constant):
-        return None
-    axes = str(parts[1].value).split()
-    return None if {"...", "_"} & set(axes) else tuple(axis.lstrip("#") for axis in axes)
-
-
-def _assigned(statement: ast.stmt) -> set[str]:
-    """The variables that a statement, or one inside it, gives a value."""
-    bare = {n.target for n in ast.walk(statement) if isinstance(n, ast.AnnAssign) and n.value is None}
-    stored = (n for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
-    return {node.id for node in stored if node not in bare}
-
-
-def _through(name: str, axes: tuple[str, ...], value: ast.expr) -> ast.Call:
-    names_of_axes = ast.Tuple([ast.Constant(axis) for axis in axes], ast.Load())
-    return ast.Call(ast.Name("__tap__", ast.Load()), [ast.Constant(name), names_of_axes, value], [])
-
-
-def _call(name: str, axes: tuple[str, ...], after: ast.stmt) -> ast.stmt:
-    """`name = __tap__("name", axes, name)`, on the line of the statement that it follows."""
-    value = _through(name, axes, ast.Name(name, ast.Load()))
-    return ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], value), after)

@@ -18,7 +18,7 @@ class Member(NamedTuple):
         added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
         modules: lines of new code in its file that say what it computes: classes and functions.
         configuration: lines that say of which sizes it may be, and is.
-        tables: lines that say how checkpoints call all that, there or in a module `checkpoint` beside it.
+        tables: lines of `checkpoint.py` beside it, that say how checkpoints call all that.
     """
 
     entry: Entry
@@ -60,23 +60,17 @@ def family() -> list[Member]:
 
 
 def _lines_by_part(path: Path, tree: ast.Module) -> dict[str, int]:
-    """How many lines of code each part of a model has; a constant belongs to the part that it stands before."""
+    """The lines of code of each part of a model; a constant belongs to the part that it stands before."""
     code = _code_lines(path, tree)
     counted = {"modules": 0, "configuration": 0, "tables": 0}
-    part = "tables"
+    part = "modules"
     for node in reversed(tree.body):
-        match node:
-            case ast.ClassDef(name=name):
-                part = "configuration" if name.endswith("Config") else "modules"
-            case ast.FunctionDef():
-                part = "modules"
-            case ast.Assign(targets=[ast.Attribute(attr="format")]):
-                part = "tables"
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            part = "configuration" if node.name.endswith("Config") else "modules"
         first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
         counted[part] += len(code & {*range(first, (node.end_lineno or node.lineno) + 1)})
     beside = path.with_name("checkpoint.py")
-    if beside.exists():
-        counted["tables"] += len(_code_lines(beside, ast.parse(beside.read_text(encoding="utf-8"))))
+    counted["tables"] = len(_code_lines(beside, ast.parse(beside.read_text(encoding="utf-8"))))
     return counted
 
 

@@ -134,7 +134,7 @@ def label(tokenizer: "Tokenizer", token_id: int) -> str:
 def attention_grid(seen: Seen, labels: Sequence[str]) -> "Figure":
     """The attention weights of all heads of all layers, of the first text captured: a row for each layer.
 
-    In each map a row is a position that looks, and a column one that is looked at.
+    In each map a row is a query's position, and a column a key's.
     """
     layers = [weights[0].float().cpu() for weights in seen.by_layer("attention.weights")]
     heads, side = len(layers[0]), len(labels)
@@ -157,7 +157,7 @@ def attention_grid(seen: Seen, labels: Sequence[str]) -> "Figure":
 
 
 def attention_head(seen: Seen, labels: Sequence[str], layer: int, head: int) -> "Figure":
-    """One head's attention weights, large: each row says where its token looks, and adds up to one."""
+    """One head's attention weights, large: a row says how a query shares them out, and adds up to one."""
     weights = _head(seen, layer, head)
     count = len(labels)
     side = min(10.5, max(3.5, 0.2 * count + 1.5))
@@ -171,14 +171,14 @@ def attention_head(seen: Seen, labels: Sequence[str], layer: int, head: int) -> 
         axes.set_yticks(places, [labels[place] for place in places], fontsize=size)
         _label_below(axes, places, [labels[place] for place in places], size)
         axes.set_title(f"layer {layer}, head {head}")
-        axes.set_ylabel("looks")
-        axes.set_xlabel("is looked at")
+        axes.set_ylabel("query")
+        axes.set_xlabel("key")
         figure.colorbar(image, ax=axes, label="weight", shrink=0.8)
     return figure
 
 
 def attention_arcs(seen: Seen, labels: Sequence[str], layer: int, head: int, least: float = 0.05) -> "Figure":
-    """One head's attention as arcs from each token to those that it looks back at, the thicker the more.
+    """One head's attention as arcs from each query back to its keys, the thicker the larger the weight.
 
     Weights below `least` are left out, and so is what a token gives to itself.
     """
@@ -190,13 +190,13 @@ def attention_arcs(seen: Seen, labels: Sequence[str], layer: int, head: int, lea
         figure = new_figure(max(5.0, 0.22 * count), 4)
         axes = figure.add_subplot()
         widest = 1
-        for looks in range(count):
-            for at in range(looks):
-                weight = float(weights[looks, at])
+        for query in range(count):
+            for key in range(query):
+                weight = float(weights[query, key])
                 if weight >= least:
-                    widest = max(widest, looks - at)
-                    middle, width = (looks + at) / 2, looks - at
-                    colour = COLOURS[0] if at else COLOURS[1]
+                    widest = max(widest, query - key)
+                    middle, width = (query + key) / 2, query - key
+                    colour = COLOURS[0] if key else COLOURS[1]
                     height = 2 * math.sqrt(width)
                     line: dict[str, Any] = {
                         "color": colour,
@@ -214,7 +214,7 @@ def attention_arcs(seen: Seen, labels: Sequence[str], layer: int, head: int, lea
 
 
 def head_entropy(seen: Seen) -> "Figure":
-    """How spread out each head's attention is: the mean over positions of its entropy, in bits."""
+    """Each head's entropy, in bits, on average over positions: how spread out its attention is."""
     rows = [entropy(weights[0].float().cpu()).mean(-1).tolist() for weights in seen.by_layer("attention.weights")]
     with drawing():
         figure = new_figure(max(4.0, 0.55 * len(rows[0]) + 2), max(2.5, 0.42 * len(rows) + 1.2))
@@ -230,7 +230,7 @@ def head_entropy(seen: Seen) -> "Figure":
 
 
 def stream_norms(seen: Seen, first: str = "first token") -> "Figure":
-    """How long the residual stream's vectors are as each block receives them, and as the last one leaves them."""
+    """The residual stream's norms: the length of its vectors as each block receives them, and after the last one."""
     stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
     norms = [x[0].float().norm(dim=-1).cpu() for x in stream]
     with drawing():
@@ -264,7 +264,7 @@ def stream_norms(seen: Seen, first: str = "first token") -> "Figure":
 def next_tokens(
     logits: "Tensor", labels: Sequence[str], tokenizer: "Tokenizer", top: int = 6, of: str = "after"
 ) -> "Figure":
-    """What the model expects after each position, or at it: the likeliest tokens, each with its probability.
+    """The likeliest next tokens after each position, or those at it, each with its probability.
 
     Args:
         logits: axes `seq vocab`.
@@ -309,7 +309,7 @@ def patches(image: "Tensor", patch_size: int) -> "Figure":
 
 
 def attention_to_patches(seen: Seen, rows: int) -> "Figure":
-    """Where the position that stands for the whole image looks, in every head of every layer, patch by patch."""
+    """The class token's attention weights in every head of every layer, patch by patch."""
     from einops import rearrange
     from matplotlib.colors import PowerNorm
 
@@ -449,7 +449,7 @@ def _head(seen: Seen, layer: int, head: int) -> "Tensor":
 
 
 def _map(axes: "Axes", weights: "Tensor") -> Any:
-    """Attention weights as shades; what no position may look at, since it comes later, stays blank."""
+    """Attention weights as shades; keys that no query may attend to, since they come later, stay blank."""
     shown = weights.clone()
     later = shown.new_ones(shown.shape).triu(1 + shown.shape[1] - shown.shape[0]).bool()
     if not shown[later].any():

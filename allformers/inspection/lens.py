@@ -1,4 +1,4 @@
-"""What a model answers, and where it looks: the logit lens, missing tokens filled in, the most focused head."""
+"""The logit lens, masked tokens filled in, and the most focused head: a model's answers, and where it attends."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokenizer", of: str = "after") -> "Figure":
-    """What the model would answer if it stopped after each block: the stream there, unembedded.
+    """The logit lens: the residual stream after each block, unembedded, as if the model stopped there.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
@@ -31,7 +31,7 @@ def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokeni
 
 
 def label_lens(seen: Seen, model: Any, names: Sequence[str], top: int = 6) -> "Figure":
-    """What the model would say an image shows if it stopped after each block; the last row is its answer."""
+    """The logit lens of a classifier: its labels if it stopped after each block; the last row is its answer."""
     import torch
 
     stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
@@ -42,7 +42,7 @@ def label_lens(seen: Seen, model: Any, names: Sequence[str], top: int = 6) -> "F
 
 
 def fill_in(loaded: Any, given: "Tensor", tokenizer: "Tokenizer") -> tuple[list[int], "Tensor"]:
-    """What a model that reads both sides would fill in: at the places where a token is missing, or for each in turn.
+    """The logits of masked tokens: those that are masked in the text, or else each in turn.
 
     Returns:
         The places, and for each the scores of all tokens.
@@ -71,7 +71,7 @@ def fill_in(loaded: Any, given: "Tensor", tokenizer: "Tokenizer") -> tuple[list[
 
 
 def most_focused(seen: "Seen") -> tuple[int, int]:
-    """The layer and head whose attention is least spread out, of those that look at more than their own position."""
+    """The layer and head whose attention is least spread out, of those that attend to more than their own position."""
     best, place = float("inf"), (0, 0)
     for layer, weights in enumerate(seen.by_layer("attention.weights")):
         own = weights[0].diagonal(dim1=-2, dim2=-1).mean(-1)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.checkpoints.loading import weight_axes, without_memory
+from allformers.checkpoints.loading import meta_model, weight_axes
+from allformers.generation.decoder import Decoder
 
 
 class ModuleCost(NamedTuple):
@@ -49,7 +50,7 @@ class Summary(NamedTuple):
 
 def on_meta(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A model on the meta device: it has all shapes and no numbers, and takes no memory."""
-    return without_memory(model_class, config).to(dtype).to("meta").eval()
+    return meta_model(model_class, config).to(dtype).to("meta").eval()
 
 
 def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:
@@ -64,9 +65,9 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         dtype: of the weights and the cache.
     """
     model = on_meta(model_class, config, dtype)
-    given = model.example(1, config.context_length, "meta")
+    given = model.dummy_input(1, config.context_length, "meta")
     given = given.to(dtype) if given.is_floating_point() else given
-    cache = model.make_cache() if hasattr(model, "make_cache") else None
+    cache = model.make_cache() if isinstance(model, Decoder) else None
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
         model(given) if cache is None else model(given, cache=cache)

@@ -11,9 +11,9 @@ list that can be read, counted and added up:
 """
 
 import contextlib
-import inspect
 import json
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -26,29 +26,31 @@ from typing import Any, NamedTuple
 
 import einops
 import torch
+import torch.nn.functional as F
 from einops.parsing import ParsedExpression
 from torch import Tensor, nn
 
 from allformers.checkpoints.loading import weight_axes
-from allformers.nn.linear import Linear
 
 EINOPS: Mapping[str, Callable[..., Any]] = {
     name: getattr(einops, name) for name in ("rearrange", "repeat", "reduce", "einsum")
 }
+
+LINEAR: Callable[..., Tensor] = F.linear
 
 
 class Operation(NamedTuple):
     """One named operation of a pass.
 
     Attributes:
-        module: the path of the module whose code it is in; empty for the model itself.
+        module: the path of the module that does it, itself or by a function that it calls; empty for the model itself.
         function: the method or function there.
         file: the source file, relative to the package.
         line: where it stands there.
-        kind: rearrange, repeat, reduce, einsum, or linear for a layer's product with its weight.
+        kind: rearrange, repeat, reduce, einsum, or linear for a product with a weight, of a layer or of an expert.
         pattern: what it does, in axes.
         sizes: the size of each axis in the pattern.
-        flops: multiplications and additions, counted apart; 0 for what only moves numbers.
+        flops: multiplications and additions, counted apart, of products that are summed; 0 for all else.
         bytes_read: of its arguments.
         bytes_written: of its result; 0 if that is another view of the same memory.
         milliseconds: how long it took; None on the meta device.
@@ -171,10 +173,14 @@ class _Recorder:
         self.root = Path(__file__).parents[1]
         config: Any = model.config
         axes = weight_axes(model)  # type: ignore[arg-type]
-        self.axes: Mapping[str, int] = config.axes
-        self.linears = {
-            module: axes[f"{path}.weight"] for path, module in model.named_modules() if isinstance(module, Linear)
+        self.sizes: Mapping[str, int] = config.axes
+        self.weights = {
+            parameter.untyped_storage()._cdata: (parameter, axes[name])
+            for name, parameter in model.named_parameters()
+            if name in axes
         }
+        self.layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        self.inside = False
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -192,37 +198,73 @@ class _Recorder:
         found: dict[str, int] = {name: size for name, size in sizes.items() if isinstance(size, int)}
         for side, tensor in (*zip(left.split(","), tensors, strict=True), (right, result)):
             found |= _sizes(side, tensor, found)
-        summed = kind == "einsum" and len(tensors) > 1
-        flops = 2 * math.prod(_named(left + " " + right, found).values()) if summed else 0
+        summed = kind == "einsum" and _named(left, found).keys() > _named(right, found).keys()
+        flops = 2 * math.prod(_named(left, found).values()) if summed else 0
         self.note(kind, " ".join(pattern.split()), _named(pattern, found), flops, inputs, result, taken)
         return result
 
-    def linear(self, layer: Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Apply a linear layer, and note it as the einsum that it is."""
+    def layer(self, layer: nn.Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Apply a linear layer, and note it; how it does so is its own business."""
+        self.inside = True
+        try:
+            return self.product(partial(original, x), x, layer.weight, layer.bias)
+        finally:
+            self.inside = False
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Do what `F.linear` does, and note it unless it is a layer's that is noted anyway."""
+        original = partial(LINEAR, x, weight, bias)
+        return original() if self.inside else self.product(original, x, weight, bias)
+
+    def product(self, original: Callable[[], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply with a weight, and note it as the einsum that it is."""
         start = self.now()
-        result = original(x)
+        result = original()
         taken = self.now() - start
-        outputs, inputs = _sides(self.linears[layer])
-        rows = "batch seq" if x.ndim == 3 else "rows"
+        owner = self.owner(_caller(sys._getframe(1), self.root))
+        axes = self.axes_of(weight, owner)
+        if axes is None:  # none of the model's weights, or rounded
+            return result
+        *several, outputs, inputs = _groups(axes)
+        rows = "batch seq" if x.ndim == 3 else "routed" if several else "tokens" if self.paths.get(owner) else "batch"
         sizes = dict(zip(rows.split(), x.shape, strict=False))
-        sizes |= {name: self.axes[name] for side in (inputs, outputs) for name in ParsedExpression(side).identifiers}
+        sizes |= {name: self.sizes[name] for side in (inputs, outputs) for name in re.findall(r"\w+", side)}
+        if outputs == inputs:  # two axes of one size, which a pattern has to tell apart
+            outputs = f"{inputs}_out"
+            sizes[outputs] = sizes[inputs]
         pattern = f"{rows} {inputs}, {outputs} {inputs} -> {rows} {outputs}"
-        flops = 2 * x.numel() * layer.out_features
-        read = [x, layer.weight, *([] if layer.bias is None else [layer.bias])]
-        self.note("linear", pattern, _named(pattern, sizes), flops, read, result, taken)
+        read = [x, weight, *([] if bias is None else [bias])]
+        self.note("linear", pattern, _named(pattern, sizes), 2 * x.numel() * weight.shape[0], read, result, taken)
         return result
+
+    def axes_of(self, weight: Tensor, owner: nn.Module | None) -> str | None:
+        """The axes of a weight: of a parameter, of one part of it, or of a copy in another dtype."""
+        found = self.weights.get(weight.untyped_storage()._cdata)
+        if found is not None:
+            return found[1]
+        own = [self.weights.get(one.untyped_storage()._cdata) for one in owner.parameters()] if owner else []
+        return next((known[1] for known in own if known is not None and known[0].shape == weight.shape), None)
+
+    def owner(self, frame: FrameType | None) -> nn.Module | None:
+        """The module whose method runs, or has called the function that does."""
+        while frame is not None:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and module in self.paths:
+                return module
+            frame = frame.f_back
+        return None
 
     def note(
         self, kind: str, pattern: str, sizes: Mapping[str, int], flops: int, read: list[Tensor], result: Any, ms: float
     ) -> None:
         """Add an operation, with the place in the source that it was called from."""
         frame = _caller(sys._getframe(1), self.root)
-        owner = frame.f_locals.get("self")
+        owner = self.owner(frame)
         storages = {tensor.untyped_storage()._cdata for tensor in read}
         written = 0 if result.untyped_storage()._cdata in storages else result.nbytes
         self.operations.append(
             Operation(
-                self.paths.get(owner, "") if isinstance(owner, nn.Module) else "",
+                "" if owner is None else self.paths[owner],
                 frame.f_code.co_name,
                 str(Path(frame.f_code.co_filename).relative_to(self.root)),
                 frame.f_lineno,
@@ -238,11 +280,11 @@ class _Recorder:
 
 
 def _caller(frame: FrameType | None, root: Path) -> FrameType:
-    """The nearest function of this package, outside this file and the linear layer, that is being run."""
-    own = {__file__, inspect.getsourcefile(Linear)}
+    """The nearest function of this package that is being run, other than what watches, checks and multiplies."""
+    others = (__file__, str(root / "nn" / "shapes.py"), str(root / "speed"))
     while frame is not None:
         file = frame.f_code.co_filename
-        if file not in own and Path(file).is_relative_to(root) and "shapes.py" not in file:
+        if Path(file).is_relative_to(root) and not file.startswith(others):
             return frame
         frame = frame.f_back
     raise RuntimeError("an operation was called from outside the package")
@@ -250,9 +292,9 @@ def _caller(frame: FrameType | None, root: Path) -> FrameType:
 
 @contextlib.contextmanager
 def _watching(recorder: _Recorder) -> Iterator[None]:
-    """Put the recorder between this package's modules and einops, and between the model and its linear layers."""
+    """Put the recorder between this package's modules and einops, and between the model and its products."""
     changed: list[tuple[ModuleType, str]] = []
-    layers = [layer for layer in recorder.linears if "forward" not in vars(layer)]
+    layers = [layer for layer in recorder.layers if "forward" not in vars(layer)]
     try:
         for module in [m for name, m in sys.modules.items() if name.startswith("allformers.") and name != __name__]:
             for kind, function in EINOPS.items():
@@ -260,28 +302,28 @@ def _watching(recorder: _Recorder) -> Iterator[None]:
                     changed.append((module, kind))
                     setattr(module, kind, partial(recorder.einops, kind))
         for layer in layers:
-            vars(layer)["forward"] = partial(recorder.linear, layer, layer.forward)
+            vars(layer)["forward"] = partial(recorder.layer, layer, layer.forward)
+        vars(F)["linear"] = recorder.linear
         yield
     finally:
+        vars(F)["linear"] = LINEAR
         for module, kind in changed:
             setattr(module, kind, EINOPS[kind])
         for layer in layers:
             vars(layer).pop("forward", None)
 
 
-def _sides(axes: str) -> tuple[str, str]:
-    """A weight's outputs and inputs: `(heads head_dim) embed` is `(heads head_dim)` and `embed`."""
-    groups = ParsedExpression(axes).composition
-    texts = [f"({' '.join(group)})" if len(group) > 1 else group[0] for group in groups]
-    return texts[0], texts[1]
+def _groups(axes: str) -> list[str]:
+    """The axes of a weight one by one: `(heads head_dim) embed` is `(heads head_dim)` and `embed`."""
+    return re.findall(r"\([^)]*\)|\w+", axes)
 
 
 def _sizes(side: str, tensor: Any, known: Mapping[str, int]) -> dict[str, int]:
     """The sizes of the axes in one side of a pattern, read off the tensor and off what is known already."""
     found = dict(known)
-    if not isinstance(tensor, Tensor):  # a list of tensors, which einops stacks along the first axis
-        return found
-    groups, shape = list(ParsedExpression(side.strip()).composition), list(tensor.shape)
+    # Of a list of tensors, which einops stacks, the first axis is the list.
+    shape = list(tensor.shape) if isinstance(tensor, Tensor) else [len(tensor), *tensor[0].shape]
+    groups = list(ParsedExpression(side.strip()).composition)
     if "…" in groups:  # any number of axes, without names
         place = groups.index("…")
         del shape[place : place + len(shape) - len(groups) + 1]

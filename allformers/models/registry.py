@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.config_json import read_config
 from allformers.checkpoints.hub import locate, read_json, require
+from allformers.checkpoints.tables import Size
+from allformers.nn.config import Config
 
 
 class Entry(NamedTuple):
@@ -33,6 +35,11 @@ class Entry(NamedTuple):
         """Import the model's class."""
         return getattr(self.import_module(), self.class_name)
 
+    def sizes(self) -> tuple[Size, ...]:
+        """The model's own sizes, published ones and small ones, from `checkpoint.py` beside it."""
+        found: tuple[Size, ...] = importlib.import_module(f"{self.module.rpartition('.')[0]}.checkpoint").SIZES
+        return found
+
 
 READING_ORDER: tuple[Entry, ...] = (
     Entry("gpt2", "allformers.models.gpt2.gpt2", "GPT2", "gpt2"),
@@ -51,6 +58,33 @@ READING_ORDER: tuple[Entry, ...] = (
 """Each model may import earlier ones, never later ones."""
 
 
+def entry_for(config: Config) -> Entry:
+    """The model that a configuration is for, or the one that it is a variant of.
+
+    Raises:
+        ValueError: it is of no model here.
+    """
+    for entry in READING_ORDER:
+        if any(type(config) is one.checkpoint_format().config_class for one in _with_variants(entry)):
+            return entry
+    raise ValueError(f"{type(config).__name__} is the configuration of no model here")
+
+
+def class_for(config: Config) -> type[Any]:
+    """The class of the model that a configuration is for.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    classes = _with_variants(entry_for(config))
+    return next(one for one in classes if one.checkpoint_format().config_class is type(config))
+
+
+def _with_variants(entry: Entry) -> list[type[Any]]:
+    model_class = entry.load()
+    return [model_class, *model_class.checkpoint_format().variants()]
+
+
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model here; see `allformers.load`."""
     model_class, _ = load_config(name, revision)
@@ -67,7 +101,7 @@ def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any
     model_type = given.get("model_type")
     for entry in READING_ORDER:
         if entry.model_type == model_type:
-            model_class = entry.load()
-            return model_class, read_config(model_class.format, given, where=f"{name}/config.json")
+            model_class = entry.load().variant_for(given)
+            return model_class, read_config(model_class.checkpoint_format(), given, where=f"{name}/config.json")
     known = ", ".join(entry.model_type for entry in READING_ORDER)
     raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")

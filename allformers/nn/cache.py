@@ -1,11 +1,18 @@
-"""What a decoder remembers of the positions that it has seen, so that each new token costs one position and not all.
+"""The KV cache: what a decoder keeps of the positions that it has read, so that each new token costs one position.
 
-Earlier tokens never see later ones, so their keys and values do not change as the text grows: they are computed once
-and kept. The caller owns the cache and passes it to the model; each layer appends to its part; the model advances the
-length once, at the end of a forward pass that went through.
+An earlier token never attends to a later one, so its keys and values do not change as the text grows: they are computed
+once and kept. The caller owns the cache and passes it to the model. Each layer appends to its own state, and the model
+advances the length once, at the end of a pass that went through; a pass that fails leaves the cache as it was.
+
+| state | what it keeps | a layer calls |
+|---|---|---|
+| `LayerCache` | keys and values (or one latent) of all positions | `append` |
+| `RollingCache` | those of the last positions, within a sliding window | `append` |
+| `FixedState` | tensors of a fixed size, replaced at each pass (recurrent layers) | `update` |
+| `SourceCache` | keys and values of another text, filled once (cross-attention) | `fill` |
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -16,18 +23,19 @@ from allformers.nn.shapes import checked
 
 
 class Cache:
-    """The memory of one batch of sequences: a `LayerCache` for each layer, and how many positions they hold.
+    """The KV cache of one batch of sequences: a state for each layer, and the number of positions they hold.
 
     Args:
         num_layers: layers of the model.
-        capacity: positions to make room for. All of it is allocated at the first use, so that appending never copies.
-        padding: for sequences of different lengths, padded on the left to one length: how many of each row's first
-            positions are padding. Those are hidden from attention, and each row's own positions start after them.
-        windows: for layers that look back only so far: for each layer, how many positions a token sees, its own
-            included, or None for all. Such a layer holds no more than the next token will look at.
+        capacity: positions to make room for. Memory is allocated at the first use, so that appending never copies.
+        left_padding: for sequences of different lengths, padded on the left to one length: how many of each row's first
+            positions are padding. They are masked, and each row's own positions start after them.
+        windows: for layers with a sliding window: for each layer, how many positions a token attends to, its own
+            included, or None for all. Such a layer holds no more than the next token will attend to.
 
     Attributes:
         length: positions held so far, padding included.
+        layers: the state of each layer. Several layers may share one: put the same object into their places.
     """
 
     @checked
@@ -35,88 +43,119 @@ class Cache:
         self,
         num_layers: int,
         capacity: int,
-        padding: Int[Tensor, "batch"] | None = None,
+        left_padding: Int[Tensor, "batch"] | None = None,
         windows: Sequence[int | None] | None = None,
     ) -> None:
         if num_layers < 1 or capacity < 1:
             raise ValueError(f"a cache needs at least one layer and one position, not {num_layers} and {capacity}")
         self.capacity = capacity
         self.length = 0
-        self.padding = padding
-        self.windows = {size: Window(self, size) for size in windows or () if size is not None and size <= capacity}
+        self.left_padding = left_padding
+        self.windows = {
+            size: SlidingWindow(self, size) for size in windows or () if size is not None and size <= capacity
+        }
         self.layers: list[LayerCache] = [
-            WindowCache(self, self.windows[size]) if size in self.windows else LayerCache(self)
+            RollingCache(self, self.windows[size]) if size in self.windows else LayerCache(self)
             for size in windows or [None] * num_layers
         ]
+
+    def states(self) -> "Iterator[LayerCache]":
+        """The state of each layer; one that several layers share comes once."""
+        yield from {id(state): state for state in self.layers}.values()
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, over all layers; 0 before the first use."""
-        return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers)
+        return sum(state.nbytes for state in self.states())
 
-    def dropped(self, window: int | None) -> int:
-        """How many of the first positions a layer with this window no longer has."""
+    def evicted(self, window: int | None) -> int:
+        """The number of first positions that a layer with this window no longer holds."""
         return 0 if window is None or window > self.capacity else max(0, self.length - (window - 1))
 
-    def make_room(self, seq: int) -> None:
-        """See to it that `seq` more positions only have to be written.
+    def ensure_capacity(self, seq: int) -> None:
+        """Make sure that `seq` more positions only have to be written.
 
         Every layer does so by itself; but a compiled pass can write into memory, and not move it.
         """
-        for layer in self.layers:
-            layer.make_room(seq)
+        for state in self.layers:
+            state.ensure_capacity(seq)
 
     def advance(self, seq: int) -> None:
-        """Count `seq` more positions as held. The model calls this once per forward pass, after its last layer."""
+        """Count `seq` more positions as held. The model calls this once per pass, after its last layer."""
+        for state in self.layers:
+            state.commit()
         self.length += seq
 
     @checked
-    def clear(self, padding: Int[Tensor, "batch"] | None = None) -> None:
+    def clear(self, left_padding: Int[Tensor, "batch"] | None = None) -> None:
         """Forget all positions but keep the memory, to read another text of the same batch size."""
         self.length = 0
-        self.padding = padding
+        self.left_padding = left_padding
         for window in self.windows.values():
-            window.first = 0
+            window.offset = 0
+        for state in self.layers:
+            state.clear()
 
     @checked
-    def positions(self, token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "#batch seq"]:
-        """The position of each new token in its own sequence: counted on from what is held, not counting padding."""
-        seq = torch.arange(self.length, self.length + token_ids.shape[1], device=token_ids.device)
-        positions = rearrange(seq, "seq -> 1 seq")
-        if self.padding is None:
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times. Beam search does so."""
+        if self.left_padding is not None:
+            self.left_padding = self.left_padding[rows]
+        for state in self.states():
+            state.select(rows)
+
+    @checked
+    def positions(self, seq: int, device: torch.device) -> Int[Tensor, "#batch seq"]:
+        """The position of each of the next `seq` tokens in its own sequence; negative for padding."""
+        return self._positions(self.length, self.length + seq, device)
+
+    @checked
+    def key_positions(self, seq: int, device: torch.device, window: int | None = None) -> Int[Tensor, "#batch seq_k"]:
+        """The position of each key that a layer with this window holds once `seq` tokens are appended."""
+        return self._positions(self.evicted(window), self.length + seq, device)
+
+    @checked
+    def _positions(self, start: int, stop: int, device: torch.device) -> Int[Tensor, "#batch seq"]:
+        positions = rearrange(torch.arange(start, stop, device=device), "seq -> 1 seq")
+        if self.left_padding is None:
             return positions
-        return (positions - rearrange(self.padding, "batch -> batch 1")).clamp(min=0)
+        return positions - rearrange(self.left_padding, "batch -> batch 1")
 
     @checked
-    def block_padding(
-        self, blocked: Bool[Tensor, "1 1 seq_q seq_k"]
-    ) -> Bool[Tensor, "1 1 seq_q seq_k"] | Bool[Tensor, "batch 1 seq_q seq_k"]:
-        """Extend a mask (True where a query must not see a key) by the keys that are padding."""
-        if self.padding is None:
-            return blocked
-        seq_k = torch.arange(blocked.shape[-1], device=blocked.device)
-        is_padding = rearrange(seq_k, "seq_k -> 1 seq_k") < rearrange(self.padding, "batch -> batch 1")
-        return blocked | rearrange(is_padding, "batch seq_k -> batch 1 1 seq_k")
+    def mask_padding(
+        self, mask: Bool[Tensor, "1 1 seq seq_k"]
+    ) -> Bool[Tensor, "1 1 seq seq_k"] | Bool[Tensor, "batch 1 seq seq_k"]:
+        """Set a mask (True where a query may attend to a key) to False for keys that are padding."""
+        if self.left_padding is None:
+            return mask
+        key = rearrange(torch.arange(mask.shape[-1], device=mask.device), "seq_k -> 1 seq_k")
+        is_text = key >= rearrange(self.left_padding, "batch -> batch 1")
+        return mask & rearrange(is_text, "batch seq_k -> batch 1 1 seq_k")
 
 
 class LayerCache:
-    """One layer's part of a `Cache`: any tensors whose last axes are `seq` and a width (keys and values, say)."""
+    """One layer's state: tensors whose last axes are `seq` and a width, such as keys and values, or a latent."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.buffers: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated; 0 before the first use."""
+        return sum(buffer.nbytes for buffer in self.buffers)
 
     @checked
     def append(self, *new: Shaped[Tensor, "... seq _"]) -> tuple[Shaped[Tensor, "... seq_k _"], ...]:
         """Write new positions behind those held, and return views of everything up to and including them.
 
         The same tensors, in the same order, every time. Until the model calls `Cache.advance` the positions count as
-        not held, so a forward pass that fails half-way leaves the cache as it was.
+        not held, so a pass that fails leaves the cache as it was.
 
         Raises:
             ValueError: the positions do not fit the cache's capacity.
         """
-        start, stop = self.cache.length, self._check_room(new[0].shape[-2])
+        start, stop = self.cache.length, self._end(new[0].shape[-2])
         if not self.buffers:
             self.buffers = tuple(
                 tensor.new_empty((*tensor.shape[:-2], self.cache.capacity, tensor.shape[-1])) for tensor in new
@@ -125,11 +164,22 @@ class LayerCache:
             buffer[..., start:stop, :] = tensor
         return tuple(buffer[..., :stop, :] for buffer in self.buffers)
 
-    def make_room(self, seq: int) -> None:
-        """See to it that `seq` more positions fit where they will be written; here they always do."""
+    def ensure_capacity(self, seq: int) -> None:
+        """Make sure that `seq` more positions fit where they will be written; here they always do."""
 
-    def _check_room(self, seq: int) -> int:
-        """How many positions there will be with `seq` more."""
+    def commit(self) -> None:
+        """Take what a pass has made for held; appended positions are counted by the cache itself."""
+
+    def clear(self) -> None:
+        """Forget all positions; the memory is kept, and will be overwritten."""
+
+    @checked
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.buffers = tuple(buffer[rows] for buffer in self.buffers)
+
+    def _end(self, seq: int) -> int:
+        """The number of positions with `seq` more."""
         stop = self.cache.length + seq
         if stop > self.cache.capacity:
             raise ValueError(
@@ -138,64 +188,125 @@ class LayerCache:
         return stop
 
 
-class Window:
-    """What layers that look back equally far have in common: how far, and which position lies first in their memory."""
+class SlidingWindow:
+    """State shared by all layers with the same sliding window: its size, and the position stored at index 0."""
 
     def __init__(self, cache: Cache, size: int) -> None:
         self.cache = cache
         self.size = size
-        self.first = 0
-        self.layers: list[WindowCache] = []
+        self.offset = 0
+        self.layers: list[RollingCache] = []
 
     def room(self, seq: int) -> int:
-        """Positions to take memory for: a quarter more than the window, or as many as a long pass needs."""
-        oldest = self.cache.dropped(self.size)
+        """Positions to allocate: a quarter more than the window, or as many as a long pass needs."""
+        oldest = self.cache.evicted(self.size)
         return max(self.cache.length - oldest + seq, min(self.size * 5 // 4 + 1, self.cache.capacity - oldest))
 
-    def make_room(self, seq: int) -> None:
-        """Move what will still be seen to the front of new memory."""
-        oldest, room = self.cache.dropped(self.size), self.room(seq)
+    def move(self, seq: int) -> None:
+        """Move what will still be attended to to the front of new memory with room for `seq` more positions."""
+        oldest, room = self.cache.evicted(self.size), self.room(seq)
         for layer in self.layers:
-            kept = [buffer[..., oldest - self.first :, :][..., :room, :] for buffer in layer.buffers]
+            kept = [buffer[..., oldest - self.offset :, :][..., :room, :] for buffer in layer.buffers]
             layer.buffers = tuple(buffer.new_empty((*buffer.shape[:-2], room, buffer.shape[-1])) for buffer in kept)
             for buffer, held in zip(layer.buffers, kept, strict=True):
                 buffer[..., : held.shape[-2], :] = held
-        self.first = oldest
+        self.offset = oldest
 
 
-class WindowCache(LayerCache):
-    """One layer's part of a `Cache`, for a layer that looks back only so far: what has dropped out is forgotten.
+class RollingCache(LayerCache):
+    """The state of a layer with a sliding window: positions that have left the window are evicted.
 
-    The next token sees one position less than the window holds, beside itself. There is room for a quarter more, so
-    that they are moved to the front only once in a while, however long the text grows.
+    The next token attends to one position less than the window has, beside itself. There is room for a quarter more, so
+    that positions are moved to the front only once in a while, however long the text grows.
     """
 
-    def __init__(self, cache: Cache, window: Window) -> None:
+    def __init__(self, cache: Cache, window: SlidingWindow) -> None:
         super().__init__(cache)
         self.window = window
         window.layers.append(self)
 
     @checked
     def append(self, *new: Shaped[Tensor, "... seq _"]) -> tuple[Shaped[Tensor, "... seq_k _"], ...]:
-        """Write new positions behind those held, and return views of all that the first of them sees, and on.
+        """Write new positions behind those held, and return views of all that the first of them attends to, and on.
 
-        As in any layer, a pass that fails half-way leaves what was held.
+        As in any layer, a pass that fails leaves what was held.
 
         Raises:
             ValueError: the positions do not fit the cache's capacity.
         """
         seq = new[0].shape[-2]
-        start, stop, window = self.cache.length, self._check_room(seq), self.window
+        start, stop, window = self.cache.length, self._end(seq), self.window
         if not self.buffers:
             room = window.room(seq)
             self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], room, tensor.shape[-1])) for tensor in new)
-        self.make_room(seq)
+        self.ensure_capacity(seq)
         for buffer, tensor in zip(self.buffers, new, strict=True):
-            buffer[..., start - window.first : stop - window.first, :] = tensor
-        oldest = self.cache.dropped(window.size) - window.first
-        return tuple(buffer[..., oldest : stop - window.first, :] for buffer in self.buffers)
+            buffer[..., start - window.offset : stop - window.offset, :] = tensor
+        oldest = self.cache.evicted(window.size) - window.offset
+        return tuple(buffer[..., oldest : stop - window.offset, :] for buffer in self.buffers)
 
-    def make_room(self, seq: int) -> None:
+    def ensure_capacity(self, seq: int) -> None:
         """Move what is held, in all layers with this window, unless `seq` more positions fit behind it."""
-        if self.buffers and self.cache.length + seq > self.window.first + self.buffers[0].shape[-2]:
-            self.window.make_room(seq)
+        if self.buffers and self.cache.length + seq > self.window.offset + self.buffers[0].shape[-2]:
+            self.window.move(seq)
+
+
+class FixedState(LayerCache):
+    """A state of a fixed size that each pass replaces, as a recurrent layer or a convolution has.
+
+    The new value is held beside the old one until the cache advances, so a pass that fails leaves the old one.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        super().__init__(cache)
+        self.pending: tuple[Tensor, ...] | None = None
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """The state as the last pass that went through has left it; empty before the first."""
+        return self.buffers
+
+    @checked
+    def update(self, *new: Shaped[Tensor, "batch ..."]) -> None:
+        """Give the state that holds from the end of this pass on."""
+        self.pending = new
+
+    def commit(self) -> None:
+        """Take the value of the pass that has ended."""
+        if self.pending is not None:
+            self.buffers, self.pending = self.pending, None
+
+    def clear(self) -> None:
+        """Forget the state."""
+        self.buffers, self.pending = (), None
+
+    @checked
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep these rows of the batch, in this order."""
+        super().select(rows)
+        self.pending = None
+
+
+class SourceCache(LayerCache):
+    """Keys and values of another text, which cross-attention reads: filled once, and outside the cache's `length`."""
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """What was filled in; empty before."""
+        return self.buffers
+
+    @checked
+    def fill(self, *new: Shaped[Tensor, "... source _"]) -> tuple[Shaped[Tensor, "... source _"], ...]:
+        """Keep the tensors of the source, and return them.
+
+        Raises:
+            ValueError: it was filled before.
+        """
+        if self.buffers:
+            raise ValueError("the source was filled before: clear the cache to read another one")
+        self.buffers = new
+        return new
+
+    def clear(self) -> None:
+        """Forget the source."""
+        self.buffers = ()

@@ -1,145 +1,131 @@
-"""What a model's configuration is: fields whose types say what they may hold, and rows of published sizes.
+"""Configurations: frozen dataclasses whose field types say which values a field may have.
 
-    @dataclass(frozen=True, kw_only=True)
-    class GPT2Config(Configuration):
-        num_layers: Count
-        dropout: Probability = 0.1
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Sizes(Config):
+    ...     num_layers: PositiveInt = 12
+    >>> Sizes(num_layers=0)
+    Traceback (most recent call last):
         ...
-        gpt2_small = Preset("gpt2", 124_439_808, num_layers=12, ...)
+    ValueError: num_layers must be a whole number from 1 to 2147483647, not 0
 
-    GPT2Config(num_layers=0, ...)     # ValueError: num_layers must be a whole number of at least 1, not 0
-    GPT2Config.gpt2_small()           # the configuration of that size
-
-A field's type is a promise to the reader and to the type checker, and is kept when a configuration is made. What
-depends on several fields at once is checked by the configuration itself, in its `__post_init__`.
+Types are checked when a configuration is made. What depends on several fields at once, a configuration checks itself in
+its `__post_init__`.
 """
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-Made = TypeVar("Made")
+LARGEST_INT = 2**31 - 1
+LARGEST_FLOAT = 1e12
 
 
-class Range(NamedTuple):
-    """What a value may be.
+class Constraint(NamedTuple):
+    """A constraint on a value, and the words for it in an error message.
 
     Attributes:
-        words: as a message says it, after "must be".
-        holds: whether a value is in it.
+        words: what a message says after "must be".
+        holds: True for a value that is allowed.
     """
 
     words: str
     holds: Callable[[Any], bool]
 
 
-Whole = Annotated[int, Range("a whole number of at least 0", lambda number: number >= 0)]
-Count = Annotated[int, Range("a whole number of at least 1", lambda number: number >= 1)]
-EvenCount = Annotated[int, Range("an even number of at least 2", lambda number: number >= 2 and number % 2 == 0)]
-Positive = Annotated[float, Range("a number above 0", lambda number: number > 0)]
-Probability = Annotated[float, Range("a probability, at least 0 and below 1", lambda number: 0 <= number < 1)]
+def _int_from(smallest: int) -> Constraint:
+    return Constraint(f"a whole number from {smallest} to {LARGEST_INT}", lambda n: smallest <= n <= LARGEST_INT)
 
-KINDS: Mapping[Any, Range] = {
-    bool: Range("True or False", lambda value: isinstance(value, bool)),
-    int: Range("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: Range("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
-    str: Range("a text", lambda value: isinstance(value, str)),
-    types.NoneType: Range("None", lambda value: value is None),
+
+NonNegativeInt = Annotated[int, _int_from(0)]
+PositiveInt = Annotated[int, _int_from(1)]
+EvenInt = Annotated[
+    int, Constraint(f"an even number from 2 to {LARGEST_INT}", lambda n: 2 <= n <= LARGEST_INT and n % 2 == 0)
+]
+PositiveFloat = Annotated[
+    float, Constraint(f"a number above 0 and at most {LARGEST_FLOAT:g}", lambda x: 0 < x <= LARGEST_FLOAT)
+]
+Probability = Annotated[float, Constraint("a probability, at least 0 and below 1", lambda x: 0 <= x < 1)]
+
+TYPES: Mapping[Any, Constraint] = {
+    bool: Constraint("True or False", lambda value: isinstance(value, bool)),
+    int: Constraint("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: Constraint(
+        "a finite number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+    ),
+    str: Constraint("a string", lambda value: isinstance(value, str)),
+    types.NoneType: Constraint("None", lambda value: value is None),
 }
-"""The types that a field may be made of."""
+"""The plain types that a field may be made of. A bool is no number, and neither are infinity and NaN."""
 
 
-def one_of(values: Mapping[str, Any]) -> Range:
-    """The keys of a table."""
-    return Range(f"one of {', '.join(values)}", lambda value: value in values)
+def one_of(values: Mapping[str, Any]) -> Constraint:
+    """The constraint that a value is a key of a mapping."""
+    return Constraint(f"one of {', '.join(values)}", lambda value: value in values)
 
 
-def range_of(hint: Any) -> Range:
-    """What a field's type allows."""
+def constraint_of(hint: Any) -> Constraint:
+    """The constraint that a field's type stands for: plain, `Annotated`, `Literal`, a tuple of one type, or a union."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        kind, limit = range_of(parts[0]), parts[1]
-        return Range(limit.words, lambda value: kind.holds(value) and limit.holds(value))
+        plain, narrower = constraint_of(parts[0]), parts[1]
+        return Constraint(narrower.words, lambda value: plain.holds(value) and narrower.holds(value))
     if origin is Literal:
         names = [str(part) for part in parts]
         words = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-        return Range(words, lambda value: any(value == part and type(value) is type(part) for part in parts))
+        return Constraint(words, lambda value: any(value == part and type(value) is type(part) for part in parts))
     if origin is tuple:
-        each = range_of(parts[0])
-        return Range(
+        each = constraint_of(parts[0])
+        return Constraint(
             f"a tuple, each {each.words}", lambda value: isinstance(value, tuple) and all(map(each.holds, value))
         )
     if origin is types.UnionType or parts:
-        choices = [range_of(part) for part in parts]
+        choices = [constraint_of(part) for part in parts]
         words = " or ".join(choice.words for choice in choices)
-        return Range(words, lambda value: any(choice.holds(value) for choice in choices))
-    return KINDS[hint]
+        return Constraint(words, lambda value: any(choice.holds(value) for choice in choices))
+    return TYPES[hint]
 
 
 @functools.cache
-def ranges(config_class: Any) -> Mapping[str, Range]:
-    """What each field of a configuration may be."""
+def constraints(config_class: Any) -> Mapping[str, Constraint]:
+    """The constraint on each field of a configuration."""
     hints = get_type_hints(config_class, include_extras=True)
-    return {field.name: range_of(hints[field.name]) for field in dataclasses.fields(config_class)}
+    return {field.name: constraint_of(hints[field.name]) for field in dataclasses.fields(config_class)}
 
 
-class Configuration:
-    """What every model's configuration can do; it is a frozen dataclass.
+class Config:
+    """Base of all configurations.
 
     Raises:
-        ValueError: a value is not what its field's type allows; the message says which, and what would do.
+        ValueError: a value is not what its field's type allows; the message names the field, the value and the range.
     """
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        for name, allowed in ranges(kind).items():
+        config_class: Any = type(self)
+        for name, constraint in constraints(config_class).items():
             value = getattr(self, name)
-            if not allowed.holds(value):
-                raise ValueError(f"{name} must be {allowed.words}, not {value!r}")
+            if not constraint.holds(value):
+                raise ValueError(f"{name} must be {constraint.words}, not {value!r}")
 
-    def divides(self, whole: str, parts: str) -> None:
-        """Refuse a size that cannot be shared out evenly.
+    def require_divisible(self, dividend: str, divisor: str) -> None:
+        """Refuse a field that is no multiple of another.
 
         Raises:
-            ValueError: the one is no multiple of the other.
+            ValueError: with both names and values.
         """
-        size, count = getattr(self, whole), getattr(self, parts)
+        size, count = getattr(self, dividend), getattr(self, divisor)
         if size % count:
-            raise ValueError(f"{whole} {size} cannot be shared out evenly: make it a multiple of {parts} {count}")
+            raise ValueError(f"{dividend} {size} is not divisible by {divisor} {count}: make it a multiple")
 
-    def exceeds(self, large: str, small: str) -> None:
-        """Refuse two numbers in the wrong order.
+    def require_greater(self, greater: str, smaller: str) -> None:
+        """Refuse a field that is not above another.
 
         Raises:
-            ValueError: the first is not above the second.
+            ValueError: with both names and values.
         """
-        if not getattr(self, large) > getattr(self, small):
-            raise ValueError(f"{large} {getattr(self, large)} must be above {small} {getattr(self, small)}")
-
-    @classmethod
-    def published(cls) -> dict[str, "Preset"]:
-        """The rows of this model's table, by name."""
-        return {name: row for name, row in vars(cls).items() if isinstance(row, Preset)}
-
-    @classmethod
-    def presets(cls) -> dict[str, Callable[[], Self]]:
-        """Published sizes and small ones, by name: each a function that makes the configuration."""
-        return {name: row.__get__(None, cls) for name, row in cls.published().items()}
-
-
-class Preset:
-    """One row of a configuration's table of sizes; as an attribute of its class, a function that makes it.
-
-    Attributes:
-        source: where weights of this size are published, mostly a name on the Hugging Face hub, or what it is for.
-        parameters: how many numbers they are.
-        sizes: the fields of the configuration.
-    """
-
-    def __init__(self, source: str, parameters: int, **sizes: Any) -> None:
-        self.source, self.parameters, self.sizes = source, parameters, sizes
-
-    def __get__(self, instance: object, owner: type[Made]) -> Callable[[], Made]:
-        return functools.partial(owner, **self.sizes)
+        if not getattr(self, greater) > getattr(self, smaller):
+            raise ValueError(f"{greater} {getattr(self, greater)} must be above {smaller} {getattr(self, smaller)}")

@@ -1,17 +1,16 @@
-"""Rotary positions: say where a token stands by turning its queries and keys.
+"""RoPE, rotary position embedding: a position is a rotation of queries and keys.
 
-Take the numbers of a head in pairs, and see each pair as a point in the plane. Turn the point by an angle that grows
-with the position, each pair at a speed of its own. A query and a key that are turned in this way have a dot product
-that depends on how far apart they stand, and on nothing else: turning both by the same angle changes nothing. So
-positions need no vectors of their own, and there is no position that has never been seen; only distances can be new.
+The numbers of a head are taken in pairs, and each pair is a point in the plane. RoPE rotates the point by an angle
+proportional to the position, each pair at a frequency of its own. The dot product of a rotated query and a rotated key
+depends on their distance alone, so positions need no embeddings.
 
     positions   seq
-        |  frequencies: how fast each pair turns
+        |  times inv_freq (pair): how far each pair rotates from one position to the next
     angles      seq pair
-        |  turns: their cosines and sines, once for all layers
-    turned      part seq component pair
-        |  rotate: queries and keys, pair by pair
-    queries     batch ... seq head_dim
+        |  cosine and sine, once for all layers
+    cos, sin    seq pair
+        |  apply_rope: queries and keys, pair by pair
+    queries     ... seq head_dim
 
 Source: Su et al. 2021, "RoFormer", arXiv:2104.09864.
 """
@@ -25,15 +24,15 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allformers.nn.config import Configuration, Count, Positive
+from allformers.nn.config import Config, PositiveFloat, PositiveInt
 from allformers.nn.shapes import checked
 
 
 @checked
-def frequencies(
+def default_inv_freq(
     head_dim: int, theta: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "pair"]:
-    """How far each pair turns from one position to the next, in radians: from 1 down to nearly 1 / theta.
+    """The angle in radians by which each pair rotates per position: from 1 down to nearly 1 / theta.
 
     Fast pairs tell neighbours apart, slow ones tell far from near.
     """
@@ -42,130 +41,128 @@ def frequencies(
 
 
 @checked
-def scale_like_llama3(
-    speeds: Float[Tensor, "pair"],
+def llama3_inv_freq(
+    inv_freq: Float[Tensor, "pair"],
     factor: float,
-    low_frequency_factor: float,
-    high_frequency_factor: float,
-    context: int,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_context_length: int,
 ) -> Float[Tensor, "pair"]:
-    """Slow down the pairs that never came full circle in training, so that a longer text stays within known angles.
+    """Frequencies for a longer context than the model was trained on: slow pairs are slowed down by `factor`.
 
-    A pair that turns at least `high_frequency_factor` times in the `context` that it was trained on is left alone; one
-    that turns less than `low_frequency_factor` times is slowed down by `factor`; between them it goes over smoothly.
+    A pair that makes at least `high_freq_factor` full turns within the original context stays as it is; one that makes
+    fewer than `low_freq_factor` is slowed down; between them the two are interpolated.
     Source: Meta's code of Llama 3.1; the idea is from Peng et al. 2023, "YaRN", arXiv:2309.00071.
     """
-    turns = context * speeds / (2 * math.pi)
-    kept = ((turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)).clamp(0, 1)
-    return kept * speeds + (1 - kept) * speeds / factor
+    turns = original_context_length * inv_freq / (2 * math.pi)
+    smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return smooth * inv_freq + (1 - smooth) * inv_freq / factor
 
 
 @checked
-def scale_like_yarn(
-    speeds: Float[Tensor, "pair"], theta: float, factor: float, fast: float, slow: float, context: int
+def yarn_inv_freq(
+    inv_freq: Float[Tensor, "pair"],
+    theta: float,
+    factor: float,
+    beta_fast: float,
+    beta_slow: float,
+    original_context_length: int,
 ) -> Float[Tensor, "pair"]:
-    """The same idea with the border drawn by the number of the pair, in whole numbers.
+    """YaRN's frequencies for a longer context: as Llama 3's, but interpolated along the number of the pair.
 
-    Pairs that turn more than `fast` times in the `context` are left alone, those that turn less than `slow` times are
-    slowed down by `factor`, and between them it goes over in a straight line. Source: arXiv:2309.00071.
+    Pairs that make more than `beta_fast` full turns within the original context stay as they are, those that make
+    fewer than `beta_slow` are slowed down by `factor`. Source: arXiv:2309.00071, section 3.2.
     """
-    pairs = len(speeds)
+    pairs = len(inv_freq)
 
-    def pair_that_turns(times: float) -> float:
-        return pairs * math.log(context / (times * 2 * math.pi)) / math.log(theta)
+    def pair_with_turns(turns: float) -> float:
+        return pairs * math.log(original_context_length / (turns * 2 * math.pi)) / math.log(theta)
 
-    first, last = max(math.floor(pair_that_turns(fast)), 0), min(math.ceil(pair_that_turns(slow)), 2 * pairs - 1)
-    number = torch.arange(pairs, device=speeds.device).to(speeds.dtype)
+    first = max(math.floor(pair_with_turns(beta_fast)), 0)
+    last = min(math.ceil(pair_with_turns(beta_slow)), 2 * pairs - 1)
+    number = torch.arange(pairs, device=inv_freq.device).to(inv_freq.dtype)
     slowed = ((number - first) / (last - first if last > first else 0.001)).clamp(0, 1)
-    return (1 - slowed) * speeds + slowed * speeds / factor
+    return (1 - slowed) * inv_freq + slowed * inv_freq / factor
 
 
-def sharpen_like_yarn(factor: float, strength: float = 1.0) -> float:
-    """What to multiply scores by where rotations are slowed down, which blurs them. Source: arXiv:2309.00071, 3.4."""
-    return (0.1 * strength * math.log(max(factor, 1.0)) + 1.0) ** 2
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """The factor by which YaRN scales queries and keys, as slower rotations blur scores. Source: section 3.4."""
+    return 0.1 * mscale * math.log(max(factor, 1.0)) + 1.0
+
+
+RopeType = Literal["default", "linear", "llama3", "yarn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rotations(Configuration):
-    """How fast pairs turn, and how that was changed for longer texts: a part of a model's configuration.
+class RopeConfig(Config):
+    """The part of a configuration that says how RoPE rotates; `rope_parameters` or `rope_scaling` in `config.json`."""
 
-    Attributes:
-        rope_theta: the base of the frequencies.
-        rope_type: "default", "linear" (all rotations slower by `rope_factor`), "llama3" or "yarn" (some of them).
-        rope_factor: how much slower.
-        rope_context: for "llama3" and "yarn": the context before it was extended.
-        rope_low_frequency_factor: for "llama3", see `scale_like_llama3`.
-        rope_high_frequency_factor: likewise.
-        rope_fast: for "yarn", see `scale_like_yarn`.
-        rope_slow: likewise.
-
-    Raises:
-        ValueError: a value is out of range; the message says which, and what would do.
-    """
-
-    rope_theta: Positive = 10000.0
-    rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
-    rope_factor: Positive = 1.0
-    rope_context: Count = 8192
-    rope_low_frequency_factor: Positive = 1.0
-    rope_high_frequency_factor: Positive = 4.0
-    rope_fast: Positive = 32.0
-    rope_slow: Positive = 1.0
+    rope_theta: PositiveFloat = 10000.0
+    rope_type: RopeType = "default"
+    rope_factor: PositiveFloat = 1.0  # factor: how much longer the context became
+    original_context_length: PositiveInt = 8192  # original_max_position_embeddings, for llama3 and yarn
+    low_freq_factor: PositiveFloat = 1.0  # for llama3
+    high_freq_factor: PositiveFloat = 4.0
+    beta_fast: PositiveFloat = 32.0  # for yarn
+    beta_slow: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.exceeds("rope_high_frequency_factor", "rope_low_frequency_factor")
-        self.exceeds("rope_fast", "rope_slow")
+        self.require_greater("high_freq_factor", "low_freq_factor")
+        self.require_greater("beta_fast", "beta_slow")
 
     @checked
-    def speeds(self, pairs: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "pair"]:
-        """How far each of so many pairs turns from one position to the next."""
-        plain = frequencies(2 * pairs, self.rope_theta, device, dtype)
+    def inv_freq(self, rope_dim: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "pair"]:
+        """The angle by which each of `rope_dim / 2` pairs rotates per position."""
+        inv_freq = default_inv_freq(rope_dim, self.rope_theta, device, dtype)
         match self.rope_type:
+            case "default":
+                return inv_freq
             case "linear":
-                return plain / self.rope_factor
+                return inv_freq / self.rope_factor
             case "llama3":
-                low, high = self.rope_low_frequency_factor, self.rope_high_frequency_factor
-                return scale_like_llama3(plain, self.rope_factor, low, high, self.rope_context)
+                return llama3_inv_freq(
+                    inv_freq,
+                    factor=self.rope_factor,
+                    low_freq_factor=self.low_freq_factor,
+                    high_freq_factor=self.high_freq_factor,
+                    original_context_length=self.original_context_length,
+                )
             case "yarn":
-                fast, slow, theta = self.rope_fast, self.rope_slow, self.rope_theta
-                return scale_like_yarn(plain, theta, self.rope_factor, fast, slow, self.rope_context)
-        return plain
+                return yarn_inv_freq(
+                    inv_freq,
+                    theta=self.rope_theta,
+                    factor=self.rope_factor,
+                    beta_fast=self.beta_fast,
+                    beta_slow=self.beta_slow,
+                    original_context_length=self.original_context_length,
+                )
 
     @property
-    def sharpening(self) -> float:
-        """What scores are multiplied by."""
-        return sharpen_like_yarn(self.rope_factor) if self.rope_type == "yarn" else 1.0
+    def attention_factor(self) -> float:
+        """What scores are multiplied by: YaRN's mscale, once for the query and once for the key."""
+        return yarn_mscale(self.rope_factor) ** 2 if self.rope_type == "yarn" else 1.0
 
 
 @checked
-def angles(positions: Int[Tensor, "seq"], speeds: Float[Tensor, "pair"]) -> Float[Tensor, "seq pair"]:
-    """By how much each pair is turned at each position, in radians."""
-    return einsum(positions.to(speeds.dtype), speeds, "seq, pair -> seq pair")
+def rope_cos_sin(
+    positions: Int[Tensor, "seq"], inv_freq: Float[Tensor, "pair"]
+) -> tuple[Float[Tensor, "seq pair"], Float[Tensor, "seq pair"]]:
+    """Cosine and sine of the angle by which each pair is rotated at each position."""
+    angles = einsum(positions.to(inv_freq.dtype), inv_freq, "seq, pair -> seq pair")
+    return angles.cos(), angles.sin()
 
 
 @checked
-def turns(turned: Float[Tensor, "seq pair"]) -> Float[Tensor, "part seq component pair"]:
-    """What turning by these angles takes: of each number itself, and of the other one of its pair.
-
-    The point (a, b) becomes (a cos - b sin, b cos + a sin). So both components keep their cosine's part of themselves,
-    and get minus the sine's part of the other, or plus.
-    """
-    cosine, sine = turned.cos(), turned.sin()
-    parts = [cosine, cosine, -sine, sine]
-    return rearrange(parts, "(part component) seq pair -> part seq component pair", component=2)
-
-
-@checked
-def rotate(
-    x: Float[Tensor, "... seq head_dim"], turned: Float[Tensor, "part seq component pair"]
+def apply_rope(
+    x: Float[Tensor, "... seq head_dim"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
 ) -> Float[Tensor, "... seq head_dim"]:
-    """Turn each pair by its angle: `turned` is what `turns` makes of the angles.
+    """Rotate each pair (a, b) to (a cos - b sin, b cos + a sin). A pair is (x[i], x[i + head_dim / 2]).
 
-    A pair is number i of the first half and number i of the second, as checkpoints on the Hugging Face hub have it;
-    other code takes neighbours. Which it is makes no difference, as long as weights and code agree.
+    Checkpoints on the Hugging Face hub pair the halves of a head; other code pairs neighbours. Either is right, as long
+    as weights and code agree.
     """
-    itself, other = turned.to(x.dtype)
-    pairs = rearrange(x, "... seq (component pair) -> ... seq component pair", component=2)
-    both = pairs * itself + pairs.flip(-2) * other
-    return rearrange(both, "... seq component pair -> ... seq (component pair)")
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b = rearrange(x, "... seq (component pair) -> component ... seq pair", component=2)
+    rotated = [a * cos - b * sin, b * cos + a * sin]
+    return rearrange(rotated, "component ... seq pair -> ... seq (component pair)")

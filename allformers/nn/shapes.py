@@ -138,10 +138,11 @@ def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
 
 
 def _known_sizes(args: tuple[object, ...]) -> Mapping[str, int]:
-    """The sizes that the configuration of the module behind a method fixes; empty for plain functions."""
+    """The sizes that the module behind a method fixes, by its own `axes` or its config's; empty for plain functions."""
     if not args or not isinstance(args[0], nn.Module):
         return {}
-    return getattr(vars(args[0]).get("config"), "axes", {})
+    own = vars(args[0])
+    return own["axes"] if "axes" in own else getattr(own.get("config"), "axes", {})
 
 
 def _call(known: Mapping[str, int], args: tuple[object, ...], kwargs: dict[str, object]) -> object:

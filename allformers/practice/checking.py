@@ -179,7 +179,9 @@ class _Examination:
                         "The result depends on it, so a gradient flows back to it, unless something cuts it off: "
                         "`detach`, `.data`, `.item()`, `no_grad`, or a number where a tensor should be.",
                     )
-                self._equal(f"the gradient of `{name}`", found, gradient, index, axes=self._axes_of(name))
+                self._equal(
+                    f"the gradient of `{name}`", found, gradient, index, axes=self._axes_of(name, gradient.ndim)
+                )
 
     def named(self) -> str:
         try:
@@ -288,7 +290,7 @@ class _Examination:
             return
         if not isinstance(theirs, Tensor):
             raise Fault(f"{name} is {theirs!r}, expected a tensor\n{self._told(index)}")
-        axes = self._axes_of(name).split() or [f"axis {number}" for number in range(ours.ndim)]
+        axes = self._axes_of(name, ours.ndim).split() or [f"axis {number}" for number in range(ours.ndim)]
         if theirs.ndim != ours.ndim:
             raise Fault(
                 f"{name} has the shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}\n{self._told(index)}"
@@ -317,7 +319,9 @@ class _Examination:
         wrong = int((difference > allowed).sum())
         if not wrong:
             return
-        worst, place = largest(difference, axes or self._axes_of(name) or " ".join("axis" for _ in ours.shape))
+        worst, place = largest(
+            difference, axes or self._axes_of(name, ours.ndim) or " ".join("axis" for _ in ours.shape)
+        )
         at = int(difference.argmax())
         has, wanted = theirs.detach().flatten()[at].item(), ours.detach().flatten()[at].item()
         told = [f"{name} has {_number(has)}{place and f' at {place}'}, expected {_number(wanted)}"]
@@ -341,8 +345,11 @@ class _Examination:
             return [(f"result {number}", part) for number, part in enumerate(result, 1)]
         return [("the result", result)]
 
-    def _axes_of(self, name: str) -> str:
-        """The axes that the signature gives a result or an argument; nothing if it gives none."""
+    def _axes_of(self, name: str, ndim: int) -> str:
+        """The axes that the signature gives a result or an argument; nothing if it gives none.
+
+        What it leaves open, as in `... seq head_dim`, is called `axis`.
+        """
         signature = self._signature()
         parts = name.split()
         if name == "the result":
@@ -354,7 +361,9 @@ class _Examination:
             annotation = known.annotation if known else None
         for choice in (annotation, *typing.get_args(annotation)):
             if isinstance(choice, type) and issubclass(choice, AbstractArray):
-                return " ".join(axis.lstrip("#") for axis in choice.dim_str.split())
+                named = [axis.lstrip("#") for axis in choice.dim_str.split()]
+                open_axes = ["axis"] * (ndim - len(named) + 1)
+                return " ".join(part for axis in named for part in (open_axes if axis == "..." else [axis]))
         return ""
 
     def _told(self, index: int) -> str:
@@ -362,7 +371,7 @@ class _Examination:
         case = self._case(index)
         told = []
         for name, argument in zip(self._parameters(), case.arguments, strict=False):
-            axes = self._axes_of(name).split()
+            axes = self._axes_of(name, argument.ndim).split() if isinstance(argument, Tensor) else []
             if isinstance(argument, Tensor) and len(axes) == argument.ndim:
                 pairs = zip(axes, argument.shape, strict=True)
                 sizes = ", ".join(f"{axis} {size}" for axis, size in pairs if not axis.isdigit())

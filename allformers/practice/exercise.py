@@ -56,7 +56,7 @@ class Bug:
     """A realistic mistake, put into the solution's source: the learner gets that, and mends it.
 
     Attributes:
-        replace: what the source says, once.
+        replace: what the source says, once. A comment right above that line is left out, as it would tell.
         by: what it is made to say.
     """
 

@@ -65,7 +65,16 @@ def code(exercise: Exercise, *, solved: bool) -> str:
     count = text.count(exercise.bug.replace)
     if count != 1:
         raise ValueError(f"the source has {exercise.bug.replace!r} {count} times, expected once")
-    return text.replace(exercise.bug.replace, exercise.bug.by)
+    before, after = text.split(exercise.bug.replace)
+    return _without_comment(before) + exercise.bug.by + after
+
+
+def _without_comment(before: str) -> str:
+    """What stands before a mistake, without the comment above its line, which says how it should be."""
+    *lines, begun = before.split("\n")
+    while lines and lines[-1].lstrip().startswith("#"):
+        lines.pop()
+    return "\n".join([*lines, begun])
 
 
 def left_to_write(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -1,14 +1,18 @@
-"""Make a model fast for inference: how its weights lie in memory changes, what it computes does not.
+"""Make a model fast: which kernels its linear layers call, and how their weights lie in memory.
 
-A linear layer on one row, as in decoding one text, multiplies each weight once and is done with it, so it takes as long
-as it takes to read the weights. On many rows, as in reading a prompt, each weight is used again and again, and the
-multiplications count. PyTorch has one kernel for both. `prepare` gives each case its own:
+The models use `nn.Linear`. `prepare` gives each of these layers another class, and what the model computes stays the
+same, to rounding:
 
-- one row: the contraction as it is defined, a product and a sum, compiled into one loop that reads the weights in the
-  order in which they lie;
-- several rows: oneDNN's kernel, on weights that were packed once into the blocks in which it reads them, and not at
-  every call;
-- int8 and int4: a half to an eighth of the bytes, for a little of the quality. torchao rounds the weights; they are
+- "plain": the same weights; large products in float32 go to oneDNN's kernel, forwards and backwards.
+
+For inference there is more. A linear layer on one row, as in decoding one text, multiplies each weight once and is done
+with it, so it takes as long as it takes to read the weights. On many rows, as in reading a prompt, each weight is used
+again and again, and the multiplications count. PyTorch has one kernel for both:
+
+- "packed": one row is the contraction as it is defined, a product and a sum, compiled into one loop that reads the
+  weights in the order in which they lie. Several rows go to oneDNN's kernel, on weights that were packed once into the
+  blocks in which it reads them, and not at every call;
+- "int8" and "int4": a half to an eighth of the bytes, for a little of the quality. torchao rounds the weights; they are
   turned back into floating point while they are multiplied.
 
 `compile_steps` does the rest for decoding: all that happens between one token and the next becomes one program.
@@ -21,7 +25,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +33,10 @@ from einops import pack, rearrange, reduce, unpack
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
-from allformers.nn.linear import HAS_ONEDNN, Linear, onednn
 from allformers.nn.shapes import checked, unchecked
+from allformers.speed.onednn import HAS_ONEDNN, OneDNNLinear, onednn
 
-LAYOUTS = ("packed", "int8", "int4")
+LAYOUTS = ("plain", "packed", "int8", "int4")
 """What `prepare` can do to the weights."""
 
 GROUP = 32
@@ -47,40 +51,88 @@ _ROUNDED_ROWS = 8
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def prepare(model: Model, weights: str = "packed") -> Model:
-    """Make a model faster at inference, in place, and return it.
+def prepare(model: Model, weights: str = "plain", *, training: bool = False) -> Model:
+    """Make a model faster, in place, and return it.
 
     Args:
-        model: any model of the family.
-        weights: "packed" keeps the weights and adds a packed copy of those of each linear layer, which takes twice the
-            memory; it is for processors, and changes nothing elsewhere. Layers too small to gain are left as they are.
-            "int8" and "int4" replace the weights. Embeddings, norms and experts stay as they are in any case.
+        model: any model of the family, or any other module.
+        weights: "plain" keeps the weights as they are. "packed" adds a packed copy of those of each linear layer, which
+            takes twice the memory; layers too small to gain get none. Both are for processors, and change nothing
+            elsewhere. "int8" and "int4" replace the weights. Embeddings, norms and experts stay as they are in any
+            case.
+        training: the model is to be trained. Its weights have to be plain for that: a packed copy is out of date after
+            the first step, and rounded weights cannot learn.
 
-    A model with packed weights computes what it computed before, to rounding, and can still be trained, saved, moved
-    and cast: a layer whose weights have changed goes the ordinary way. A rounded one can only be used.
+    What the model was prepared for before does not matter, unless its weights were rounded. Its parameters stay the
+    same objects with the same names, so an optimizer made before goes on, and a checkpoint is the same file. It can be
+    saved, moved, cast and trained; a layer whose weights have changed since they were packed goes the ordinary way.
+    Copies and pickles of the model are not prepared. A rounded model can only be used.
 
     Raises:
-        ValueError: there is no such layout, int4 does not fit a layer, or the model was rounded before.
+        ValueError: there is no such layout, it is none to train in, int4 does not fit a layer, or the model's weights
+            were rounded otherwise.
         ImportError: torchao is needed to round, and is not installed.
     """
     if weights not in LAYOUTS:
         raise ValueError(f"weights must be one of {', '.join(LAYOUTS)}, not {weights!r}")
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    if not found:
-        raise ValueError("this model has no linear layers to prepare: was it rounded before?")
-    make: Callable[[nn.Linear], nn.Module] = functools.partial(RoundedLinear, kind=weights)
-    if weights == "packed":
-        make = PackedLinear
-        found = [(parent, name, layer) for parent, name, layer in found if layer.weight.numel() >= WORTHWHILE]
-    made = [(parent, name, make(layer).train(layer.training)) for parent, name, layer in found]
-    for parent, name, layer in made:  # all or none
-        setattr(parent, name, layer)
+    if training and weights != "plain":
+        raise ValueError(f"a model is trained with plain weights, not {weights!r}")
+    before = _rounded(model)
+    if before == {weights}:
+        return model
+    if before:
+        raise ValueError(f"this model's weights were rounded to {', '.join(before)}, for good: load it again")
+    layers: list[Any] = [layer for layer in model.modules() if type(layer) in {nn.Linear, OneDNNLinear, PackedLinear}]
+    if weights in {"int8", "int4"}:
+        _replace(model, {layer: RoundedLinear(layer, weights).train(layer.training) for layer in layers})
+        return model
+    wanted = [layer for layer in layers if weights == "packed" and layer.weight.numel() >= WORTHWHILE]
+    laid_out = {layer: _lay_out(layer) for layer in wanted}
+    for layer in layers:  # nothing can fail from here on: all or none
+        _become(layer, PackedLinear if layer in laid_out else OneDNNLinear)
+    for layer, weight in laid_out.items():
+        layer.laid_out = weight
     return model
+
+
+def unprepare(model: Model) -> Model:
+    """Give a model its plain `nn.Linear` layers back, in place, and return it; the parameters stay the same objects.
+
+    Raises:
+        ValueError: its weights were rounded, and what was rounded away is gone.
+    """
+    if before := _rounded(model):
+        raise ValueError(f"this model's weights were rounded to {', '.join(before)}, for good: load it again")
+    for layer in model.modules():
+        if type(layer) in {OneDNNLinear, PackedLinear}:
+            _become(layer, nn.Linear)
+    return model
+
+
+def _rounded(model: nn.Module) -> set[str]:
+    """What the weights of a model were rounded to, if they were."""
+    return {layer.kind for layer in model.modules() if isinstance(layer, RoundedLinear)}
+
+
+def _become(layer: Any, kind: type[nn.Linear]) -> None:
+    """Make a linear layer one of another class; parameters, names, ties and hooks are the module's, and stay."""
+    for name in getattr(layer, "added", ()):
+        vars(layer).pop(name, None)
+    layer.__class__ = kind
+
+
+def _replace(model: nn.Module, made: "dict[nn.Linear, RoundedLinear]") -> None:
+    """Put modules in the places of others.
+
+    Raises:
+        ValueError: the model itself is to be replaced.
+    """
+    if model in made:
+        raise ValueError("a linear layer by itself cannot be rounded in place: prepare the model that it is part of")
+    for parent in [*model.modules()]:
+        for name, child in parent._modules.items():
+            if child in made:
+                setattr(parent, name, made[child])
 
 
 @checked
@@ -175,36 +227,43 @@ def pack_weight(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
-class PackedLinear(Linear):
-    """A linear layer with the same parameters, a packed copy of its weights, and a loop of its own for one row.
+class LaidOut(NamedTuple):
+    """A linear layer's weights as kernels read them.
 
-    `Linear` serves gradients, compilers, and weights that have changed since.
+    Attributes:
+        packed: for oneDNN, if it serves.
+        looped: weight and bias for the loop over one row, if it can be compiled.
+        state: the parameters' own, from which these were made; see `_state`.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
-        self._lay_out()
+    packed: Tensor | None
+    looped: tuple[Tensor, Tensor] | None
+    state: tuple[object, ...]
 
-    def _lay_out(self) -> None:
-        weight = self.weight.detach()
-        self.packed = pack_weight(weight)
-        shift = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
-        self.looped = (weight.contiguous(), shift) if weight.device.type == "cpu" and can_compile() else None
-        self.prepared_from = self._state()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes along: the layer itself. What is packed cannot be copied."""
-        return {**vars(self), "packed": None, "looped": None, "prepared_from": None}
+def _lay_out(layer: nn.Linear) -> LaidOut:
+    if isinstance(layer, PackedLinear) and layer.laid_out.state == _state(layer):
+        return layer.laid_out
+    weight = layer.weight.detach()
+    shift = weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+    looped = (weight.contiguous(), shift) if weight.device.type == "cpu" and can_compile() else None
+    return LaidOut(pack_weight(weight), looped, _state(layer))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Lay the weights of a copy out anew."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lay_out()
 
-    def _state(self) -> tuple[object, ...]:
-        """What changes when a parameter does: where it lies, and how often it has been written to."""
-        return tuple((one.data_ptr(), None if one.is_inference() else one._version) for one in self.parameters())
+def _state(layer: nn.Linear) -> tuple[object, ...]:
+    """What changes when a parameter does: where it lies, and how often it has been written to."""
+    given = (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
+    return tuple((one.data_ptr(), None if one.is_inference() else one._version) for one in given)
+
+
+class PackedLinear(OneDNNLinear):
+    """A linear layer with the same parameters, a packed copy of its weights, and a loop of its own for one row.
+
+    `OneDNNLinear` serves gradients, compilers, and weights that have changed since.
+    """
+
+    laid_out: LaidOut
+    added = ("laid_out",)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
@@ -213,12 +272,13 @@ class PackedLinear(Linear):
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or torch.is_autocast_enabled(x.device.type)
             or x.dtype is not self.weight.dtype
-            or self._state() != self.prepared_from
+            or _state(self) != self.laid_out.state
         ):
             return super().forward(x)
+        packed, looped, _ = self.laid_out
         if x.numel() == self.in_features:
-            return super().forward(x) if self.looped is None else in_a_loop(multiply_row, x, *self.looped)
-        return super().forward(x) if self.packed is None else onednn(x, self.packed, self.bias)
+            return super().forward(x) if looped is None else in_a_loop(multiply_row, x, *looped)
+        return super().forward(x) if packed is None else onednn(x, packed, self.bias)
 
 
 class RoundedLinear(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from einops import einsum, rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from allformers.generation.decoder import Generative
+from allformers.generation.decoder import Decoder
 from allformers.nn.cache import Cache
 from allformers.nn.shapes import unchecked
 from allformers.speed.prepare import WORTHWHILE, can_compile, multiply_row, written_down
@@ -16,7 +16,7 @@ from allformers.speed.prepare import WORTHWHILE, can_compile, multiply_row, writ
 _DYNAMO = {"specialize_float": True, "recompile_limit": 64}
 """While steps are compiled: constants stay constants, and there may be a program for each kind of batch and window."""
 
-Writer = TypeVar("Writer", bound=Generative)
+Writer = TypeVar("Writer", bound=Decoder)
 
 
 def compile_steps(model: Writer) -> Writer:
@@ -34,17 +34,17 @@ def compile_steps(model: Writer) -> Writer:
     Raises:
         ValueError: the model does not write, so it takes no steps.
     """
-    if not isinstance(model, Generative):
+    if not isinstance(model, Decoder):
         raise ValueError(f"{type(model).__name__} does not write, so there are no steps to compile")
     if next(model.parameters()).device.type != "cpu" or can_compile():
-        vars(model)["step"] = CompiledSteps(model)
+        vars(model)["decode_step"] = CompiledSteps(model)
     return model
 
 
 class CompiledSteps:
-    """A decoder's `step`, compiled when it is first called; a copy or a pickle of the model gets its own."""
+    """A decoder's `decode_step`, compiled when it is first called; a copy or a pickle of the model gets its own."""
 
-    def __init__(self, model: Generative) -> None:
+    def __init__(self, model: Decoder) -> None:
         self.model: Any = model
 
     @functools.cached_property
@@ -55,8 +55,8 @@ class CompiledSteps:
             torch._dynamo.allow_in_graph(function)
         shell = copy.copy(self.model)
         shell._modules = {**shell._modules, "blocks": nn.ModuleList(_Region(block) for block in shell.blocks)}
-        del vars(shell)["step"]
-        return torch.compile(shell.step, backend=_compile, fullgraph=True, dynamic=True)
+        del vars(shell)["decode_step"]
+        return torch.compile(shell.decode_step, backend=_compile, fullgraph=True, dynamic=True)
 
     @functools.cached_property
     def is_small(self) -> bool:
@@ -69,8 +69,8 @@ class CompiledSteps:
         """Take one step; a prompt goes the ordinary way."""
         batch, seq = token_ids.shape
         if seq > 1 or not cache.length or (batch > 1 and not self.is_small):
-            return type(self.model).step(self.model, token_ids, cache)
-        cache.make_room(1)
+            return type(self.model).decode_step(self.model, token_ids, cache)
+        cache.ensure_capacity(1)
         with torch.inference_mode(), unchecked(), torch._dynamo.config.patch(_DYNAMO):
             return self.compiled(token_ids, cache)
 

@@ -255,7 +255,7 @@ class Run:
             return
         folder = self.folder / "checkpoints"
         with new_folder(folder / f"step-{trainer.step:08d}") as draft:
-            write_pretrained(draft, trainer.model.format, trainer.model.config, tensors)  # type: ignore[arg-type]
+            write_pretrained(draft, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
             self.tokenizer.save(draft)
             save_tensors(state, draft / "state.safetensors")
             about = {
@@ -279,7 +279,7 @@ class Run:
         if not trainer.processes.is_first:
             return
         if done:
-            write_pretrained(self.folder, trainer.model.format, trainer.model.config, tensors)  # type: ignore[arg-type]
+            write_pretrained(self.folder, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
             self.tokenizer.save(self.folder)
         lines = read_metrics(self.folder)
         result = {"ended": self.stopped, "step": trainer.step, "seconds": round(self.seconds, 1)}

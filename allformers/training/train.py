@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import load_tokenizer
 from allformers.inspection import summarise
-from allformers.models.registry import READING_ORDER, load
-from allformers.nn.linear import Linear
+from allformers.models.registry import class_for, load
+from allformers.speed.prepare import prepare as prepare_model
 from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
 from allformers.training.loop import Trainer
 from allformers.training.processes import Processes, join
@@ -96,11 +97,7 @@ def _set_up(
             f"of {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
         )
     checkpoint = open_checkpoint(folder, recipe, tokens.tokens_sha256)
-    model_class = next(
-        entry_class
-        for entry_class in (entry.load() for entry in READING_ORDER)
-        if entry_class.format.config_class is type(recipe.model)
-    )
+    model_class = class_for(recipe.model)
     cost = summarise(model_class, dataclasses.replace(recipe.model, context_length=recipe.seq_length))
     peak = peak or peak_rate(processes.device, recipe.precision)
     torch.manual_seed(recipe.seed)
@@ -125,7 +122,7 @@ def _set_up(
         write_record(folder, record)
     run = Run(
         folder=folder,
-        trainer=Trainer(model, learn, recipe, processes),
+        trainer=Trainer(prepare_model(model, training=True), learn, recipe, processes),
         tokenizer=tokens.tokenizer,
         measure=measure,
         record=record,
@@ -175,8 +172,8 @@ def peak_rate(device: torch.device, precision: str) -> float:
                 return rates[precision] * 1e12
     size = 2048
     dtype = getattr(torch, precision)
-    x, layer = torch.randn(size, size, device=device, dtype=dtype), Linear(size, size, bias=False)
-    layer = layer.to(device=device, dtype=dtype)
+    x, layer = torch.randn(size, size, device=device, dtype=dtype), nn.Linear(size, size, bias=False)
+    layer = prepare_model(layer.to(device=device, dtype=dtype))
     best = math.inf
     with torch.inference_mode():
         for _ in range(4):

@@ -1,7 +1,9 @@
 """What really happens when one thing in a model's source is wrong: it is changed, and the bundled model is run.
 
-/// break | Forget the causal mask
-    replace: 'scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)'
+The change is in GPT-2's file or in the tables of its checkpoints.
+
+/// break | Leave out the mask
+    replace: 'scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)'
     with: 'scores = scores'
 What a reader might expect.
 ///
@@ -23,7 +25,7 @@ from allformers.inputs.tokenizers import ByteTokenizer
 from docs.engine.measure import loss_of
 from docs.engine.record import WalkError
 
-MODULE = "allformers.models.gpt2.gpt2"
+MODULES = ("allformers.models.gpt2.gpt2", "allformers.models.gpt2.checkpoint")
 PROMPT = "The for statement"
 
 
@@ -49,17 +51,23 @@ def outcome(replace: str = "", by: str = "") -> Outcome:
     Raises:
         WalkError: the source does not have what should be replaced, or has it more than once.
     """
-    path = Path(importlib.util.find_spec(MODULE).origin)  # type: ignore[union-attr, arg-type]
-    source = path.read_text(encoding="utf-8")
+    paths = {name: Path(importlib.util.find_spec(name).origin) for name in MODULES}  # type: ignore[union-attr, arg-type]
+    sources = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+    name = next((name for name, source in sources.items() if replace in source), MODULES[0])
     if replace:
-        if source.count(replace) != 1:
-            raise WalkError(f"the source has {replace!r} {source.count(replace)} times, expected once")
-        source = source.replace(replace, by)
-    changed = types.ModuleType(f"{MODULE}_changed")
+        count = sum(source.count(replace) for source in sources.values())
+        if count != 1:
+            raise WalkError(f"the source has {replace!r} {count} times, expected once")
+    changed = types.ModuleType(f"{name}_changed")
     sys.modules[changed.__name__] = changed  # dataclasses look their module up
     try:
-        exec(compile(source, str(path), "exec"), changed.__dict__)
-        return _run(changed.GPT2)
+        source = sources[name].replace(replace, by) if replace else sources[name]
+        exec(compile(source, str(paths[name]), "exec"), changed.__dict__)
+        model_class = changed.GPT2
+        if name != MODULES[0]:  # tables: the model is as it is, and loads with them
+            tables = {"checkpoint_format": classmethod(lambda cls: changed.FORMAT)}
+            model_class = type("GPT2", (model_class,), tables)
+        return _run(model_class)
     except (TypeError, ValueError, RuntimeError, CheckpointError) as error:
         if not replace:
             raise

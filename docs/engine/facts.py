@@ -20,10 +20,10 @@ from allformers.benchmark.contenders import OURS, PACKED, PEERS, STEPS
 from allformers.benchmark.measure import Row
 from allformers.experiments import EXPERIMENTS
 from allformers.experiments.experiment import question_of
+from allformers.generation.decoder import Decoder
 from allformers.inspection import figures
 from allformers.inspection.family import Member
 from allformers.inspection.family import family as members_of_the_family
-from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.models.registry import READING_ORDER
 from allformers.nn.axes import AXES
 from docs.engine import PAGES, RECORDS, ROOT
@@ -166,7 +166,7 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
         "cache for a token": sizes("cache bytes", module),
         "cache of a whole context": sizes("whole cache", module),
     }
-    if not hasattr(entry.load(), "make_cache"):  # what does not write has none
+    if not issubclass(entry.load(), Decoder):  # an encoder has none
         costs = {what: cost for what, cost in costs.items() if "cache" not in what}
     cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*item) for item in costs.items())
     return Markup(
@@ -179,7 +179,7 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
         paper=paper,
         options=options,
         cells=cells,
-        badge=parity_badge(entry.name, hasattr(entry.load(), "generate")),
+        badge=parity_badge(entry.name, issubclass(entry.load(), Decoder)),
     )
 
 
@@ -271,11 +271,7 @@ def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") ->
 
 def decoding() -> Markup:
     """What a token takes in each size of the family that was measured, beside the reference."""
-    sizes = {
-        preset.replace("_", "-"): row.parameters
-        for entry in READING_ORDER
-        for preset, row in entry.load().format.config_class.published().items()
-    }
+    sizes = {size.name: size.parameters for entry in READING_ORDER for size in entry.sizes()}
     ours = (OURS, PACKED, STEPS)
     lines = []
     for path in sorted(RECORDS.glob("decode/*.json"), key=lambda path: sizes[path.stem]):
@@ -325,7 +321,7 @@ def layouts() -> Markup:
 def scaling(name: str = "scale.json") -> Markup:
     """How time and memory grow with the length, the batch and the model."""
     found = record(name)["rows"]
-    sizes = {preset.replace("_", "-"): row.parameters / 1e6 for preset, row in GPT2Config.published().items()}
+    sizes = {size.name: size.parameters / 1e6 for entry in READING_ORDER for size in entry.sizes()}
     plots = []
     for title, pattern, across in (
         ("time of a pass, ms", r"prefill 1x(\d+)", "tokens"),

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import torch
+from torch import nn
 
 from allformers.training.data import python_documentation
 from allformers.training.evaluation import evaluate
@@ -40,13 +41,12 @@ def costs(name: str) -> str:
 def layouts() -> str:
     """For each way to round the bundled model's weights: the bytes of its linear layers, and its loss."""
     from allformers.models.gpt2.gpt2 import GPT2
-    from allformers.nn.linear import Linear
     from allformers.speed.prepare import RoundedLinear, prepare
 
     found: dict[str, dict[str, float]] = {}
     for weights in ("plain", "int8", "int4"):
         model: Any = GPT2.from_pretrained("bundled")
-        linear = [module for module in model.modules() if isinstance(module, Linear)]
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         size = sum(layer.weight.nbytes for layer in linear)
         if weights != "plain":
             prepare(model, weights)

@@ -220,7 +220,7 @@ PROBE = {
     "head_dim": 22,
     "mlp_dim": 47,
     "num_experts": 19,
-    "num_chosen": 6,
+    "num_experts_per_token": 6,
 }
 """Sizes that are all different, so that a size says which axis it is."""
 
@@ -230,16 +230,16 @@ LAYERS = 6
 
 PROBE_OF: Mapping[str, Mapping[str, int]] = {
     "allformers.models.deepseek_v3.deepseek_v3": {
-        "num_kv_heads": 10,
-        "query_latent_dim": 31,
-        "latent_dim": 39,
-        "plain_dim": 41,
-        "rope_dim": 26,
+        "q_latent_dim": 31,
+        "kv_latent_dim": 39,
+        "nope_head_dim": 41,
+        "rope_head_dim": 26,
+        "v_head_dim": 21,
         "num_experts": 38,
-        "num_shared": 2,
-        "num_nodes": 2,
-        "num_chosen_nodes": 1,
-        "expert_dim": 43,
+        "num_shared_experts": 3,
+        "num_expert_groups": 2,
+        "topk_groups": 1,
+        "expert_mlp_dim": 43,
     },
     "allformers.models.vit.vit": {"image_size": 65, "patch_size": 13, "num_channels": 6, "num_labels": 31},
 }
@@ -279,12 +279,11 @@ def _record_model(
 
     def run(config: Any, batch: int, seq: int) -> dict[Key, Tensor]:
         model = on_meta(model_class, config)
-        return _record(source, lambda: model(model.example(batch, seq, "meta")))
+        return _record(source, lambda: model(model.dummy_input(batch, seq, "meta")))
 
     shapes: dict[Key, dict[str, tuple[int, ...]]] = {}
     for preset, config in presets(source.name).items():
         few = {"num_layers": min(config.num_layers, LAYERS)}
-        few |= {"layer_types": ()} if hasattr(config, "layer_types") else {}
         shallow = dataclasses.replace(config, **few)
         for key, tensor in run(shallow, 1, config.context_length).items():
             shapes.setdefault(key, {})[preset] = tuple(tensor.shape)
@@ -293,11 +292,11 @@ def _record_model(
     wanted = {**PROBE, **PROBE_OF.get(source.name, {})}
     probe = dataclasses.replace(tiny, **{name: size for name, size in wanted.items() if name in fields})
     named = []
-    for batch, seq in ((4, 17), (3, 27)):  # a name that fits by chance fits one of them
+    for batch, seq in ((4, 17), (9, 27)):  # a name that fits by chance fits one of them
         probed = {key: tuple(tensor.shape) for key, tensor in run(probe, batch, seq).items()}
-        read = on_meta(model_class, probe).example(batch, seq, "meta")
+        read = on_meta(model_class, probe).dummy_input(batch, seq, "meta")
         seq = read.shape[1] if read.ndim == 2 else probe.context_length  # an image has as many as it has patches
-        sizes = {**probe.axes, "batch": batch, **dict.fromkeys(("seq", "seq_q", "seq_k"), seq)}
+        sizes = {**probe.axes, "batch": batch, **dict.fromkeys(("seq", "seq_k"), seq)}
         named.append(_name_axes(source, probed, sizes))
     axes = {
         key: tuple(one if one == other else "" for one, other in zip(names, named[1][key], strict=True))
@@ -423,6 +422,8 @@ def _name_axes(
                 axes = annotated.get(name) or _returned(function, name)
                 if axes is None and isinstance(statement, ast.Assign) and (pattern := _pattern(statement.value)):
                     axes = _right(pattern)
+                    if isinstance(statement.targets[0], ast.Tuple):  # unpacked along the first
+                        axes = axes[1:]
                 axes = None if axes and "..." in axes else axes
                 axes = axes or _taken_as(function, name) or (None if strict else arguments.get(name))
                 axes = axes or _by_size(shape, known)
@@ -452,12 +453,12 @@ def _pattern(value: ast.expr) -> str | None:
 
 
 def _taken_as(function: ast.FunctionDef, name: str) -> tuple[str, ...] | None:
-    """The axes that a later rearrangement takes a variable to have."""
+    """The axes that a later einops call takes a variable to have."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name) and node.args[0].id == name:
-            pattern = _pattern(node)
-            if pattern and "," not in pattern:
-                return _side(pattern.split("->")[0])
+        if isinstance(node, ast.Call) and (pattern := _pattern(node)):
+            for given, side in zip(node.args, pattern.split("->")[0].split(","), strict=False):
+                if isinstance(given, ast.Name) and given.id == name:
+                    return _side(side)
     return None
 
 
@@ -465,7 +466,7 @@ def _by_size(shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[str, ...
     """Name axes by their sizes, where only one has that size; a second axis of positions is that of keys."""
     names: dict[int, list[str]] = {}
     for name, size in sizes.items():
-        if name not in ("seq_q", "seq_k") or "seq" not in sizes:
+        if name != "seq_k" or "seq" not in sizes:
             names.setdefault(size, []).append(name)
     found: list[str] = []
     for size in shape:
@@ -523,9 +524,10 @@ def _example_training() -> None:
 
 def _example_rotary() -> None:
     x, places = torch.randn(2, 4, 17, 32), torch.arange(17)
-    plain = rope.frequencies(32, 10000.0)
-    rope.rotate(x, rope.turns(rope.angles(places, rope.scale_like_llama3(plain, 8.0, 1.0, 4.0, 8192))))
-    rope.scale_like_yarn(plain, 10000.0, 40.0, 32.0, 1.0, 4096)
+    inv_freq = rope.default_inv_freq(32, 10000.0)
+    cos, sin = rope.rope_cos_sin(places, rope.llama3_inv_freq(inv_freq, 8.0, 1.0, 4.0, 8192))
+    rope.apply_rope(x, cos, sin)
+    rope.yarn_inv_freq(inv_freq, 10000.0, 40.0, 32.0, 1.0, 4096)
 
 
 EXAMPLES: Mapping[str, tuple[Callable[[], object], Mapping[str, int]]] = {

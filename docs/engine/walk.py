@@ -340,7 +340,7 @@ def legend_html(modules: Sequence[Module]) -> str:
     configs = {name: config for module in modules for name, config in presets(module.name).items()}
     sizes: dict[str, dict[str, str]] = {axis: {} for module in modules for axis in module.axes()}
     for preset, config in configs.items():
-        known = {**config.axes, "batch": 1, **dict.fromkeys(("seq", "seq_q", "seq_k"), config.context_length)}
+        known = {**config.axes, "batch": 1, **dict.fromkeys(("seq", "seq_k"), config.context_length)}
         for axis, size in known.items():
             sizes.setdefault(axis, {})[preset] = f"{size:,}"
     options = "".join(

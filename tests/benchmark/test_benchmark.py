@@ -93,9 +93,9 @@ def test_encoders_and_experts_are_the_same_models_too() -> None:
     from allformers.models.mixtral.mixtral import MixtralConfig
     from allformers.models.vit.vit import ViTConfig
 
-    for config in (BertConfig.bert_tests(), ViTConfig.vit_tests(), MixtralConfig.mixtral_tiny()):
+    for config in (BertConfig.tiny(), ViTConfig.tiny(), MixtralConfig.tiny()):
         models = contenders(config)
-        given = models[OURS].example(2, 9, "cpu")
+        given = models[OURS].dummy_input(2, 9, "cpu")
         assert largest_difference(models, given) < 5e-6
 
 
@@ -104,7 +104,7 @@ def test_encoders_have_rows_of_their_own() -> None:
     from allformers.models.bert.bert import BertConfig
     from allformers.models.vit.vit import ViTConfig
 
-    for config in (BertConfig.bert_tests(), ViTConfig.vit_tests()):
+    for config in (BertConfig.tiny(), ViTConfig.tiny()):
         measured = list(run(config, rounds=1))
         assert [row.name for row in measured] == ["read 1", "read 8"]
         assert all(set(row.measured) == {OURS, PACKED, *PEERS} for row in measured)

@@ -30,10 +30,11 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.config_json import read_config, write_config
 from allformers.checkpoints.loading import checkpoint_tensors, weight_axes
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.gpt2.variants import CerebrasGPT2, StanfordGPT2
 from conftest import perturb
 
 CONFIG = GPT2Config(vocab_size=97, context_length=20, embedding_dim=12, num_layers=2, num_heads=3, mlp_dim=31)
-FORMAT = GPT2.format
+FORMAT = GPT2.checkpoint_format()
 Weights = dict[str, Tensor]
 
 
@@ -135,7 +136,7 @@ def test_every_weight_has_the_shape_that_its_axes_say(model: GPT2) -> None:
 
 
 def test_every_field_of_the_reference_is_handled_ignored_or_refused_once() -> None:
-    tables = [field.theirs for field in FORMAT.fields], list(FORMAT.ignored_fields), list(FORMAT.refused_fields)
+    tables = [field.theirs for field in FORMAT.fields], list(FORMAT.ignored_fields), list(FORMAT.unsupported_fields)
     counts = collections.Counter(name for table in tables for name in table)
     assert set(counts.values()) == {1}
     assert set(transformers.GPT2Config().to_dict()) <= set(counts)
@@ -160,10 +161,6 @@ def test_every_field_of_the_table_arrives(field: Any) -> None:
         dropout=0.3,
         norm_eps=1e-4,
         tie_embeddings=False,
-        activation="silu",
-        scale_scores=False,
-        scale_scores_by_layer=True,
-        float32_scores=True,
     )
     described = write_config(FORMAT, config)
     assert read_config(FORMAT, described) == config
@@ -236,11 +233,37 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_configurations_of_published_checkpoints_load(name: str, tmp_path: Path) -> None:
     """Without a warning, too: these fields are known."""
-    config = read_config(FORMAT, PUBLISHED[name])
+    model_class = {"Cerebras-GPT": CerebrasGPT2, "stanford-crfm": StanfordGPT2}.get(name, GPT2)
+    config = read_config(model_class.checkpoint_format(), PUBLISHED[name])
     assert config.mlp_dim == 48  # four times the width where nothing is said
-    write_checkpoint(tmp_path, PUBLISHED[name], checkpoint_tensors(perturb(GPT2(config))))
+    write_checkpoint(tmp_path, PUBLISHED[name], checkpoint_tensors(perturb(model_class(config))))
     reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    assert same_logits(GPT2.from_pretrained(tmp_path), reference)
+    for load in (GPT2.from_pretrained, model_class.from_pretrained, allformers.load):
+        ours = load(tmp_path)
+        assert type(ours) is model_class
+        assert ours.config == config
+        assert same_logits(ours, reference)
+    ours.save_pretrained(tmp_path / "again")
+    again = GPT2.from_pretrained(tmp_path / "again")
+    assert type(again) is model_class
+    assert again.config == config
+    assert_same(again, ours)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again", attn_implementation="eager").eval()
+    assert same_logits(ours, theirs)
+
+
+def test_a_variant_refuses_what_makes_another_model_of_it(folder: Path) -> None:
+    """Each class takes what it is, and no checkpoint is two variants at once."""
+    edit_config(folder, activation_function="gelu", reorder_and_upcast_attn=True)
+    assert_refused(folder, "activation_function", "'gelu'", "'gelu_new'")
+    for model_class, name in ((CerebrasGPT2, "reorder_and_upcast_attn"), (StanfordGPT2, "activation_function")):
+        with pytest.raises(CheckpointError, match=rf"\b{name} is "):
+            model_class.from_pretrained(folder)
+    edit_config(folder, activation_function="gelu_new", reorder_and_upcast_attn=False)
+    with pytest.raises(CheckpointError, match=r"\bactivation_function is 'gelu_new'"):
+        CerebrasGPT2.from_pretrained(folder)
+    edit_config(folder, reorder_and_upcast_attn=3)
+    assert_refused(folder, "reorder_and_upcast_attn", "3")
 
 
 def test_a_field_that_nobody_knows_is_ignored_aloud(folder: Path, model: GPT2) -> None:
@@ -432,7 +455,9 @@ def test_a_config_that_is_no_json_object(content: bytes, culprit: str, folder: P
         ({"add_cross_attention": True}, ["add_cross_attention is True"]),
         ({"is_encoder_decoder": True}, ["is_encoder_decoder is True"]),
         ({"attn_pdrop": 0.2}, ["embd_pdrop is 0.1", "attn_pdrop is 0.2"]),
-        ({"activation_function": "quick_gelu"}, ["'quick_gelu'", "activation"]),
+        ({"activation_function": "quick_gelu"}, ["'quick_gelu'", "activation_function"]),
+        ({"activation_function": "relu"}, ["'relu'", "activation_function"]),
+        ({"scale_attn_weights": False}, ["scale_attn_weights is False"]),
         ({"n_head": 5}, ["12", "5"]),
         ({"n_layer": "two"}, ["num_layers", "'two'"]),
         ({"layer_norm_epsilon": "tiny"}, ["layer_norm_epsilon", "'tiny'"]),

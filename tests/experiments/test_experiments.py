@@ -84,8 +84,8 @@ def test_a_rotary_gpt2_says_the_same_with_a_cache_and_knows_no_absolute_position
         parts = [model(token_ids[:, :7], cache=cache), model(token_ids[:, 7:], cache=cache)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(token_ids), atol=1e-4, rtol=1e-4)
         attention, x = model.blocks[0].attention, torch.randn(1, 1, 64)
-        blocked = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
-        same = attention(x.expand(1, 5, 64).contiguous(), blocked)
+        mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+        same = attention(x.expand(1, 5, 64).contiguous(), mask)
     torch.testing.assert_close(same[:, 0], same[:, 4], atol=1e-5, rtol=1e-5)  # equal values: any weights give the same
 
 
@@ -133,5 +133,5 @@ def test_the_cache_saves_what_the_formulas_say() -> None:
 def test_tying_saves_a_vocabulary_times_a_width() -> None:
     found = result("weight-tying").numbers
     sizes = found["parameters"]
-    assert sizes["untied"]["gpt2_small"] - sizes["tied"]["gpt2_small"] == 50257 * 768
-    assert found["gpt2_small"] > found["gpt2_medium"] > found["gpt2_large"] > found["gpt2_xl"]
+    assert sizes["untied"]["gpt2-small"] - sizes["tied"]["gpt2-small"] == 50257 * 768
+    assert found["gpt2-small"] > found["gpt2-medium"] > found["gpt2-large"] > found["gpt2-xl"]

@@ -81,13 +81,13 @@ def test_a_seed_repeats_the_text_and_another_does_not(model: GPT2) -> None:
 def passes(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many positions each forward pass has read."""
     lengths: list[int] = []
-    original = model.read
+    original = model.residual_stream
 
     def spy(token_ids: Tensor, cache: object = None) -> Tensor:
         lengths.append(token_ids.shape[1])
         return original(token_ids, cache)
 
-    monkeypatch.setattr(model, "read", spy)
+    monkeypatch.setattr(model, "residual_stream", spy)
     return lengths
 
 
@@ -202,9 +202,9 @@ def test_a_batch_without_text_is_refused(model: GPT2, prompts: list[list[int]]) 
 
 
 def test_a_model_that_does_not_say_how_it_reads_cannot_write() -> None:
-    from allformers.generation.decoder import Generative
+    from allformers.generation.decoder import Decoder
 
-    class Unfinished(Generative):
+    class Unfinished(Decoder):
         config = CONFIG
 
         def __init__(self) -> None:

@@ -33,18 +33,18 @@ def test_a_picture_is_prepared_as_the_reference_does(
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, **settings)
     processor.save_pretrained(tmp_path)
     theirs = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(read_image(picture, ViTConfig.vit_tests(), tmp_path), theirs, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(read_image(picture, ViTConfig.tiny(), tmp_path), theirs, atol=1e-6, rtol=1e-6)
 
 
 def test_a_grey_model_reads_grey(picture: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(ViTConfig.vit_tests(), num_channels=1)
+    config = dataclasses.replace(ViTConfig.tiny(), num_channels=1)
     assert read_image(picture, config, tmp_path).shape == (1, 1, 32, 32)
     with pytest.raises(ValueError, match=r"\b1\b.*\b3\b.*\b4\b"):
         read_image(picture, dataclasses.replace(config, num_channels=4), tmp_path)
 
 
 def test_the_example_is_brighter_on_its_disc() -> None:
-    image = example_image(ViTConfig.vit_tests())[0, 0]
+    image = example_image(ViTConfig.tiny())[0, 0]
     assert image[16, 11] == image.max()
     assert image[0, 0] == image.min()
 
@@ -53,5 +53,5 @@ def test_labels_have_the_first_of_their_names_or_numbers(tmp_path: Path) -> None
     assert label_names(tmp_path, 2) == ["0", "1"]
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "tench, Tinca tinca"}}))
     assert label_names(tmp_path, 2) == ["tench", "1"]
-    ViT(ViTConfig.vit_tests()).save_pretrained(tmp_path)
+    ViT(ViTConfig.tiny()).save_pretrained(tmp_path)
     assert label_names(tmp_path, 1) == ["LABEL_0"]

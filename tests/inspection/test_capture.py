@@ -1,20 +1,32 @@
 """Capture: what is seen is what was computed, what is edited takes effect, and what is not looked into is untouched."""
 
+import copy
 import dataclasses
 import dis
+import inspect
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import einops
 import pytest
 import torch
-from einops import rearrange
-from torch import Tensor
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from allformers.checkpoints.config_json import write_config
 from allformers.checkpoints.loading import checkpoint_tensors
+from allformers.experiments.rotary import RotaryGPT2
 from allformers.inspection import capture, names, replaced_by, without_heads
 from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
+from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.models.registry import READING_ORDER
-from allformers.nn.shapes import ShapeError
+from allformers.nn.shapes import ShapeError, checked
 from conftest import perturb
 
 LAYERS = 3
@@ -36,7 +48,7 @@ def token_ids() -> Tensor:
 @pytest.fixture(scope="module")
 def reference(model: GPT2) -> Any:
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(**write_config(GPT2.format, model.config))
+    config = transformers.GPT2Config(**write_config(GPT2.checkpoint_format(), model.config))
     config._attn_implementation = "eager"
     reference = transformers.GPT2LMHeadModel(config).eval()
     reference.load_state_dict(checkpoint_tensors(model), strict=False)
@@ -72,9 +84,9 @@ def test_each_stream_plus_what_a_part_wrote_is_the_next_exactly(model: GPT2, tok
     assert torch.equal(seen["embed"].values, seen["blocks.0.x"].values)
     for layer in range(LAYERS):
         block = f"blocks.{layer}"
-        between = seen[f"{block}.between"].values
-        assert torch.equal(seen[f"{block}.x"].values + seen[f"{block}.attention"].values, between)
-        assert torch.equal(between + seen[f"{block}.mlp"].values, seen[block].values)
+        x_mid = seen[f"{block}.x_mid"].values
+        assert torch.equal(seen[f"{block}.x"].values + seen[f"{block}.attention"].values, x_mid)
+        assert torch.equal(x_mid + seen[f"{block}.mlp"].values, seen[block].values)
         if layer:
             assert torch.equal(seen[f"blocks.{layer - 1}"].values, seen[f"{block}.x"].values)
     assert torch.equal(seen["logits"].values, logits)
@@ -87,9 +99,10 @@ def test_every_tensor_has_the_axes_that_its_name_says(model: GPT2, token_ids: Te
     assert set(seen) == set(names(model))
     sizes = {**model.config.axes, "batch": 2, "seq": 13, "seq_k": 13, "1": 1}
     for tensor in seen.values():
-        broadcast = tensor.name.endswith(("blocked", "mask"))
+        broadcast = tensor.name.endswith("mask")
         for axis, size in tensor.sizes.items():
-            assert size == sizes[axis] or (broadcast and axis == "batch" and size == 1), (tensor.name, axis)
+            expected = math.prod(sizes[name] for name in axis.strip("()").split())
+            assert size == expected or (broadcast and axis == "batch" and size == 1), (tensor.name, axis)
     assert seen["blocks.1.attention.weights"].axes == ("batch", "heads", "seq", "seq_k")
 
 
@@ -158,8 +171,11 @@ def test_patching_the_whole_stream_makes_one_run_the_other(model: GPT2, token_id
 
 
 def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> None:
-    message = r"blocks\.0\.mlp\.active .*\(2, 13, 1\).*\(2, 13, 256\).*batch seq"
-    with capture(model, edits={"blocks.0.mlp.active": lambda x: x[..., :1]}), pytest.raises(ShapeError, match=message):
+    message = r"blocks\.0\.mlp\.activated .*\(2, 13, 1\).*\(2, 13, 256\).*batch seq"
+    with (
+        capture(model, edits={"blocks.0.mlp.activated": lambda x: x[..., :1]}),
+        pytest.raises(ShapeError, match=message),
+    ):
         model(token_ids)
 
 
@@ -167,7 +183,7 @@ def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> 
     ("pattern", "message"),
     [
         ("blocks.9.attention.weights", r"blocks\.9\.attention\.weights.*blocks\.0\.attention"),
-        ("nonsense", "nonsense.*active, attention, between"),
+        ("nonsense", "nonsense.*activated, attention, embed"),
     ],
 )
 def test_a_name_that_is_not_there_is_refused_before_the_model_runs(model: GPT2, pattern: str, message: str) -> None:
@@ -184,7 +200,7 @@ def test_afterwards_the_model_is_as_it_was_even_after_an_error(model: GPT2, toke
     with pytest.raises(RuntimeError, match="from the edit"), capture(model, edits={"logits": fail}):
         model(token_ids)
     for module in model.modules():
-        assert not {"forward", "embed", "unembed", "mask", "read"} & set(vars(module))
+        assert not {"forward", "embed", "unembed", "mask", "residual_stream"} & set(vars(module))
     with capture(model) as outer:
         with capture(model, "logits") as inner:
             model(token_ids)
@@ -218,16 +234,210 @@ def test_nothing_of_this_is_in_the_code_that_runs() -> None:
         exec(source, made)
         codes.append([(i.opname, i.argrepr) for i in dis.get_instructions(made["f"])])
     assert codes[0] == codes[1]
-    attention = CausalSelfAttention.forward.__wrapped__  # type: ignore[attr-defined]
+    attention = inspect.unwrap(CausalSelfAttention.forward)
     assert "__tap__" not in attention.__code__.co_names
+
+
+class Stated(nn.Module):
+    """A module whose variables have axes that are stated in each way there is."""
+
+    def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
+        first, second = rearrange(x, "batch seq (pair half) -> pair batch seq half", pair=2)
+        made = einops.repeat(2 * first, "batch seq half -> batch seq copies half", copies=3)
+        read = made + 1
+        used = read.sum(2)
+        handed = used * 2
+        joined = rearrange(second, "batch seq half -> batch (seq half)")
+        plain = rearrange(joined, "batch (seq half) -> batch seq half", seq=x.shape[1])
+        again = rearrange(plain, "batch seq half -> batch half seq")
+        again = rearrange(again, "batch half seq -> batch seq half")
+        vague = rearrange(x, "... embed -> embed ...")
+        silent = x.sum()
+        if x.shape[1] > 100:
+            branch: Float[Tensor, "batch embed"] = x[:, 0]
+            silent = silent + branch.sum()
+        else:
+            never = reduce(plain, "batch seq half -> batch", "sum")
+            silent = silent + 0 * never.sum()
+        mean = reduce(read, "batch seq copies half -> batch seq half", "mean")
+        total = self.hand(handed, shift=plain) + mean
+        return torch.cat([total + again, total], dim=-1) + 0 * (silent + vague.sum())
+
+    def hand(
+        self, given: Float[Tensor, "batch seq half"], shift: Float[Tensor, "batch seq half"]
+    ) -> Float[Tensor, "batch seq half"]:
+        made = einsum(given, shift, "batch seq half, batch seq half -> batch seq half")
+        shift = shift + made
+        inner = einsum(given, made, "batch seq half, batch seq other -> batch half other")
+        return einsum(inner, given, "batch half other, batch seq half -> batch seq other") + shift
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("first", "batch seq half"),  # a pattern made it and its neighbour, and none reads it
+        ("second", "batch seq half"),  # the same, and one reads it
+        ("made", "batch seq copies half"),  # a pattern made it, and none reads it
+        ("read", "batch seq copies half"),  # a pattern reads it, and none made it
+        ("handed", "batch seq half"),  # the argument of another method
+        ("joined", "batch (seq half)"),  # brackets, as nothing else tells
+        ("plain", "batch seq half"),  # without brackets, as something else tells
+        ("again", "batch seq half"),  # it was something else before
+        ("mean", "batch seq half"),
+        ("shift", "batch seq half"),  # an argument that is made anew
+        ("inner", "batch half other"),
+    ],
+)
+def test_a_variable_has_the_axes_that_a_pattern_states(name: str, axes: str) -> None:
+    module, x = Stated(), torch.randn(2, 5, 8)
+    with capture(module) as seen:
+        result = module(x)
+    assert torch.equal(result, module(x))
+    assert seen[name].axes == tuple(re.findall(r"\([^)]*\)|\w+", axes))
+    assert list(seen[name].sizes.values()) == list(seen[name].values.shape)
+
+
+def test_what_no_pattern_states_is_not_there_and_a_name_is_one_tensor() -> None:
+    module, x = Stated(), torch.randn(2, 5, 8)
+    known = names(module)
+    assert not {"used", "vague", "silent", "total", "never"} & set(known)
+    assert len(known) == len(set(known))
+    calls: list[tuple[int, ...]] = []
+
+    def note(values: Tensor) -> Tensor:
+        calls.append(tuple(values.shape))
+        return values
+
+    with capture(module, "made", edits={"made": note}):
+        module(x)
+    assert calls == [(2, 5, 3, 4)]  # `forward`'s, not that of the method it calls
+    with capture(module, "branch") as seen:
+        module(x)
+        assert "branch" not in seen
+        module(torch.randn(2, 101, 8))
+    assert seen["branch"].axes == ("batch", "embed")
+
+
+class Mistaken(nn.Module):
+    """A module with an annotation that names too many axes."""
+
+    def forward(self, x: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
+        claimed: Float[Tensor, "batch seq embed"] = x + 1
+        return claimed - 1
+
+
+class Branching(nn.Module):
+    """A module with a pattern, in a branch that is not taken, that names too many axes."""
+
+    def forward(self, x: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
+        other = x - 1
+        return other if other.ndim == 2 else rearrange(other, "batch seq embed -> batch (seq embed)")
+
+
+def test_an_annotation_with_another_number_of_axes_raises_and_a_pattern_that_did_not_run_does_not() -> None:
+    wrong, right, x = Mistaken(), Branching(), torch.randn(2, 4)
+    with pytest.raises(ShapeError, match=r"claimed.* 2 .* 3.*batch seq embed"), capture(wrong):
+        wrong(x)
+    with capture(right) as seen:
+        assert torch.equal(right(x), x - 1)
+    assert "other" in names(right)
+    assert "other" not in seen
+    with pytest.raises(ShapeError, match=r"other.* 2 .* 3"), capture(right, edits={"other": torch.zeros_like}):
+        right(x)
+
+
+class SmoothGPT2(GPT2):
+    """GPT-2 that scores with a part of its own."""
+
+    @checked
+    def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
+        scale = torch.full((1,), 0.5)
+        softened = einsum(super().unembed(x), scale, "batch seq vocab, one -> batch seq vocab")
+        return softened
+
+
+def test_a_class_of_ones_own_has_its_parents_checkpoints_and_can_be_looked_into() -> None:
+    model = SmoothGPT2.from_pretrained("bundled")
+    assert type(model) is SmoothGPT2
+    token_ids = torch.tensor([list(b"The for statement")])
+    with capture(model, "softened", "blocks.*.attention.weights") as seen:
+        logits = model(token_ids)
+    parent = GPT2.from_pretrained("bundled")
+    torch.testing.assert_close(logits, 0.5 * parent(token_ids))
+    assert torch.equal(seen["softened"].values, logits.detach())
+    assert len(seen.by_layer("attention.weights")) == 4
+
+
+SCRIPT = """
+import torch
+from allformers import GPT2
+from allformers.inspection import capture
+
+class Mine(GPT2):
+    def embed(self, token_ids, cache=None):
+        return 2 * super().embed(token_ids, cache)
+
+model, token_ids = Mine.from_pretrained("bundled"), torch.tensor([[72, 101]])
+with torch.no_grad(), capture(model, "blocks.0.x", "blocks.0.attention.queries") as seen:
+    model(token_ids)
+    print(type(model).__name__, torch.equal(seen["blocks.0.x"].values, 2 * GPT2.embed(model, token_ids)))
+print(seen["blocks.0.attention.queries"].axes)
+"""
+
+
+@pytest.mark.slow
+def test_so_has_a_class_in_a_script(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(tmp_path / "mine.py")]
+    told = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(root)}, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines() == ["Mine True", "('batch', 'heads', 'seq', 'head_dim')"]
+
+
+def test_what_an_experiment_overrides_is_what_is_captured() -> None:
+    model = RotaryGPT2(GPT2Config.tiny()).eval()
+    token_ids = torch.randint(256, (1, 12))
+    plain = model(token_ids)
+    with capture(model) as seen:
+        assert torch.equal(model(token_ids), plain)
+    assert seen["blocks.1.attention.keys"].axes == ("batch", "heads", "seq_k", "head_dim")
+
+
+def test_grouped_heads_are_numbered_through_those_of_a_key_head_together() -> None:
+    config = LlamaConfig.tiny(num_heads=6, num_kv_heads=3, head_dim=10)
+    model = perturb(Llama(config).eval())
+    token_ids = torch.randint(256, (2, 9))
+    with torch.no_grad(), capture(model) as seen:
+        plain = model(token_ids)
+    weights = seen["blocks.1.attention.weights"]
+    assert weights.axes == ("batch", "kv_heads", "group", "seq", "seq_k")
+    by_head = seen.by_layer("attention.weights")[1]
+    assert by_head.shape == weights.by_head.shape == (2, 6, 9, 9)
+    assert torch.equal(by_head[:, 3], weights.values[:, 1, 1])
+    assert seen.by_layer("attention.keys")[1].shape == (2, 3, 9, 10)
+    for edited in ("mixed", "weights"):
+        with torch.no_grad(), capture(model, edits={f"blocks.1.attention.{edited}": without_heads(3, 4)}) as without:
+            silenced = model(token_ids)
+        mixed = without["blocks.1.attention.mixed"].by_head
+        assert not mixed[:, [3, 4]].any()
+        assert torch.equal(mixed[:, [0, 1, 2, 5]], seen["blocks.1.attention.mixed"].by_head[:, [0, 1, 2, 5]])
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            rearrange(other.blocks[1].attention.output.weight, "embed (heads width) -> embed heads width", heads=6)[
+                :, 3:5
+            ] = 0
+            torch.testing.assert_close(silenced, other(token_ids), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(silenced, plain, atol=1e-2)
 
 
 @pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
 def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
     """Captured, nothing changes; attention weights add up to one and an edit reaches the logits."""
-    config = next(iter(entry.load().format.config_class.presets().values()))()
+    config = entry.load().checkpoint_format().config_class.tiny()
     model = perturb(entry.load()(config).eval())
-    token_ids = model.example(1, 40, "cpu")
+    token_ids = model.dummy_input(1, 40, "cpu")
     token_ids = torch.randn_like(token_ids) if token_ids.is_floating_point() else torch.randint(256, (1, 40))
     seq = token_ids.shape[1] if token_ids.ndim == 2 else config.context_length
     with torch.no_grad():
@@ -236,13 +446,22 @@ def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
             looked = model(token_ids)
         assert torch.equal(looked, plain)
         assert set(seen) <= set(names(model))
-        unseen = set(names(model)) - set(seen)
-        # For padding, with a cache, and compiled only.
-        assert all(name == "mask" or "absorbed" in name or "fetch" in name for name in unseen)
-        for layer in range(config.num_layers):
-            weights = seen[f"blocks.{layer}.attention.weights"]
-            assert weights.axes == ("batch", "heads", "seq", "seq_k")
-            torch.testing.assert_close(weights.values.sum(-1), torch.ones(1, config.num_heads, seq), atol=1e-5, rtol=0)
+        unseen = {name.rpartition(".")[2] for name in set(names(model)) - set(seen)}
+        # With a cache, and compiled, only.
+        absorbed = {"absorbed", "kv_up", "k_up", "v_up", "q_latent"}
+        assert unseen <= absorbed | {"gather", "gate", "up", "down", "gated", "widened", "activated"}
+        grouped = "group" in config.axes
+        for layer, by_head in enumerate(seen.by_layer("attention.weights")):
+            attention = f"blocks.{layer}.attention"
+            heads = ("kv_heads", "group") if grouped else ("heads",)
+            assert seen[f"{attention}.weights"].axes == ("batch", *heads, "seq", "seq_k")
+            assert seen[f"{attention}.queries"].axes[:-1] == ("batch", *heads, "seq")
+            assert seen[f"{attention}.keys"].axes[-2] == seen[f"{attention}.values"].axes[-2] == "seq_k"
+            torch.testing.assert_close(by_head.sum(-1), torch.ones(1, config.num_heads, seq), atol=1e-5, rtol=0)
+            scores = seen[f"{attention}.scores"].values
+            assert torch.equal(scores.softmax(-1), seen[f"{attention}.weights"].values)
+            assert {f"{attention}.mixed", f"blocks.{layer}.x_mid"} <= set(seen)
+        assert "logits" in seen
         with capture(model, edits={"blocks.0.attention.mixed": without_heads(1)}):
             assert not torch.equal(model(token_ids), plain)
         assert torch.equal(model(token_ids), plain)

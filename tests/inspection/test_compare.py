@@ -64,7 +64,9 @@ def test_texts_that_cannot_be_compared_are_refused(model: GPT2) -> None:
 
 def reference_of(model: GPT2) -> Any:
     transformers = pytest.importorskip("transformers")
-    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**write_config(GPT2.format, model.config))).eval()
+    reference = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**write_config(GPT2.checkpoint_format(), model.config))
+    ).eval()
     reference.load_state_dict(checkpoint_tensors(model), strict=False)
     return reference
 

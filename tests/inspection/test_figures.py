@@ -17,6 +17,7 @@ from allformers.inspection import Seen, capture, figures, lens
 from allformers.inspection.compare import entropy
 from allformers.inspection.figures import label, save, to_html, to_svg
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.training.curves import loss_curves
 
 if TYPE_CHECKING:
@@ -119,6 +120,20 @@ def test_attention_maps_show_the_weights_and_nothing_above_the_diagonal(model: G
     assert [text.get_text() for text in axes.get_yticklabels()] == labels
     grid = figures.attention_grid(seen, labels)
     assert len(grid.axes) == 4 * 4
+
+
+def test_grouped_heads_are_drawn_one_by_one() -> None:
+    model = Llama(LlamaConfig.tiny()).eval()
+    token_ids = torch.tensor([TOKENIZER.encode("for x")])
+    with capture(model) as seen:
+        model(token_ids)
+    labels = [label(TOKENIZER, int(token)) for token in token_ids[0]]
+    shown = figures.attention_head(seen, labels, 1, 3).axes[0].images[0].get_array()
+    weights = seen["blocks.1.attention.weights"].values[0, 1, 1]  # of four heads in two groups the last
+    assert float(shown[4, 2]) == pytest.approx(weights[4, 2].item())
+    assert len(figures.attention_grid(seen, labels).axes) == 2 * 4
+    assert len(figures.head_entropy(seen).axes[0].texts) == 2 * 4
+    assert lens.most_focused(seen)[1] in range(4)
 
 
 def test_arcs_join_positions_that_look_at_each_other(model: GPT2) -> None:

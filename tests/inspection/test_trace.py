@@ -15,8 +15,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.inspection import names, on_meta, summarise, trace
+from allformers.models.bert.bert import Bert, BertConfig
 from allformers.models.gpt2 import gpt2
+from allformers.models.gpt2.checkpoint import SIZES
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.llama.llama import Llama, LlamaConfig
+from allformers.models.mixtral.mixtral import Mixtral, MixtralConfig
+from allformers.models.registry import READING_ORDER
+from allformers.models.vit.vit import ViT, ViTConfig
+from conftest import perturb
 
 TOKEN_IDS = torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(0))
 
@@ -34,14 +41,14 @@ def closed_formula(config: GPT2Config, batch: int, seq: int) -> int:
     return 2 * batch * seq * (matrices + head) + 4 * config.num_layers * batch * seq**2 * config.embedding_dim
 
 
-LARGE = ("gpt2_medium", "gpt2_large", "gpt2_xl")
+LARGE = ("gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in GPT2Config.presets()]
+    "config",
+    [pytest.param(size.config, id=size.name, marks=pytest.mark.slow if size.name in LARGE else ()) for size in SIZES],
 )
-def test_the_flops_of_every_preset_are_those_of_the_closed_formula(preset: str) -> None:
-    config = GPT2Config.presets()[preset]()
+def test_the_flops_of_every_size_are_those_of_the_closed_formula(config: GPT2Config) -> None:
     seq = config.context_length
     traced = trace(on_meta(GPT2, config), torch.zeros(1, seq, dtype=torch.long, device="meta"))
     assert traced.flops == closed_formula(config, 1, seq)
@@ -86,10 +93,9 @@ def test_the_list_holds_every_call_of_einops_and_every_linear_layer(model: GPT2)
 
 
 def test_each_operation_names_the_line_that_it_is_on(model: GPT2) -> None:
-    source = Path(gpt2.__file__).read_text().splitlines()
     for operation in trace(model, TOKEN_IDS).operations:
-        assert operation.file == "models/gpt2/gpt2.py"
-        line = source[operation.line - 1]
+        assert operation.file in {"models/gpt2/gpt2.py", "generation/decoder.py"}
+        line = (Path(gpt2.__file__).parents[2] / operation.file).read_text().splitlines()[operation.line - 1]
         if operation.kind == "linear":
             assert any(name in line for name in ("query_key_value(", "output(", "up(", "down(", "unembedding("))
         else:
@@ -101,8 +107,8 @@ def test_operations_come_in_order_with_their_axes(model: GPT2) -> None:
     block = [operation for operation in trace(model, TOKEN_IDS).operations if operation.module == "blocks.1.attention"]
     assert [operation.kind for operation in block] == ["linear", "rearrange", "einsum", "einsum", "rearrange", "linear"]
     fused, split, scores, *_ = block
-    assert fused.pattern == "batch seq embed, (three heads head_dim) embed -> batch seq (three heads head_dim)"
-    assert dict(split.sizes) == {"batch": 2, "seq": 13, "three": 3, "heads": 4, "head_dim": 16}
+    assert fused.pattern == "batch seq embed, (qkv heads head_dim) embed -> batch seq (qkv heads head_dim)"
+    assert dict(split.sizes) == {"batch": 2, "seq": 13, "qkv": 3, "heads": 4, "head_dim": 16}
     assert scores.flops == 2 * 2 * 4 * 13 * 13 * 16
     assert scores.bytes_read == 4 * 2 * 2 * 4 * 13 * 16
     assert scores.bytes_written == 4 * 2 * 4 * 13 * 13
@@ -115,7 +121,7 @@ def test_with_a_cache_a_step_costs_what_one_token_costs(model: GPT2) -> None:
     model(TOKEN_IDS, cache=cache)
     step = trace(model, TOKEN_IDS[:, :1], cache=cache)
     scores = next(operation for operation in step.operations if operation.kind == "einsum")
-    assert (scores.sizes["seq_q"], scores.sizes["seq_k"]) == (1, 14)
+    assert (scores.sizes["seq"], scores.sizes["seq_k"]) == (1, 14)
     matrices = closed_formula(model.config, 2, 1) - 4 * 3 * 2 * 64
     assert step.flops == matrices + 4 * 3 * 2 * 14 * 64
 
@@ -127,6 +133,58 @@ def test_layers_that_do_the_same_are_merged(model: GPT2) -> None:
     assert sum(operation.flops * count for operation, count in rows) == traced.flops
     assert traced.by_kind_of_module()["blocks.*.mlp"] == 3 * traced.by_module()["blocks.0.mlp"]
     assert {count for operation, count in rows if operation.module.startswith("blocks")} == {3}
+
+
+@pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
+def test_the_flops_of_every_model_are_those_that_pytorch_counts(entry: Any) -> None:
+    """Those of experts too, and on the meta device, where routing is even; in bfloat16 a router's weight is a copy."""
+    model_class = entry.load()
+    config = model_class.checkpoint_format().config_class.tiny()
+    model = perturb(model_class(config).eval())
+    given = model.dummy_input(2, 20, "cpu")
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(given)
+    traced = trace(model, given)
+    assert traced.flops == counter.get_total_flops()
+    assert sum(operation.flops * count for operation, count in traced.collapsed()) == traced.flops
+    assert {operation.module for operation in traced.operations} <= {name for name, _ in model.named_modules()}
+    for operation in traced.operations:
+        known = {axis: config.axes[axis] for axis in operation.sizes if axis in config.axes and axis != "mlp"}
+        assert {axis: operation.sizes[axis] for axis in known} == known
+    empty = on_meta(model_class, config, torch.bfloat16)
+    given = given.to("meta", torch.bfloat16 if given.is_floating_point() else given.dtype)
+    assert trace(empty, given).flops == traced.flops
+
+
+def test_an_expert_multiplies_the_tokens_that_are_routed_to_it() -> None:
+    config = MixtralConfig.tiny()
+    traced = trace(perturb(Mixtral(config).eval()), TOKEN_IDS)
+    experts = [operation for operation in traced.operations if operation.function == "expert"]
+    assert len(experts) == config.num_layers * config.num_experts * 3
+    assert experts[0].pattern == "routed embed, expert_mlp embed -> routed expert_mlp"
+    assert experts[0].module == "blocks.0.mlp"
+    routed = sum(operation.sizes["routed"] for operation in experts)
+    assert routed == config.num_layers * 3 * TOKEN_IDS.numel() * config.num_experts_per_token
+    router = next(operation for operation in traced.operations if operation.function == "route")
+    assert router.pattern == "tokens embed, experts embed -> tokens experts"
+
+
+def test_a_square_weight_is_a_pattern_too_and_a_classifier_has_a_row_for_each_image() -> None:
+    bert = Bert(BertConfig.tiny()).eval()
+    patterns = {operation.pattern for operation in trace(bert, TOKEN_IDS).operations}
+    assert "batch seq embed, embed_out embed -> batch seq embed_out" in patterns
+    vit = ViT(ViTConfig.tiny()).eval()
+    last = trace(vit, vit.dummy_input(2, 1, "cpu")).operations[-1]
+    assert last.pattern == "batch embed, labels embed -> batch labels"
+
+
+def test_a_function_belongs_to_the_module_that_calls_it() -> None:
+    traced = trace(Llama(LlamaConfig.tiny()).eval(), TOKEN_IDS)
+    assert {o.module for o in traced.operations if o.function == "apply_rope"} == {
+        "blocks.0.attention",
+        "blocks.1.attention",
+    }
+    assert {o.module for o in traced.operations if o.function == "rope_cos_sin"} == {""}
 
 
 def test_it_can_be_read_as_json_and_drawn(model: GPT2) -> None:

@@ -17,8 +17,10 @@ import transformers
 from einops import rearrange
 from torch import Tensor, nn
 
-from allformers.inspection import on_meta, summarise, trace
+from allformers.inspection import summarise, trace
+from allformers.models.mixtral.mixtral import MixtureOfExperts
 from allformers.models.registry import READING_ORDER, load
+from allformers.nn.masks import causal_mask
 from allformers.speed import prepare as prepare_module
 from allformers.speed.prepare import prepare
 from allformers.speed.steps import compile_steps
@@ -50,7 +52,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-PER_KIND = {
+PER_TYPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
@@ -80,7 +82,7 @@ YARN = {
     "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 64,
 }
-YARN_FIELDS = {"rope_type": "yarn", "rope_factor": 40.0, "rope_context": 64, "rope_mscale": 1.0}
+YARN_FIELDS = {"rope_type": "yarn", "rope_factor": 40.0, "original_context_length": 64, "rope_mscale": 1.0}
 PLAIN_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
 """As published for Qwen2.5 and Qwen3, but for the context, which is short enough for all tests to go past it."""
 
@@ -118,7 +120,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "num_hidden_layers": 8,
             "query_pre_attn_scalar": 18,
             "sliding_window": 7,
-            "rope_parameters": PER_KIND,
+            "rope_parameters": PER_TYPE,
             "tie_word_embeddings": False,
         },
     ),
@@ -197,15 +199,15 @@ def other_choices(ours: Any, reference: Any, token_ids: Tensor) -> list[str]:
     """
     picked: list[Tensor] = []
     theirs: list[tuple[Tensor, Tensor]] = []
-    experts = [module for module in ours.modules() if hasattr(module, "choose")]
+    experts = [module for module in ours.modules() if isinstance(module, MixtureOfExperts)]
     for module in experts:
 
-        def choose(tokens: Tensor, module: Any = module) -> tuple[Tensor, Tensor]:
-            weights, chosen = type(module).choose(module, tokens)
-            picked.append(chosen.sort(dim=-1).values)
-            return weights, chosen
+        def route(tokens: Tensor, module: Any = module) -> tuple[Tensor, Tensor]:
+            weights, expert_ids = type(module).route(module, tokens)
+            picked.append(expert_ids.sort(dim=-1).values)
+            return weights, expert_ids
 
-        module.choose = choose
+        module.route = route
     routers = [module for module in reference.modules() if type(module).__name__.lower().endswith("topkrouter")]
     hooks = [
         router.register_forward_hook(lambda _, __, given: theirs.append((given[0], given[2].sort(dim=-1).values)))
@@ -216,7 +218,7 @@ def other_choices(ours: Any, reference: Any, token_ids: Tensor) -> list[str]:
     for hook in hooks:
         hook.remove()
     for module in experts:
-        del module.choose
+        del module.route
     found = []
     for layer, (chosen, (scores, expected)) in enumerate(zip(picked, theirs, strict=True)):
         for token in (chosen != expected).any(-1).nonzero().flatten().tolist():
@@ -374,57 +376,41 @@ def test_no_position_sees_a_later_one_and_every_parameter_gets_a_gradient(case: 
     assert not torch.equal(after[:, 8:], before[:, 8:])
     model(token_ids).square().mean().backward()
     for path, parameter in model.named_parameters():
-        if path.endswith(".balance"):  # which no gradient moves
+        if path.endswith(".expert_bias"):  # which no gradient moves
             continue
         assert parameter.grad is not None, path
         assert bool(parameter.grad.abs().sum() > 0) or "mlp" in path, path  # an expert may be chosen by no token
-
-
-PRESETS = [
-    pytest.param(entry, name, id=name)
-    for entry in READING_ORDER
-    for name in entry.load().format.config_class.published()
-]
-
-
-@pytest.mark.parametrize(("entry", "name"), PRESETS)
-def test_a_preset_has_the_published_number_of_parameters(entry: Any, name: str) -> None:
-    config_class = entry.load().format.config_class
-    row = config_class.published()[name]
-    model = on_meta(entry.load(), getattr(config_class, name)())
-    assert sum(parameter.numel() for parameter in model.parameters()) == row.parameters
-    assert row.source
 
 
 @pytest.mark.parametrize("entry", READING_ORDER[1:], ids=lambda entry: entry.name)
 def test_every_field_of_a_configuration_matters(entry: Any) -> None:
     """Changing it changes the weights' shapes, the logits, or is an error."""
     model_class = entry.load()
-    tiny = next(iter(model_class.format.config_class.presets().values()))()
+    tiny = model_class.checkpoint_format().config_class.tiny()
     scaled = "yarn" if entry.name == "deepseek-v3" else "linear"
     yarn = YARN_FIELDS if entry.name == "deepseek-v3" else {k: v for k, v in YARN_FIELDS.items() if k != "rope_mscale"}
     changed = {
         "activation": "relu",
         "norm_eps": 0.1,
-        "rope_fast": 1000.0,
-        "rope_context": 100_000,
+        "beta_fast": 1000.0,
+        "original_context_length": 100_000,
         "rope_type": scaled,
         "layer_types": ("full_attention",) * tiny.num_layers,
     }
     only_with = {
         "rope_factor": yarn,
-        **dict.fromkeys(("rope_slow", "rope_mscale"), yarn),
-        "rope_fast": yarn | {"rope_context": 4096},
-        "rope_low_frequency_factor": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
-        "rope_high_frequency_factor": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
-        "rope_context": {"rope_type": "llama3", "rope_factor": 8.0, "rope_context": 64},
+        **dict.fromkeys(("beta_slow", "rope_mscale"), yarn),
+        "beta_fast": yarn | {"original_context_length": 4096},
+        "low_freq_factor": {"rope_type": "llama3", "rope_factor": 8.0, "original_context_length": 64},
+        "high_freq_factor": {"rope_type": "llama3", "rope_factor": 8.0, "original_context_length": 64},
+        "original_context_length": {"rope_type": "llama3", "rope_factor": 8.0, "original_context_length": 64},
         "rope_type": yarn | {"rope_type": "default"},
     }
     without = set()
     if scaled == "yarn":  # the only kind there is beside the default
-        only_with |= {"rope_context": yarn}
-        without = {"rope_low_frequency_factor", "rope_high_frequency_factor"}
-    given = model_class(tiny).example(1, 60, "cpu")
+        only_with |= {"original_context_length": yarn}
+        without = {"low_freq_factor", "high_freq_factor"}
+    given = model_class(tiny).dummy_input(1, 60, "cpu")
     given = torch.randn_like(given) if given.is_floating_point() else torch.randint(256, given.shape)
     for field in dataclasses.fields(tiny):
         if field.name in {"context_length", "dropout"} | without:  # what it was trained for; in training only
@@ -436,7 +422,7 @@ def test_every_field_of_a_configuration_matters(entry: Any) -> None:
         new = changed.get(field.name)
         if new is None:
             new = not value if isinstance(value, bool) else 3 if value is None else value * 2
-            new = new / 300 if field.name in {"score_cap", "logit_cap"} and value else new
+            new = new / 300 if field.name in {"attn_logit_softcap", "final_logit_softcap"} and value else new
         try:
             other = dataclasses.replace(base, **{field.name: new})
         except ValueError:
@@ -455,11 +441,11 @@ def test_every_field_of_a_configuration_matters(entry: Any) -> None:
 @pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
 def test_summary_and_trace_work_on_every_model(entry: Any) -> None:
     model_class = entry.load()
-    tiny = next(iter(model_class.format.config_class.presets().values()))()
+    tiny = model_class.checkpoint_format().config_class.tiny()
     told = summarise(model_class, tiny)
     assert told.parameters == sum(p.numel() for p in model_class(tiny).parameters())
     model = model_class(tiny).eval()
-    traced = trace(model, model.example(1, 20, "cpu"))
+    traced = trace(model, model.dummy_input(1, 20, "cpu"))
     assert traced.flops > 0
     assert {operation.kind for operation in traced.operations} >= {"rearrange", "einsum", "linear"}
 
@@ -484,7 +470,7 @@ def test_encoders(name: str, reference_class: str, fields: dict[str, Any], tmp_p
     reference = perturb(made(config).eval())
     reference.save_pretrained(tmp_path / "theirs")
     ours = load(tmp_path / "theirs")
-    given = ours.example(2, 40, "cpu")
+    given = ours.dummy_input(2, 40, "cpu")
     given = torch.randn_like(given) if given.is_floating_point() else torch.randint(97, given.shape)
     with torch.no_grad():
         logits = reference(given).logits
@@ -540,30 +526,30 @@ def test_bert_reads_segments_texts_of_different_lengths_and_older_names(tmp_path
 def test_latent_attention_says_the_same_absorbed_and_expanded() -> None:
     from allformers.models.deepseek_v3.deepseek_v3 import DeepSeekV3, DeepSeekV3Config
 
-    model = perturb(DeepSeekV3(DeepSeekV3Config.deepseek_v3_tiny()).double().eval())
+    model = perturb(DeepSeekV3(DeepSeekV3Config.tiny()).double().eval())
     attention, token_ids = model.blocks[0].attention, torch.randint(256, (2, 30))
     with torch.no_grad():
-        x, turned, blocked = torch.randn(2, 30, 64).double(), model.turn(token_ids, None, "full"), None
-        blocked = model.mask(token_ids, None, "full")
-        told = (*attention.ask(x, turned), *attention.remember(x, turned), blocked)
+        x, (cos, sin) = torch.randn(2, 30, 64).double(), model.rope(token_ids)
+        mask = causal_mask(model.positions(token_ids), model.key_positions(token_ids))
+        told = (*attention.queries(x, cos, sin), *attention.compress(x, cos, sin), mask)
         torch.testing.assert_close(attention.absorbed(*told), attention.expanded(*told), atol=1e-12, rtol=1e-12)
         cache = model.make_cache()
         model(token_ids, cache=cache)
     held = sum(buffer.shape[-1] for buffer in cache.layers[0].buffers)
-    assert held == 20 + 8  # the latent and the turned key, whatever the number of heads
+    assert held == 20 + 8  # the latent and the rotated key, whatever the number of heads
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_tokens_sent_to_experts_get_what_they_would_fetch(family: str) -> None:
+def test_dispatched_tokens_get_what_gathered_weights_give(family: str) -> None:
     model_class = next(entry for entry in READING_ORDER if entry.model_type == family).load()
-    config = next(iter(model_class.format.config_class.presets().values()))()
+    config = model_class.checkpoint_format().config_class.tiny()
     experts = perturb(model_class(config).double().eval()).blocks[-1].mlp
     tokens = torch.randn(50, config.embedding_dim).double()
     with torch.no_grad():
-        _, chosen = experts.choose(tokens)
-        made = experts.fetch(tokens, chosen)
-        torch.testing.assert_close(made, experts.send(tokens, chosen), atol=1e-12, rtol=1e-12)
-        assert not torch.allclose(made, experts.fetch(tokens, chosen.flip(-1)))
+        _, expert_ids = experts.route(tokens)
+        outputs = experts.gather(tokens, expert_ids)
+        torch.testing.assert_close(outputs, experts.dispatch(tokens, expert_ids), atol=1e-12, rtol=1e-12)
+        assert not torch.allclose(outputs, experts.gather(tokens, expert_ids.flip(-1)))
 
 
 def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
@@ -573,25 +559,27 @@ def test_files_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
     from allformers.models.llama.llama import Llama
 
     base = {**SIZES, "model_type": "llama", "rms_norm_eps": 1e-5}
-    new = read_config(Llama.format, {**base, "rope_parameters": LLAMA3})
+    new = read_config(Llama.checkpoint_format(), {**base, "rope_parameters": LLAMA3})
     scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
-    assert read_config(Llama.format, {**base, "rope_theta": 5e5, "rope_scaling": scaling}) == new
-    assert read_config(Llama.format, {**base, "rope_theta": 1e4, "rope_scaling": None}).rope_type == "default"
+    assert read_config(Llama.checkpoint_format(), {**base, "rope_theta": 5e5, "rope_scaling": scaling}) == new
+    plain = read_config(Llama.checkpoint_format(), {**base, "rope_theta": 1e4, "rope_scaling": None})
+    assert plain.rope_type == "default"
     kind = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
-    assert read_config(Llama.format, {**base, "rope_theta": 5e5, "rope_scaling": kind}) == new
+    assert read_config(Llama.checkpoint_format(), {**base, "rope_theta": 5e5, "rope_scaling": kind}) == new
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}  # Qwen2.5's own words
-    long = read_config(Llama.format, {**base, "rope_scaling": yarn})
-    assert (long.rope_type, long.rope_factor, long.rope_context, long.rope_fast) == ("yarn", 4.0, 32768, 32.0)
+    long = read_config(Llama.checkpoint_format(), {**base, "rope_scaling": yarn})
+    fields = (long.rope_type, long.rope_factor, long.original_context_length, long.beta_fast)
+    assert fields == ("yarn", 4.0, 32768, 32.0)
     for name in ("attention_factor", "mscale"):
         with pytest.raises(CheckpointError, match=rf"{name} is 0\.5"):
-            read_config(Llama.format, {**base, "rope_scaling": {**yarn, name: 0.5}})
+            read_config(Llama.checkpoint_format(), {**base, "rope_scaling": {**yarn, name: 0.5}})
     gemma = {**SIZES, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4}
-    old = read_config(Gemma3.format, {**gemma, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    old = read_config(Gemma3.checkpoint_format(), {**gemma, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert (old.rope_theta, old.local_rope_theta, old.rope_type, old.rope_factor) == (1e6, 1e4, "linear", 8.0)
     with pytest.raises(CheckpointError, match="rope_type"):
-        read_config(Llama.format, {**base, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
+        read_config(Llama.checkpoint_format(), {**base, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
     with pytest.raises(CheckpointError, match="rope_parameters"):
-        read_config(Llama.format, {**base, "rope_parameters": 3})
+        read_config(Llama.checkpoint_format(), {**base, "rope_parameters": 3})
 
 
 def test_what_is_not_here_is_refused_by_name(tmp_path: Path) -> None:
@@ -621,11 +609,11 @@ def _share_keys_in_turn(model: Any) -> None:
             layer.weight.data = rearrange(layer.weight.data, pattern, **sizes).contiguous()
 
 
-def _do_not_turn(model: Any) -> None:
-    model.speeds = lambda kind, device: torch.zeros(model.config.head_dim // 2)
+def _do_not_rotate(model: Any) -> None:
+    model.inv_freq = lambda layer_type, device: torch.zeros(model.config.head_dim // 2)
 
 
-def _turn_neighbours(model: Any) -> None:
+def _rotate_neighbours(model: Any) -> None:
     for block in model.blocks:
         for layer in (block.attention.query, block.attention.key):
             layer.weight.data = rearrange(
@@ -648,7 +636,7 @@ def _wider_window(model: Any) -> None:
 
 def _one_expert(model: Any) -> None:
     for block in model.blocks:
-        block.mlp.config = dataclasses.replace(block.mlp.config, num_chosen=1)
+        block.mlp.top_k = block.mlp.axes["top_k"] = 1
 
 
 def _no_query_bias(model: Any) -> None:
@@ -672,27 +660,27 @@ def _embeddings_not_scaled(model: Any) -> None:
 
 
 def _no_caps(model: Any) -> None:
-    config = dataclasses.replace(model.config, score_cap=None)
+    config = dataclasses.replace(model.config, attn_logit_softcap=None)
     for block in model.blocks:
         block.attention.config = config
 
 
-def _global_first(model: Any) -> None:
+def _full_first(model: Any) -> None:
     swapped = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
-    types = tuple(swapped[kind] for kind in model.config.layer_types)
+    types = tuple(swapped[layer_type] for layer_type in model.config.layer_types)
     model.config = dataclasses.replace(model.config, layer_types=types)
 
 
-def _one_speed(model: Any) -> None:
+def _one_rope_base(model: Any) -> None:
     model.config = dataclasses.replace(model.config, local_rope_theta=model.config.rope_theta)
 
 
-def _idle_balance(model: Any) -> None:
+def _no_expert_bias(model: Any) -> None:
     for block in model.blocks[1:]:
-        nn.init.zeros_(block.mlp.balance)
+        nn.init.zeros_(block.mlp.expert_bias)
 
 
-def _not_sharpened(model: Any) -> None:
+def _no_attention_factor(model: Any) -> None:
     for block in model.blocks:
         block.attention.scale = model.config.head_dim**-0.5
 
@@ -700,8 +688,8 @@ def _not_sharpened(model: Any) -> None:
 BREAKS: list[tuple[str, Callable[[Any], None]]] = [
     ("llama-0", _swap_gate_and_up),
     ("llama-0", _share_keys_in_turn),
-    ("llama-0", _do_not_turn),
-    ("llama-0", _turn_neighbours),
+    ("llama-0", _do_not_rotate),
+    ("llama-0", _rotate_neighbours),
     ("llama-0", _other_epsilon),
     ("mistral-6", _wider_window),
     ("mixtral-9", _one_expert),
@@ -711,10 +699,10 @@ BREAKS: list[tuple[str, Callable[[Any], None]]] = [
     ("gemma-16", _gain_not_from_one),
     ("gemma-16", _embeddings_not_scaled),
     ("gemma2-20", _no_caps),
-    ("gemma2-19", _global_first),
-    ("gemma3-22", _one_speed),
-    ("deepseek-v3-24", _idle_balance),
-    ("qwen3-30", _not_sharpened),
+    ("gemma2-19", _full_first),
+    ("gemma3-22", _one_rope_base),
+    ("deepseek-v3-24", _no_expert_bias),
+    ("qwen3-30", _no_attention_factor),
 ]
 
 

@@ -1,4 +1,4 @@
-"""GPT-2 equals the reference: logits, greedy tokens and text, for every switch of its configuration.
+"""GPT-2 equals the reference: logits, greedy tokens and text, for every switch that a published checkpoint has.
 
 Every parameter of the reference is perturbed first, since fresh biases are zero and fresh norms one, and whatever is
 done to those goes unseen. The last test breaks our model in ways that really happen and shows that these comparisons
@@ -19,12 +19,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.loading import checkpoint_tensors
-from allformers.models.gpt2.gpt2 import ACTIVATIONS, GPT2, GPT2Config
+from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
+from allformers.models.gpt2.variants import CerebrasGPT2, CerebrasMLP, StanfordGPT2
 from allformers.speed import prepare as prepare_module
 from allformers.speed.prepare import prepare
 from allformers.speed.steps import compile_steps
-from conftest import close_enough, perturb, true_float64
+from conftest import close_enough, names, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
 """Relative to the largest logit: some forty times float32's rounding, which is what three layers of sums may add up."""
@@ -33,7 +35,8 @@ FLOAT64_BAR = 1e-10
 ODD_SIZES = {"vocab_size": 97, "n_positions": 48, "n_embd": 39, "n_layer": 3, "n_head": 3, "n_inner": 53}
 """No two axes of one size, none a power of two: a swapped axis or a padded one cannot fit by chance."""
 
-SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
+STANFORD = ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
+"""The switches of Stanford's GPT-2; either makes a `StanfordGPT2`."""
 
 
 @pytest.fixture(autouse=True)
@@ -96,27 +99,64 @@ def assert_equal(what: str, ours: GPT2, theirs: tuple[Tensor, Tensor], prompt: T
     assert as_text(ours_written) == as_text(written)
 
 
-COMBINATIONS = list(itertools.product(ACTIVATIONS, itertools.product([False, True], repeat=len(SWITCHES))))
+COMBINATIONS = [
+    *(
+        ("gelu_new", switches, tied)
+        for switches in itertools.product([False, True], repeat=2)
+        for tied in (True, False)
+    ),
+    *(("gelu", (False, False), tied) for tied in (True, False)),
+]
+"""Of the activation, of Stanford's switches, and of tying: all that are here."""
 
 
 @pytest.mark.parametrize(
-    ("activation", "switches"),
-    [  # a few of every day, each with another activation and each switch on and off; all of them are slow
-        pytest.param(*one, id=f"{one[0]} {one[1]}", marks=() if place % 17 == 5 else pytest.mark.slow)
+    ("activation", "switches", "tied"),
+    [  # one of each class for every day; all of them are slow
+        pytest.param(*one, id=f"{one[0]} {one[1]} {one[2]}", marks=() if place in {0, 6, 9} else pytest.mark.slow)
         for place, one in enumerate(COMBINATIONS)
     ],
 )
-def test_every_combination_of_switches(activation: str, switches: tuple[bool, ...], tmp_path: Path) -> None:
-    fields = dict(zip(SWITCHES, switches, strict=True))
+def test_every_combination_of_switches(
+    activation: str, switches: tuple[bool, bool], tied: bool, tmp_path: Path
+) -> None:
+    model_class = CerebrasGPT2 if activation == "gelu" else StanfordGPT2 if any(switches) else GPT2
+    fields = dict(zip(STANFORD, switches, strict=True)) | {"tie_word_embeddings": tied}
     reference, prompt = make_reference(activation_function=activation, **fields), make_prompt()
     what = "every combination of switches and activations"
-    assert_equal(what, reload(reference, tmp_path), their_answer(reference, prompt), prompt, FLOAT32_BAR)
+    ours = reload(reference, tmp_path)
+    assert type(ours) is model_class
+    assert_equal(what, ours, their_answer(reference, prompt), prompt, FLOAT32_BAR)
+    live = GPT2.from_huggingface(reference)
+    assert type(live) is model_class
+    assert live.config == ours.config
+    with torch.no_grad():
+        assert torch.equal(live(prompt), ours(prompt))
+    ours.save_pretrained(tmp_path / "ours")
+    assert type(GPT2.from_pretrained(tmp_path / "ours")) is model_class
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.equal(again(prompt).logits, reference(prompt).logits)
     exact = in_true_float64(reference)
     with true_float64():
         logits = exact(prompt).logits.detach()
     assert logits.dtype == torch.float64
     found = difference(GPT2.from_pretrained(tmp_path, dtype=torch.float64), logits, prompt)
     assert close_enough(what, "logits", torch.float64, found, FLOAT64_BAR)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("activation_function", name) for name in ("relu", "silu", "gelu_pytorch_tanh", "gelu_fast", "tanh")),
+        ("scale_attn_weights", False),
+    ],
+)
+def test_switches_that_no_published_checkpoint_has_are_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
+    reference = make_reference(**{field: value})
+    for load in (lambda: GPT2.from_huggingface(reference), lambda: reload(reference, tmp_path)):
+        with pytest.raises(CheckpointError, match=names(field, repr(value))):
+            load()
 
 
 @pytest.mark.parametrize(
@@ -307,20 +347,21 @@ def _transpose_the_square_matrix(model: GPT2) -> None:
 
 def _use_the_exact_gelu(model: GPT2) -> None:
     for block in model.blocks:
-        block.mlp.activation = F.gelu
+        block.mlp.__class__ = CerebrasMLP
 
 
 def _let_positions_see_the_next_one(model: GPT2) -> None:
-    model.later = torch.ones_like(model.later).triu(2)
+    model.lower_triangle = torch.ones_like(model.lower_triangle).tril(1)
 
 
 def _hide_each_position_from_itself(model: GPT2) -> None:
-    model.later = torch.ones_like(model.later).triu(0)
+    model.lower_triangle = torch.ones_like(model.lower_triangle).tril(-1)
 
 
 def _forget_the_scale(model: GPT2) -> None:
-    for block in model.blocks:
-        block.attention.scale = 1.0
+    for block in model.blocks:  # queries so much larger undo it
+        for parameter in block.attention.query_key_value.parameters():
+            parameter.data[: model.config.embedding_dim] *= model.config.head_dim**0.5
 
 
 def _forget_positions(model: GPT2) -> None:
@@ -340,7 +381,7 @@ def _use_another_epsilon(model: GPT2) -> None:
 def _take_keys_for_queries(model: GPT2) -> None:
     for block in model.blocks:
         for parameter in block.attention.query_key_value.parameters():
-            queries, keys, values = rearrange(parameter.data, "(three width) ... -> three width ...", three=3)
+            queries, keys, values = rearrange(parameter.data, "(qkv width) ... -> qkv width ...", qkv=3)
             parameter.data = torch.cat([keys, queries, values])
 
 
@@ -349,8 +390,8 @@ def _interleave_the_heads(model: GPT2) -> None:
         for parameter in block.attention.query_key_value.parameters():
             parameter.data = rearrange(
                 parameter.data,
-                "(three heads head_dim) ... -> (three head_dim heads) ...",
-                three=3,
+                "(qkv heads head_dim) ... -> (qkv head_dim heads) ...",
+                qkv=3,
                 heads=model.config.num_heads,
             )
 

@@ -20,7 +20,7 @@ from allformers.models.gpt2 import gpt2
 from allformers.practice import check, transplant
 from allformers.practice.course import entries, find
 from allformers.practice.exercises.attention import CausalSelfAttention
-from allformers.practice.exercises.kv_cache import CachedSelfAttention, KeyValueCache
+from allformers.practice.exercises.kv_cache import CachedSelfAttention, KVCache
 from allformers.practice.folder import Folder
 from allformers.practice.loading import Loader
 from allformers.practice.report import Report
@@ -375,7 +375,7 @@ def test_a_live_class_is_checked_whatever_it_is_called() -> None:
 
     assert check("attention", Mine).passed
     assert check("kv-cache", CachedSelfAttention).passed
-    assert KeyValueCache.__module__ == CachedSelfAttention.__module__
+    assert KVCache.__module__ == CachedSelfAttention.__module__
 
 
 def test_a_live_function_without_a_source_is_checked_too() -> None:

@@ -67,9 +67,9 @@ def test_a_mistake_is_found_beside_another_change(entry: Entry, started: Folder)
 @pytest.mark.parametrize(
     ("name", "agrees", "differs"),
     [
-        ("hunt-transposed", "blocks.0.attention.mixed", "blocks.0.attention"),
-        ("hunt-scale", "blocks.0.attention.keys", "blocks.0.attention.scores"),
-        ("hunt-gelu", "blocks.0.mlp.x", "blocks.0.mlp.active"),
+        ("hunt-transposed", "blocks.0.attention.merged", "blocks.0.attention"),
+        ("hunt-scale", "blocks.0.attention.mask", "blocks.0.attention.queries"),
+        ("hunt-gelu", "blocks.0.mlp.x", "blocks.0.mlp.activated"),
     ],
 )
 def test_what_is_captured_leads_to_the_mistake(name: str, agrees: str, differs: str, started: Folder) -> None:
@@ -94,7 +94,7 @@ def test_scores_without_their_scale_are_too_large_by_the_number_in_the_hint(star
         model(TEXT)
         trained(TEXT)
     quotient = ours["blocks.0.attention.scores"].values / theirs["blocks.0.attention.scores"].values
-    seen = quotient[~ours["blocks.0.attention.blocked"].values.expand_as(quotient)]
+    seen = quotient[ours["blocks.0.attention.mask"].values.expand_as(quotient)]
     assert float(seen.std()) < 1e-3
     assert f"{seen.mean():.3f}" in find("hunt-scale").load().hints[1]
     assert 32 in trained.config.axes.values()

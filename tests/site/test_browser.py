@@ -160,8 +160,8 @@ def test_a_part_of_the_figure_leads_to_its_step(site: Path, browser: Any) -> Non
     with Visit(browser, (site / "gpt2.html").as_uri()) as visit:
         visit.page.locator("a.model-part", has_text="scores of keys").click()
         visit.page.wait_for_timeout(300)
-        assert visit.page.evaluate("decodeURIComponent(location.hash)") == "#CausalSelfAttention.forward.scaled"
-        top = visit.page.locator("[id='CausalSelfAttention.forward.scaled']").bounding_box()["y"]
+        assert visit.page.evaluate("decodeURIComponent(location.hash)") == "#CausalSelfAttention.forward.queries"
+        top = visit.page.locator("[id='CausalSelfAttention.forward.queries']").bounding_box()["y"]
         bottom_of_legend = visit.page.evaluate("document.querySelector('.walk-legend').getBoundingClientRect().bottom")
         assert bottom_of_legend <= top < 450  # in view, and not under the legend
 

@@ -197,7 +197,13 @@ def test_every_tensor_of_a_pass_is_pythons(live: dict[str, Any], prompts: list[l
     for token_ids, ours in zip(prompts, live["passes"], strict=True):
         worst = differences(ours, python_pass(rounded, token_ids))
         assert max(worst.values()) <= 1e-4, {name: gap for name, gap in worst.items() if gap > 1e-4}
-        assert {"embed", "blocks.3.attention.weights", "blocks.0.mlp.active", "read", "logits"} <= worst.keys()
+        assert {
+            "embed",
+            "blocks.3.attention.weights",
+            "blocks.0.mlp.activated",
+            "residual_stream",
+            "logits",
+        } <= worst.keys()
         overall = {name: max(gap, overall.get(name, 0.0)) for name, gap in worst.items()}
     name = max(overall, key=overall.__getitem__)
     print(
@@ -207,12 +213,7 @@ def test_every_tensor_of_a_pass_is_pythons(live: dict[str, Any], prompts: list[l
 
 
 def test_tensors_come_in_the_order_of_computing(live: dict[str, Any], rounded: GPT2) -> None:
-    """As Python sees them, but for queries, keys and values, which one statement makes."""
-
-    def order(names: Mapping[str, Any]) -> list[str]:
-        return [re.sub(r"(queries|keys|values)$", "qkv", name) for name in names]
-
-    assert order(live["passes"][0]) == order(python_pass(rounded, [84]))
+    assert list(live["passes"][0]) == list(python_pass(rounded, [84]))
 
 
 def test_half_precision_hardly_changes_a_prediction(prompts: list[list[int]], rounded: GPT2) -> None:
@@ -323,22 +324,26 @@ def test_draws_follow_the_odds() -> None:
 PASS_MISTAKES = {
     "the scale forgotten": ("1 / Math.sqrt(headDim)", "1"),
     "another constant in GELU": ("0.044715", "0.04715"),
-    "the mask off by one": ("blocked = k > q;", "blocked = k > q + 1;"),
-    "the mask hiding a position from itself": ("blocked = k > q;", "blocked = k >= q && k > 0;"),
+    "the mask off by one": ("mask = k <= q;", "mask = k <= q + 1;"),
+    "the mask hiding a position from itself": ("mask = k <= q;", "mask = k < q || k === 0;"),
     "variance over one fewer": ("** 2 / embed", "** 2 / (embed - 1)"),
     "norm without eps": ("variance + eps", "variance"),
     "positions counted from one": ("+ positions[s * embed + e]", "+ positions[(s + 1) * embed + e]"),
-    "heads outside three": ("((s * 3 + three) * heads + h)", "((s * heads + h) * 3 + three)"),
+    "heads outside qkv": ("((s * 3 + qkv) * heads + h)", "((s * heads + h) * 3 + qkv)"),
     "heads merged in another order": ("(s * heads + h) * headDim", "(h * seq + s) * headDim"),
     "the stream not added to": ("add(x, gathered)", "gathered"),
-    "the MLP's sum from before attention": ("add(between, narrowed)", "add(x, narrowed)"),
+    "the MLP's sum from before attention": ("add(xMid, transformed)", "add(x, transformed)"),
     "one norm for both": ("normOf(`${block}.mlp_norm`", "normOf(`${block}.attention_norm`"),
     "the final norm forgotten": ('linear(normOf("final_norm", x),', "linear(x,"),
     "the high byte first": (
         "bytes.charCodeAt(2 * i) | (bytes.charCodeAt(2 * i + 1) << 8)",
         "bytes.charCodeAt(2 * i + 1) | (bytes.charCodeAt(2 * i) << 8)",
     ),
-    "a name misspelt": ("`${block}.between`", "`${block}.middle`"),
+    "a name misspelt": ("`${block}.x_mid`", "`${block}.middle`"),
+    "queries before they are scaled": (
+        'perHead(`${attention}.queries`, "seq", unscaled.map((v) => v * scale))',
+        'perHead(`${attention}.queries`, "seq", unscaled).map((v) => v * scale)',
+    ),
     "an axis misnamed": ('"batch heads seq seq_k"', '"batch heads seq_k seq"'),
 }
 

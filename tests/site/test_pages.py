@@ -26,6 +26,7 @@ from allformers.nn.axes import AXES
 from allformers.practice.course import SECTIONS, Entry, entries, find
 from allformers.practice.source import answer, code, stub
 from docs.engine import PAGES, ROOT, facts, prepare, record
+from docs.engine.presets import presets
 from docs.engine.record import Module, WalkError
 from reading import Element, parse
 
@@ -91,7 +92,7 @@ def wrong_shapes(walk: Element) -> list[str]:
     """Where a shape in the margin is not what a real pass through tiny and bundled models captures."""
     problems, compared = [], 0
     for preset in ("tiny", "bundled"):
-        config = GPT2Config.presets()[preset]()
+        config = presets(GPT2_MODULE)[preset]
         token_ids = torch.zeros(1, config.context_length, dtype=torch.long)
         model = GPT2(config).eval()
         with torch.inference_mode(), capture(model) as seen:
@@ -100,7 +101,11 @@ def wrong_shapes(walk: Element) -> list[str]:
             name: seen[f"blocks.0.attention.{name}"]
             for name in ("queries", "keys", "values", "scores", "weights", "mixed")
         }
-        known |= {"between": seen["blocks.0.between"], "active": seen["blocks.0.mlp.active"], "logits": seen["logits"]}
+        known |= {name: seen[f"blocks.0.{name}"] for name in ("x_mid", "mlp.activated")} | {"logits": seen["logits"]}
+        known["activated"] = known.pop("mlp.activated")
+        # A new key stands where its query does: `seq`, until the cache has put earlier ones before it.
+        before = {name: known[name]._replace(axes=("batch", "heads", "seq", "head_dim")) for name in ("keys", "values")}
+        known |= before
         for row in walk.find(".walk-shape"):
             name = row.find("code")[0].text
             if name not in known:
@@ -125,10 +130,10 @@ def wrong_values(walk: Element) -> list[str]:
     for name, values in {
         "queries": seen["blocks.0.attention.queries"].values,
         "mixed": seen["blocks.0.attention.mixed"].values,
-        "active": seen["blocks.0.mlp.active"].values,
+        "activated": seen["blocks.0.mlp.activated"].values,
         "logits": seen["logits"].values,
     }.items():
-        (row,) = [row for row in walk.find(".walk-shape") if row.find("code")[0].text == name][:1]
+        *_, row = (row for row in walk.find(".walk-shape") if row.find("code")[0].text == name)  # its last value
         said = re.search(r"mean (\S+), spread (\S+), from (\S+) to (\S+?)(;|$)", row.find("p")[0].text)
         assert said
         expected = [
@@ -144,8 +149,7 @@ def wrong_facts(page: str) -> list[str]:
     (strip,) = parse(page).find(".strip")
     said = {div.find("dt")[0].text: div.find("b")[0] for div in strip.find("div") if div.find("dt")}
     problems = []
-    for preset, make in GPT2Config.presets().items():
-        config = make()
+    for preset, config in presets(GPT2_MODULE).items():
         parameters = sum(p.numel() for p in on_meta(GPT2, config).parameters())
         cache = 2 * config.num_layers * config.embedding_dim * 4
         expected = {
@@ -176,8 +180,8 @@ def test_facts_are_those_of_the_configurations(pages: dict[str, str]) -> None:
 def test_every_statement_that_makes_a_tensor_shows_its_shape(pages: dict[str, str]) -> None:
     walk = walks(pages["gpt2.html"])[GPT2_MODULE]
     shown = {row.find("code")[0].text for row in walk.find(".walk-shape")}
-    for name in ("fused", "queries", "scaled", "scores", "weights", "mixed", "merged", "widened", "active", "narrowed"):
-        assert name in shown
+    made = ("positions", "mask", "x", "queries", "keys", "values", "scores", "weights", "mixed", "merged")
+    assert {*made, "x_mid", "activated", "logits", "result"} <= shown
     for row in walk.find(".walk-axis"):
         assert row.find("b")
 
@@ -273,7 +277,7 @@ def test_a_page_is_light(site: Path) -> None:
 def test_search_finds_symbols_and_axes_and_leads_to_their_steps(site: Path) -> None:
     entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     for word, place in {
-        "head_dim": "gpt2.html#CausalSelfAttention.forward.scaled",
+        "head_dim": "gpt2.html#CausalSelfAttention.forward.queries",
         "CausalSelfAttention": "gpt2.html#CausalSelfAttention",
         "keep_top_p": "writing.html",
         "seq_k": "gpt2.html#GPT2.mask",
@@ -290,20 +294,18 @@ def test_plain_pytorch_says_the_same() -> None:
     ]
     batch, seq, heads, head_dim = 2, 5, 3, 4
     fused = torch.randn(batch, seq, 3 * heads * head_dim)
-    names = {"torch": torch, "fused": fused, "heads": heads, "head_dim": head_dim, "scale": 0.5}
-    names["blocked"] = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    names = {"torch": torch, "fused": fused, "heads": heads, "head_dim": head_dim}
+    names["mask"] = torch.ones(seq, seq, dtype=torch.bool).tril()
     names["weights"] = torch.randn(batch, heads, seq, seq)
     for sample in samples:
         exec(sample, names)
     queries, keys, values = rearrange(
-        fused, "batch seq (three heads head_dim) -> three batch heads seq head_dim", three=3, heads=heads
+        fused, "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim", qkv=3, heads=heads
     )
-    scores = einsum(
-        queries * 0.5, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"
-    )
-    scores = torch.where(names["blocked"], torch.finfo(scores.dtype).min, scores)  # type: ignore[call-overload]
+    scores = einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k")
+    scores = torch.where(names["mask"], scores, torch.finfo(scores.dtype).min)  # type: ignore[call-overload]
     mixed = einsum(
-        names["weights"], values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim"
+        names["weights"], values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch heads seq head_dim"
     )
     assert len(samples) == 3
     assert torch.equal(names["values"], values)  # type: ignore[arg-type]
@@ -316,9 +318,8 @@ def test_plain_pytorch_says_the_same() -> None:
 def test_every_axis_has_a_colour_light_and_dark() -> None:
     style = (ROOT / "docs" / "theme" / "assets" / "site.css").read_text(encoding="utf-8")
     for axis in AXES:
-        colour = "seq" if axis == "seq_q" else axis  # positions, told from `seq` by their line
-        assert len(re.findall(rf"--ax-{colour}: #", style)) == 2, axis
-        assert f'.ax[data-ax="{axis}"] {{ color: var(--ax-{colour})' in style, axis
+        assert len(re.findall(rf"--ax-{axis}: #", style)) == 2, axis
+        assert f'.ax[data-ax="{axis}"] {{ color: var(--ax-{axis})' in style, axis
 
 
 # -- That all this notices ---------------------------------------------------------------------------------------------
@@ -351,9 +352,9 @@ def change(text: str, old: str, new: str) -> str:
 
 BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], tuple[str, ...]]] = {
     "a variable is renamed": (
-        lambda s: s.replace("scaled", "shrunk"),
+        lambda s: s.replace("mixed", "gathered"),
         lambda p: p,
-        ("CausalSelfAttention.forward", "'scaled'"),
+        ("CausalSelfAttention.forward", "'mixed'"),
     ),
     "a method is added": (
         lambda s: change(
@@ -365,7 +366,7 @@ BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], tuple[s
         (GPT2_MODULE, "GPT2.extra", "pass"),
     ),
     "a function is added": (
-        lambda s: change(s, "@checked\ndef _span", "def extra() -> None:\n    pass\n\n\n@checked\ndef _span"),
+        lambda s: change(s, "class MLP(", "def extra() -> None:\n    pass\n\n\nclass MLP("),
         lambda p: p,
         (GPT2_MODULE, "extra", "pass"),
     ),
@@ -382,13 +383,13 @@ BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], tuple[s
     ),
     "a step is removed": (
         lambda s: s,
-        lambda p: re.sub(r"/// step \| Score every token.*?^///$", "", p, flags=re.DOTALL | re.MULTILINE),
+        lambda p: re.sub(r"/// step \| Unembedding: logits.*?^///$", "", p, flags=re.DOTALL | re.MULTILINE),
         (GPT2_MODULE, "GPT2.unembed"),
     ),
     "a statement is in two steps": (
         lambda s: s,
         lambda p: change(p, "code: 'GPT2.unembed'", "code: 'GPT2.unembed; MLP'"),
-        ("MLP", "Score every token"),
+        ("MLP", "Unembedding: logits"),
     ),
 }
 
@@ -483,18 +484,21 @@ SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
     "two axes are swapped in the source": (
         lambda page: page,
         lambda source: change(
-            source, "(three heads head_dim) -> three batch heads seq", "(three heads head_dim) -> three batch seq heads"
+            source, "(qkv heads head_dim) -> qkv batch heads seq", "(qkv heads head_dim) -> qkv batch seq heads"
         ),
     ),
-    "a constant is changed in the source": (lambda page: page, lambda s: change(s, " layers=48", " layers=46")),
+    "a constant is changed in the source": (
+        lambda page: page,
+        lambda s: change(s, '"num_layers": 48', '"num_layers": 46'),
+    ),
     "a statement is added to the source": (
         lambda page: page,
         lambda s: change(
-            s, "        widened = self.up(x)\n", "        widened = self.up(x)\n        widened = widened + 0\n"
+            s, "        merged = rearrange(mixed", "        mixed = mixed + 0\n        merged = rearrange(mixed"
         ),
     ),
     "a line of code on the page is changed": (
-        lambda page: change(page, "widened = self.up(x)", "widened = self.down(x)"),
+        lambda page: change(page, "self.unembedding(self.final_norm(x))", "self.unembedding(self.mlp_norm(x))"),
         lambda s: s,
     ),
     "a size in the margin is changed": (
@@ -507,7 +511,7 @@ SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
     ),
     "a fact is changed": (lambda page: change(page, TINY, "1"), lambda s: s),
     "a value in the margin is changed": (
-        lambda page: re.sub(r"(<code>active</code>.*?mean )\S+,", r"\g<1>0.5,", page, count=1),
+        lambda page: re.sub(r"(<code>activated</code>.*?mean )\S+,", r"\g<1>0.5,", page, count=1),
         lambda s: s,
     ),
 }
@@ -527,6 +531,14 @@ def test_a_change_that_the_source_does_not_have_is_refused() -> None:
 
     with pytest.raises(WalkError, match="what is not there"):
         outcome("what is not there", "anything")
+
+
+def test_a_change_of_a_table_of_checkpoints_is_run_too() -> None:
+    from docs.engine.breaks import outcome
+
+    changed = outcome('"(heads head_dim) embed -> embed (heads head_dim)"', '"embed (heads head_dim)"')
+    assert changed.error == ""
+    assert changed.loss > outcome().loss + 1
 
 
 @pytest.mark.parametrize(

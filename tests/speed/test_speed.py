@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from allformers.generation.decoder import Decoder
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.mistral.mistral import Mistral, MistralConfig
-from allformers.models.registry import READING_ORDER
-from allformers.nn.linear import Linear
+from allformers.models.registry import READING_ORDER, class_for
+from allformers.nn.cache import Cache, FixedState
 from allformers.speed import prepare as prepare_module
 from allformers.speed import steps as steps_module
-from allformers.speed.prepare import GROUP, PackedLinear, RoundedLinear, prepare
+from allformers.speed.prepare import GROUP, PackedLinear, RoundedLinear, prepare, unprepare
 from allformers.speed.steps import CompiledSteps, compile_steps
 from conftest import perturb
 
 pytestmark = pytest.mark.xdist_group("compiler")  # which takes seconds to wake up
-SMALLEST = {entry.name: next(iter(entry.load().format.config_class.presets().values())) for entry in READING_ORDER}
+SMALLEST = {entry.name: entry.sizes()[0].config for entry in READING_ORDER}
 
 
 CAN_COMPILE = prepare_module.can_compile
@@ -38,12 +39,12 @@ def _small_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def make(name: str = "gpt2", std: float = 0.1) -> Any:
     entry = next(entry for entry in READING_ORDER if entry.name == name)
-    return perturb(entry.load()(SMALLEST[name]()).eval(), std)
+    return perturb(entry.load()(SMALLEST[name]).eval(), std)
 
 
 def read(model: Any, batch: int = 2, seq: int = 12) -> Tensor:
     """Something for a model to read: images, or tokens."""
-    example = model.example(batch, seq, "cpu")
+    example = model.dummy_input(batch, seq, "cpu")
     generator = torch.Generator().manual_seed(1)
     if example.is_floating_point():
         return torch.randn(example.shape, generator=generator)
@@ -61,13 +62,13 @@ def linears(model: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_model_of_the_family_says_what_it_said(name: str) -> None:
     plain = make(name)
-    prepared = prepare(copy.deepcopy(plain))
+    prepared = prepare(copy.deepcopy(plain), "packed")
     assert linears(prepared)
     assert all(isinstance(layer, PackedLinear) for layer in linears(prepared))
     given = read(plain)
     with torch.inference_mode():
         assert difference(prepared(given), plain(given)) < 1e-5
-        if hasattr(plain, "generate"):
+        if isinstance(plain, Decoder):
             ours = prepared.generate(given[:1], max_new_tokens=30, temperature=0)
             assert torch.equal(ours, plain.generate(given[:1], max_new_tokens=30, temperature=0))
 
@@ -76,17 +77,17 @@ def test_every_model_of_the_family_says_what_it_said(name: str) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("leading", [(1,), (1, 1), (3,), (2, 40)])
 def test_a_layer_is_the_same_layer(leading: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
-    plain = Linear(70, 50, bias=bias, dtype=dtype)
+    plain = nn.Linear(70, 50, bias=bias, dtype=dtype)
     x = torch.randn(*leading, 70, dtype=dtype)
     with torch.inference_mode():
-        ours, theirs = PackedLinear(plain)(x), plain(x)
+        ours, theirs = prepare(copy.deepcopy(plain), "packed")(x), plain(x)
     assert ours.dtype == dtype
     assert ours.shape == theirs.shape
     bar = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 0.01}[dtype]
     assert difference(ours, theirs) < bar
     with torch.inference_mode():  # rows that do not lie in one piece
         apart = torch.randn(70, 2, dtype=dtype)[:, 0].expand(*leading, 70)
-        assert difference(PackedLinear(plain)(apart), plain(apart)) < bar
+        assert difference(prepare(copy.deepcopy(plain), "packed")(apart), plain(apart)) < bar
 
 
 def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch
     sizes = sorted(layer.weight.numel() for layer in linears(plain))
     assert sizes[0] < sizes[-1]
     monkeypatch.setattr(prepare_module, "WORTHWHILE", sizes[-1])
-    for layer in linears(prepare(plain)):
+    for layer in linears(prepare(plain, "packed")):
         assert isinstance(layer, PackedLinear) == (layer.weight.numel() == sizes[-1])
 
 
@@ -113,7 +114,7 @@ def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_prepared_model_still_learns_and_never_uses_old_weights() -> None:
     plain = make()
-    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    prepared, given = prepare(copy.deepcopy(plain), "packed"), read(plain)
     for model in (plain, prepared):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         logits = model(given)
@@ -125,14 +126,14 @@ def test_a_prepared_model_still_learns_and_never_uses_old_weights() -> None:
     with torch.inference_mode():
         for some in (given, given[:1, :1]):
             assert difference(prepared(some), plain(some)) < 1e-5
-    prepare(prepared)  # anew
+    prepare(prepared, "packed")  # anew
     with torch.inference_mode():
         assert difference(prepared(given), plain(given)) < 1e-5
 
 
 def test_a_prepared_model_is_saved_loaded_into_cast_and_copied(tmp_path: Path) -> None:
     plain, other = make(), make()
-    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    prepared, given = prepare(copy.deepcopy(plain), "packed"), read(plain)
     prepared.save_pretrained(tmp_path)
     with torch.inference_mode():
         assert torch.equal(GPT2.from_pretrained(tmp_path)(given), plain(given))
@@ -145,7 +146,7 @@ def test_a_prepared_model_is_saved_loaded_into_cast_and_copied(tmp_path: Path) -
 
 def test_it_steps_aside_under_autocast_and_for_compilers() -> None:
     plain = make()
-    prepared, given = prepare(copy.deepcopy(plain)), read(plain)
+    prepared, given = prepare(copy.deepcopy(plain), "packed"), read(plain)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(prepared(given), plain(given))
     with torch.inference_mode():
@@ -157,7 +158,7 @@ def test_it_steps_aside_under_autocast_and_for_compilers() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 20])
 def test_a_rounded_layer_multiplies_the_weights_that_it_says_it_has(rows: int, bias: bool, kind: str) -> None:
-    plain = Linear(2 * GROUP, 48, bias=bias)
+    plain = nn.Linear(2 * GROUP, 48, bias=bias)
     rounded, x = RoundedLinear(plain, kind), torch.randn(2, rows, 2 * GROUP)[:1]
     with torch.inference_mode():
         assert difference(rounded(x), F.linear(x, rounded.dequantised(), plain.bias)) < 1e-6
@@ -165,7 +166,7 @@ def test_a_rounded_layer_multiplies_the_weights_that_it_says_it_has(rows: int, b
 
 @pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])
 def test_rounding_is_to_the_nearest_step(kind: str, steps: int) -> None:
-    plain = Linear(4 * GROUP, 48)
+    plain = nn.Linear(4 * GROUP, 48)
     off = (RoundedLinear(plain, kind).dequantised() - plain.weight).detach().abs()
     group = 4 * GROUP if kind == "int8" else GROUP
     largest = plain.weight.detach().abs().unflatten(1, (-1, group)).amax(-1, keepdim=True)
@@ -185,8 +186,15 @@ def test_a_rounded_model_takes_less_memory_and_keeps_its_embeddings(kind: str, s
     with torch.inference_mode():
         off = difference(rounded(given), plain(given))
     assert 1e-5 < off < 0.5
-    with pytest.raises(ValueError, match=r"int4|int8|linear"):
-        prepare(rounded)
+    assert prepare(rounded, kind) is rounded
+    assert made == [module for module in rounded.modules() if isinstance(module, RoundedLinear)]
+    for other in {"plain", "packed", "int8", "int4"} - {kind}:
+        with pytest.raises(ValueError, match=kind):
+            prepare(rounded, other)
+    with pytest.raises(ValueError, match=kind):
+        prepare(rounded, training=True)
+    with pytest.raises(ValueError, match=kind):
+        unprepare(rounded)
 
 
 def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +202,25 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
         vocab_size=64, context_length=8, embedding_dim=2 * GROUP, num_layers=1, num_heads=2, mlp_dim=GROUP + 8
     )
     model = GPT2(config)
-    with pytest.raises(ValueError, match=r"packed, int8, int4.*'int2'"):
+    with pytest.raises(ValueError, match=r"plain, packed, int8, int4.*'int2'"):
         prepare(model, "int2")
+    with pytest.raises(ValueError, match="int8"):
+        prepare(model, "int8", training=True)
     with pytest.raises(ValueError, match=r"\b32\b.*\b40\b"):
         prepare(model, "int4")
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
         prepare(model, "int8")
-    assert not any(isinstance(module, RoundedLinear | PackedLinear) for module in model.modules())
+    layer = nn.Linear(GROUP, 8)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="by itself"):
+        prepare(layer, "int8")
+    monkeypatch.setattr(prepare_module, "pack_weight", lambda weight: 1 / 0 if len(weight) == 64 else weight)
+    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+    with pytest.raises(ZeroDivisionError):  # some layers are packed already
+        prepare(model, "packed")
+    assert all(type(module) is nn.Linear for module in [layer, *linears(model)])
+    assert len(linears(model)) == 5
 
 
 @pytest.fixture
@@ -222,7 +241,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.slow
 def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: list[Any]) -> None:
-    plain = perturb(Mistral(MistralConfig.mistral_tiny(sliding_window=7, num_layers=6)).eval(), 0.3)
+    plain = perturb(Mistral(MistralConfig.tiny(sliding_window=7, num_layers=6)).eval(), 0.3)
     compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
 
     def both(length: int, **settings: Any) -> None:
@@ -246,7 +265,7 @@ def test_compiled_steps_write_the_same_text_whatever_its_length(compilations: li
 
 @pytest.mark.slow  # a program of its own
 def test_compiled_steps_write_several_texts_at_once(compilations: list[Any]) -> None:
-    plain = perturb(Mistral(MistralConfig.mistral_tiny(sliding_window=7)).eval(), 0.3)
+    plain = perturb(Mistral(MistralConfig.tiny(sliding_window=7)).eval(), 0.3)
     compiled, given = compile_steps(copy.deepcopy(plain)), read(plain)
     texts = [given[0, :3], given[1, :9]]
     together = compiled.generate_batch(texts, max_new_tokens=30, temperature=0)
@@ -260,8 +279,8 @@ def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None
     torch.save(model, tmp_path / "model.pt")
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
     for other in (copy.deepcopy(model), loaded):
-        assert isinstance(other.step, CompiledSteps)
-        assert other.step.model is other is not model
+        assert isinstance(other.decode_step, CompiledSteps)
+        assert other.decode_step.model is other is not model
     assert list(model.state_dict()) == list(make().state_dict())
 
 
@@ -272,11 +291,11 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert CompiledSteps(make()).is_small
     assert not CompiledSteps(make("mixtral")).is_small  # several texts go different ways, one by one
     monkeypatch.setattr(steps_module, "can_compile", lambda: False)
-    assert "step" not in vars(compile_steps(make()))
+    assert "decode_step" not in vars(compile_steps(make()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [None, "packed", "int8", "int4"])
+@pytest.mark.parametrize("layout", [None, "plain", "packed", "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_steps_of_every_layout(layout: str | None, dtype: torch.dtype) -> None:
     model = make().to(dtype)
@@ -286,7 +305,59 @@ def test_compiled_steps_of_every_layout(layout: str | None, dtype: torch.dtype) 
     caches = model.make_cache(), compiled.make_cache()
     with torch.inference_mode():
         expected, found = (
-            torch.cat([one.step(token, cache) for token in given.split(1, dim=1)])
+            torch.cat([one.decode_step(token, cache) for token in given.split(1, dim=1)])
             for one, cache in zip((model, compiled), caches, strict=True)
         )
     assert difference(found, expected) < (1e-5 if dtype is torch.float32 else 3e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, config in SMALLEST.items() if issubclass(class_for(config), Decoder)])
+def test_every_decoder_compiles(name: str, compilations: list[Any]) -> None:
+    plain = make(name)
+    given, compiled = read(plain, 1), compile_steps(prepare(copy.deepcopy(plain)))
+    written = compiled.generate(given, max_new_tokens=20, temperature=0)
+    assert torch.equal(written, plain.generate(given, max_new_tokens=20, temperature=0))
+    assert len(compilations) == 1
+
+
+class Recurrent(GPT2):
+    """A model with a state of a fixed size in each layer: the mean of what the layer has read, half forgotten."""
+
+    def make_cache(self, capacity: int | None = None, left_padding: Tensor | None = None) -> Cache:
+        cache = super().make_cache(capacity, left_padding)
+        cache.layers = [FixedState(cache) for _ in cache.layers]
+        return cache
+
+    def residual_stream(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        x = self.embed(token_ids, cache)
+        for layer, block in enumerate(self.blocks):
+            state = torch.zeros_like(x[:, 0])
+            if cache is not None and cache.layers[layer].buffers:
+                (state,) = cache.layers[layer].values
+            x = block(x, state)
+            if cache is not None:
+                cache.layers[layer].update(state / 2 + x[:, -1])
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return x
+
+
+class RecurrentBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return x + torch.tanh(self.mix(x + state[:, None]))
+
+
+@pytest.mark.slow
+def test_a_state_of_a_fixed_size_is_compiled_too(compilations: list[Any]) -> None:
+    model = Recurrent(GPT2Config.tiny()).eval()
+    model.blocks = nn.ModuleList(RecurrentBlock(64) for _ in range(2))
+    perturb(model, 0.1)
+    given = read(model, 1)[:, :5]
+    expected = model.generate(given, max_new_tokens=20, temperature=0)
+    assert torch.equal(compile_steps(model).generate(given, max_new_tokens=20, temperature=0), expected)
+    assert len(compilations) == 1

@@ -78,7 +78,7 @@ def test_a_sliding_window_measures_as_the_reference_documents_it(model: GPT2) ->
     from allformers.checkpoints.config_json import write_config
     from allformers.checkpoints.loading import checkpoint_tensors
 
-    config = transformers.GPT2Config(**write_config(GPT2.format, model.config))
+    config = transformers.GPT2Config(**write_config(GPT2.checkpoint_format(), model.config))
     reference = transformers.GPT2LMHeadModel(config).eval()
     reference.load_state_dict(checkpoint_tensors(model), strict=False)
     tokens = torch.randint(256, (300,))

@@ -91,7 +91,7 @@ def test_matrices_decay_and_vectors_do_not_and_each_weight_is_there_once() -> No
 
 def make_reference(model: GPT2, attention: str) -> Any:
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(**write_config(GPT2.format, model.config))
+    config = transformers.GPT2Config(**write_config(GPT2.checkpoint_format(), model.config))
     config._attn_implementation = attention
     reference = transformers.GPT2LMHeadModel(config)
     reference.load_state_dict(checkpoint_tensors(model), strict=False)
@@ -100,7 +100,7 @@ def make_reference(model: GPT2, attention: str) -> Any:
 
 def reference_tensors(reference: Any, read: Any) -> dict[str, Tensor]:
     """Something of each of the reference's parameters, laid out and named as ours."""
-    table = {row.theirs: row for row in GPT2.format.weights}
+    table = {row.theirs: row for row in GPT2.checkpoint_format().weights}
     tensors = {}
     for name, parameter in reference.named_parameters():
         short = name.removeprefix("transformer.")

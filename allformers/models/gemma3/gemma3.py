@@ -1,114 +1,162 @@
-"""Gemma 3: Gemma 2 with norms on queries and keys in place of the caps, five local layers to a global one, which turn
-at speeds of their own, and a longer context.
+"""Gemma 3: Gemma with QK-norm, sandwich norms, and five sliding-window layers to each full one.
 
-The language model alone: the larger published ones also look at images.
+New since Gemma 2: QK-norm in place of the soft caps; five sliding layers to a full one, which rotate with a RoPE base
+of their own; a context of 128K. This is the language model alone; the larger published ones also read images.
 
 Source: Gemma Team 2025, "Gemma 3 Technical Report", arXiv:2503.19786.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-from allformers.checkpoints.tables import Field
-from allformers.models.gemma.gemma import GemmaNorm
-from allformers.models.gemma2.gemma2 import GLOBAL, LOCAL, Gemma2, Gemma2Attention, Gemma2Block, Gemma2Config, Kind
-from allformers.models.llama.llama import TINY, size
-from allformers.models.qwen3.qwen3 import QK_NORMS, Qwen3Attention
-from allformers.nn.config import Positive
-from allformers.nn.rope import frequencies
-
-SMALL: Mapping[str, Any] = {"vocab_size": 262144, "context_length": 32768, "sliding_window": 512}
-SCALED: Mapping[str, Any] = {"rope_type": "linear", "rope_factor": 8.0}
-LARGE: Mapping[str, Any] = {"vocab_size": 262208, "context_length": 131072, "sliding_window": 1024, **SCALED}
+from allformers.models.gemma.gemma import Gemma, GemmaConfig, GemmaNorm
+from allformers.models.gemma2.gemma2 import Gemma2Block, LayerType
+from allformers.models.qwen3.qwen3 import Qwen3Attention
+from allformers.nn.cache import Cache
+from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.masks import causal_mask
+from allformers.nn.rope import RopeType, default_inv_freq
+from allformers.nn.shapes import checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma3Config(Gemma2Config):
-    """The sizes and switches of a Gemma 3: Gemma 2's, and the speeds of its local layers.
+class Gemma3Config(GemmaConfig):
+    """The defaults are Gemma 3 4B's language model."""
 
-    Attributes:
-        local_rope_theta: the base of the rotary frequencies in local layers, which `rope_factor` leaves alone.
+    vocab_size: PositiveInt = 262208
+    context_length: PositiveInt = 131072
+    embedding_dim: PositiveInt = 2560
+    num_layers: PositiveInt = 34
+    num_heads: PositiveInt = 8
+    num_kv_heads: PositiveInt = 4
+    mlp_dim: PositiveInt = 10240
+    sliding_window: PositiveInt = 1024  # positions that a token attends to in layers of type "sliding_attention"
+    layer_types: tuple[LayerType, ...] | None = None  # of each layer; None: five sliding ones, then a full one
+    query_pre_attn_scalar: PositiveInt = 256  # scores are divided by its root, in place of head_dim's
+    local_rope_theta: PositiveFloat = 10000.0  # rope_local_base_freq: RoPE's base in sliding layers, never scaled
+    rope_theta: PositiveFloat = 1000000.0
+    rope_type: RopeType = "linear"
+    rope_factor: PositiveFloat = 8.0
 
-    Raises:
-        ValueError: a value is out of range; the message says which, and what would do.
-    """
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_types is not None and len(self.layer_types) != self.num_layers:
+            raise ValueError(f"layer_types has {len(self.layer_types)} entries for num_layers {self.num_layers}")
 
-    local_rope_theta: Positive = 10000.0
-    rope_theta: Positive = 1000000.0
-    score_cap: Positive | None = None
-    logit_cap: Positive | None = None
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """294,752 parameters, for first steps: bytes as tokens."""
+        return super().tiny(**{"num_layers": 6, "rope_theta": 1000000.0, "sliding_window": 32} | changes)
 
-    pattern: ClassVar[tuple[Kind, ...]] = (*[LOCAL] * 5, GLOBAL)
+    @classmethod
+    def gemma3_270m(cls, **changes: Any) -> Self:
+        """268,098,176 parameters."""
+        return cls.gemma3_1b(**{"embedding_dim": 640, "num_layers": 18, "mlp_dim": 2048} | changes)
 
-    gemma3_tiny = size("for first steps", 294_752, 6, 4, 1, 24, 64, 160, **TINY, sliding_window=32)
-    gemma3_270m = size("google/gemma-3-270m", 268_098_176, 18, 4, 1, 256, 640, 2048, **SMALL)
-    gemma3_1b = size("google/gemma-3-1b-pt", 999_885_952, 26, 4, 1, 256, 1152, 6912, **SMALL)
-    # The language models of those that also look at images.
-    gemma3_4b = size("google/gemma-3-4b-pt", 3_880_263_168, 34, 8, 4, 256, 2560, 10240, **LARGE)
-    gemma3_12b = size("google/gemma-3-12b-pt", 11_766_034_176, 48, 16, 8, 256, 3840, 15360, **LARGE)
-    gemma3_27b = size(
-        "google/gemma-3-27b-pt", 27_009_346_304, 62, 32, 16, 128, 5376, 21504, **LARGE, query_scale_dim=168
-    )
+    @classmethod
+    def gemma3_1b(cls, **changes: Any) -> Self:
+        """999,885,952 parameters."""
+        sizes: dict[str, Any] = {
+            "vocab_size": 262144,
+            "context_length": 32768,
+            "embedding_dim": 1152,
+            "num_layers": 26,
+            "num_heads": 4,
+            "num_kv_heads": 1,
+            "mlp_dim": 6912,
+            "sliding_window": 512,
+            "rope_type": "default",
+            "rope_factor": 1.0,
+        }
+        return cls(**sizes | changes)
+
+    @classmethod
+    def gemma3_4b(cls, **changes: Any) -> Self:
+        """3,880,263,168 parameters: the defaults."""
+        return cls(**changes)
+
+    @classmethod
+    def gemma3_12b(cls, **changes: Any) -> Self:
+        """11,766,034,176 parameters."""
+        sizes: dict[str, Any] = {
+            "embedding_dim": 3840,
+            "num_layers": 48,
+            "num_heads": 16,
+            "num_kv_heads": 8,
+            "mlp_dim": 15360,
+        }
+        return cls(**sizes | changes)
+
+    @classmethod
+    def gemma3_27b(cls, **changes: Any) -> Self:
+        """27,009,346,304 parameters."""
+        sizes: dict[str, Any] = {
+            "embedding_dim": 5376,
+            "num_layers": 62,
+            "num_heads": 32,
+            "num_kv_heads": 16,
+            "head_dim": 128,
+            "mlp_dim": 21504,
+            "query_pre_attn_scalar": 168,
+        }
+        return cls(**sizes | changes)
 
 
-class Gemma3Attention(Qwen3Attention, Gemma2Attention):
-    """Gemma 2's attention with Qwen3's norms on queries and keys, in Gemma's form."""
+class Gemma3Attention(Qwen3Attention):
+    """Qwen3's attention with QK-norm in Gemma's form, and another scale."""
 
-    norm_class: ClassVar[type[Any]] = GemmaNorm
+    norm_class: type[nn.Module] = GemmaNorm
+
+    def __init__(self, config: Gemma3Config) -> None:
+        super().__init__(config)
+        self.scale = config.query_pre_attn_scalar**-0.5 * config.attention_factor
 
 
 class Gemma3Block(Gemma2Block):
     """Gemma 2's block with this attention."""
 
-    attention_class: ClassVar[type[Any]] = Gemma3Attention
+    attention_class: type[nn.Module] = Gemma3Attention
 
 
-class Gemma3(Gemma2):
-    """Gemma 2 with norms on queries and keys, and local layers that turn faster.
+class Gemma3(Gemma):
+    """Gemma with QK-norm, sandwich norms, and a sliding window in five of six layers.
 
-    >>> model = Gemma3(Gemma3Config.gemma3_tiny())
-    >>> model(torch.tensor([[72, 101, 108, 108, 111]])).shape
+    >>> Gemma3(Gemma3Config.tiny())(torch.tensor([[72, 101, 108, 108, 111]])).shape
     torch.Size([1, 5, 256])
     """
 
-    block_class: ClassVar[type[Any]] = Gemma3Block
+    config: Gemma3Config
+    block_class: type[nn.Module] = Gemma3Block
 
-    def speeds(self, kind: str, device: torch.device) -> Tensor:
-        """How fast each pair turns: faster in local layers, which need not tell far from near."""
-        if kind == GLOBAL:
-            return super().speeds(kind, device)
+    def layer_types(self) -> tuple[str, ...]:
+        """The attention type of each layer."""
+        pattern = (*["sliding_attention"] * 5, "full_attention") * self.config.num_layers
+        return self.config.layer_types or pattern[: self.config.num_layers]
+
+    def window(self, layer_type: str) -> int | None:
+        """The number of positions that a token attends to in layers of a type; None for all."""
+        return self.config.sliding_window if layer_type == "sliding_attention" else None
+
+    def windows(self) -> list[int | None]:
+        """The window of each layer."""
+        return [self.window(layer_type) for layer_type in self.layer_types()]
+
+    @checked
+    def mask(
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
+    ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
+        """True where a query may attend to a key: not later, within the window, and not padding."""
+        window = self.window(layer_type)
+        return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)
+
+    @checked
+    def inv_freq(self, layer_type: str, device: torch.device) -> Float[Tensor, "pair"]:
+        """RoPE's frequencies: higher in sliding layers, which need not tell far from near."""
+        if layer_type == "full_attention":
+            return super().inv_freq(layer_type, device)
         dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        return frequencies(self.config.head_dim, self.config.local_rope_theta, device, dtype)
-
-
-FULL = "rope_parameters.full_attention"
-SLIDING = "rope_parameters.sliding_attention"
-
-Gemma3.format = Gemma2.format.extended(
-    "gemma3_text",
-    "Gemma3ForCausalLM",
-    Gemma3Config,
-    renamed={"rope_parameters": FULL},
-    defaults={"vocab_size": 262208, "max_position_embeddings": 131072, f"{FULL}.rope_theta": 1000000.0},
-    fields=(Field(f"{SLIDING}.rope_theta", "local_rope_theta", 10000.0),),
-    aliases={
-        "rope_theta": f"{FULL}.rope_theta",
-        "rope_local_base_freq": f"{SLIDING}.rope_theta",
-        "rope_scaling": FULL,
-        f"{FULL}.type": f"{FULL}.rope_type",
-    },
-    refused_fields={
-        "use_bidirectional_attention": (False, "a decoder looks back only"),
-        f"{SLIDING}.rope_type": ("default", "local layers turn at one speed"),
-    },
-    ignored_fields={
-        "sliding_window_pattern": "layer_types says it layer by layer",
-        "_sliding_window_pattern": "layer_types says it layer by layer",
-    },
-    weights=QK_NORMS,
-)
-"""How Gemma 3's checkpoints name and lay out what is above."""
+        return default_inv_freq(self.config.head_dim, self.config.local_rope_theta, device, dtype)

@@ -1,88 +1,76 @@
-"""Mistral: Llama with a window. Each position sees only so many before it, and the cache holds no more than that.
+"""Mistral: Llama with sliding-window attention. A position attends to the last `sliding_window` positions only.
 
-What a position cannot see directly can still reach it: over two layers from twice as far, over thirty from thirty
-times.
+So the KV cache holds no more than the window. What lies further back still reaches a position through the layers: over
+two from twice as far, over thirty from thirty times.
 
-Source: Jiang et al. 2023, "Mistral 7B", arXiv:2310.06825; windows of attention since Beltagy et al. 2020, "Longformer",
+New since Llama: the window; grouped-query attention in a model of 7B.
+
+Sources: Jiang et al. 2023, "Mistral 7B", arXiv:2310.06825; sliding windows since Beltagy et al. 2020, "Longformer",
 arXiv:2004.05150.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from allformers.checkpoints.tables import Field
-from allformers.models.llama.llama import TINY, Llama, LlamaConfig, size
+from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.nn.cache import Cache
-from allformers.nn.config import Count
+from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.masks import causal_mask
+from allformers.nn.rope import RopeType
 from allformers.nn.shapes import checked
-
-V01: Mapping[str, Any] = {"vocab_size": 32000, "context_length": 32768, "sliding_window": 4096}
-V03: Mapping[str, Any] = {"vocab_size": 32768, "context_length": 32768, "rope_theta": 1e6}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MistralConfig(LlamaConfig):
-    """The sizes and switches of a Mistral: Llama's without biases, and the window.
+    """The defaults are Mistral 7B v0.1."""
 
-    Attributes:
-        sliding_window: how many positions each sees, its own included; None for all.
-
-    Raises:
-        ValueError: a value is out of range; the message says which, and what would do.
-    """
-
-    sliding_window: Count | None = None
+    vocab_size: PositiveInt = 32000
+    context_length: PositiveInt = 32768
+    sliding_window: PositiveInt | None = 4096  # positions that a token attends to, its own included; None for all
+    rope_theta: PositiveFloat = 10000.0
+    rope_type: RopeType = "default"
+    rope_factor: PositiveFloat = 1.0
     attention_bias: Literal[False] = False
     mlp_bias: Literal[False] = False
 
-    mistral_tiny = size("for first steps", 119_104, 2, 4, 2, 16, 64, 160, **TINY, sliding_window=32)
-    mistral_7b = size("mistralai/Mistral-7B-v0.1", 7_241_732_096, 32, 32, 8, 128, 4096, 14336, **V01)
-    mistral_7b_v03 = size("mistralai/Mistral-7B-v0.3", 7_248_023_552, 32, 32, 8, 128, 4096, 14336, **V03)
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """119,104 parameters, for first steps: bytes as tokens."""
+        return super().tiny(**{"sliding_window": 32} | changes)
+
+    @classmethod
+    def mistral_7b(cls, **changes: Any) -> Self:
+        """7,241,732,096 parameters: the defaults."""
+        return cls(**changes)
+
+    @classmethod
+    def mistral_7b_v03(cls, **changes: Any) -> Self:
+        """7,248,023,552 parameters: a larger vocabulary, no window."""
+        sizes: dict[str, Any] = {"vocab_size": 32768, "rope_theta": 1e6, "sliding_window": None}
+        return cls(**sizes | changes)
 
 
 class Mistral(Llama):
     """Llama with a sliding window.
 
     >>> import torch
-    >>> model = Mistral(MistralConfig.mistral_tiny())
-    >>> model(torch.tensor([[72, 101, 108, 108, 111]])).shape
+    >>> Mistral(MistralConfig.tiny())(torch.tensor([[72, 101, 108, 108, 111]])).shape
     torch.Size([1, 5, 256])
     """
 
-    def window(self, kind: str) -> int | None:
-        """How many positions layers of a kind see; None for all."""
-        return self.config.sliding_window
+    config: MistralConfig
 
-    @checked
-    def make_cache(self, capacity: int | None = None, padding: Int[Tensor, "batch"] | None = None) -> Cache:
-        """A new, empty cache, whose layers hold no more than they will look at."""
-        capacity = self.config.context_length if capacity is None else capacity
-        return Cache(self.config.num_layers, capacity, padding, [self.window(kind) for kind in self.kinds])
+    def windows(self) -> list[int | None]:
+        """The same window in every layer."""
+        return [self.config.sliding_window] * self.config.num_layers
 
     @checked
     def mask(
-        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, kind: str
+        self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """Llama's, cut down to the keys that a layer with a window still holds."""
-        blocked = super().mask(token_ids, cache, kind)
-        return blocked if cache is None else blocked[..., cache.dropped(self.window(kind)) :]
-
-    @checked
-    def hide(self, queries: Int[Tensor, "seq 1"], keys: Int[Tensor, "1 seq_k"], kind: str) -> Bool[Tensor, "seq seq_k"]:
-        """Later keys, and those that have dropped out of the window."""
-        hidden, window = super().hide(queries, keys, kind), self.window(kind)
-        return hidden if window is None else hidden | (keys <= queries - window)
-
-
-Mistral.format = Llama.format.extended(
-    "mistral",
-    "MistralForCausalLM",
-    MistralConfig,
-    without=("attention_bias", "mlp_bias"),
-    fields=(Field("sliding_window", "sliding_window", None),),
-)
-"""How Mistral's checkpoints name and lay out what is above."""
+        """True where a query may attend to a key: not later, within the window, and not padding."""
+        window = self.config.sliding_window
+        return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)

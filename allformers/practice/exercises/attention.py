@@ -3,26 +3,27 @@
 This is the one place in a transformer where positions exchange anything. Each position of the residual stream `x` makes
 three vectors: a query (what it looks for), a key (what it can be found by) and a value (what it passes on). A query is
 compared with every key, the comparisons become weights, and the weighted mean of the values is what the position gets.
-Several heads do this side by side, each with a slice of the width.
+Several heads do this side by side, each with a slice of the width: multi-head attention.
 
 In order:
 
-1. one projection makes queries, keys and values, fused: its result has the axis `(three heads head_dim)`;
+1. one projection makes queries, keys and values, fused: its result has the axis `(qkv heads head_dim)`;
 2. a score for each query and key, their dot product over `head_dim`, divided by the square root of `head_dim`;
-3. where `blocked` is True, the lowest number there is takes the score's place;
+3. where `mask` is False, the lowest number there is takes the score's place;
 4. softmax over the keys, `seq_k`;
 5. the weighted mean of the values;
 6. the heads side by side again, through the output projection.
 
-`blocked` has the axes `batch`, 1, `seq`, `seq_k`; either of the first two may have size 1. The two projections are made
-for you in `__init__`. With one head, one position and nothing to compare with, a position gets its own value:
+`mask` is True where a query may attend to a key. It has the axes `batch`, 1, `seq`, `seq_k`; `batch` may have size 1
+too, for a mask that all sequences share. The two projections are made for you in `__init__`. With one head, one
+position and nothing to compare with, a position gets its own value:
 
     >>> import torch
     >>> config = GPT2Config(vocab_size=5, context_length=4, embedding_dim=2, num_layers=1, num_heads=1, mlp_dim=8)
     >>> attention = CausalSelfAttention(config)
     >>> x = torch.tensor([[[0.5, -1.0]]])
     >>> value = attention.query_key_value(x)[..., 4:]
-    >>> torch.allclose(attention(x, torch.tensor([[[[False]]]])), attention.output(value))
+    >>> torch.allclose(attention(x, torch.tensor([[[[True]]]])), attention.output(value))
     True
 
 `F.softmax` is yours to use.
@@ -30,7 +31,6 @@ for you in `__init__`. With one head, one position and nothing to compare with, 
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ from allformers.practice.exercise import Case, Exercise, Fault, largest, paragra
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which no position sees what is blocked."""
+    """Multi-head attention in which a position attends only where the mask is True."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -55,25 +55,25 @@ class CausalSelfAttention(nn.Module):
 
     @checked
     def forward(
-        self, x: Float[Tensor, "batch seq embed"], blocked: Bool[Tensor, "#batch 1 seq seq_k"]
+        self, x: Float[Tensor, "batch seq embed"], mask: Bool[Tensor, "#batch 1 seq seq_k"]
     ) -> Float[Tensor, "batch seq embed"]:
         """Let each position gather from itself and the positions before it.
 
         Args:
-            x: the residual stream, normalised.
-            blocked: True where a query must not see a key.
+            x: the residual stream after the norm.
+            mask: True where a query may attend to a key.
         """
         queries, keys, values = rearrange(
             self.query_key_value(x),
-            "batch seq (three heads head_dim) -> three batch heads seq head_dim",
-            three=3,
+            "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim",
+            qkv=3,
             heads=self.config.num_heads,
         )
         scores: Float[Tensor, "batch heads seq seq_k"] = einsum(
             queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k"
         )
         scores = scores / math.sqrt(queries.shape[-1])
-        scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
+        scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
         weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores, dim=-1)
         mixed: Float[Tensor, "batch heads seq head_dim"] = einsum(
             weights, values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch heads seq head_dim"
@@ -89,14 +89,14 @@ def cases() -> Iterator[Case]:
     yield Case(torch.randn(2, 5, 12), _causal(5), made_with=(config,))
     yield Case(torch.randn(1, 1, 12), _causal(1), made_with=(config,))
     yield Case(torch.randn(3, 7, 10), _causal(7), made_with=(one_head,))
-    padded = torch.tensor([0, 2])
-    is_padding = rearrange(torch.arange(5), "seq_k -> 1 1 1 seq_k") < rearrange(padded, "batch -> batch 1 1 1")
-    yield Case(torch.randn(2, 5, 12), _causal(5) | is_padding, made_with=(config,))
+    padding = torch.tensor([0, 2])
+    is_text = rearrange(torch.arange(5), "seq_k -> 1 1 1 seq_k") >= rearrange(padding, "batch -> batch 1 1 1")
+    yield Case(torch.randn(2, 5, 12), _causal(5) & is_text, made_with=(config,))
 
 
 @checked
 def _causal(seq: int) -> Bool[Tensor, "1 1 seq seq_k"]:
-    return rearrange(torch.ones(seq, seq, dtype=torch.bool).triu(1), "seq seq_k -> 1 1 seq seq_k")
+    return rearrange(torch.ones(seq, seq, dtype=torch.bool).tril(), "seq seq_k -> 1 1 seq seq_k")
 
 
 def _made(attention_class: Callable[[GPT2Config], nn.Module], heads: int) -> nn.Module:
@@ -105,7 +105,7 @@ def _made(attention_class: Callable[[GPT2Config], nn.Module], heads: int) -> nn.
 
 
 def a_later_position_never_changes_an_earlier_one(attention_class: Callable[[GPT2Config], nn.Module]) -> None:
-    """What is blocked has no influence at all: whatever stands at a later position, the earlier ones get the same."""
+    """What is masked has no influence at all: whatever stands at a later position, the earlier ones get the same."""
     attention, x = _made(attention_class, 3), torch.randn(2, 6, 12)
     other = x.clone()
     other[:, 4] += 1.0
@@ -116,7 +116,7 @@ def a_later_position_never_changes_an_earlier_one(attention_class: Callable[[GPT
 
 
 def an_earlier_position_reaches_a_later_one(attention_class: Callable[[GPT2Config], nn.Module]) -> None:
-    """What is not blocked is gathered: the last position gets something from the first."""
+    """What is not masked is gathered: the last position gets something from the first."""
     attention, x = _made(attention_class, 3), torch.randn(2, 6, 12)
     other = x.clone()
     other[:, 0] += 3.0
@@ -155,7 +155,7 @@ exercise = Exercise(
     __name__,
     solution=(CausalSelfAttention,),
     cases=cases,
-    reference=partial(gpt2.CausalSelfAttention, layer=0),
+    reference=gpt2.CausalSelfAttention,
     properties=(
         a_later_position_never_changes_an_earlier_one,
         an_earlier_position_reaches_a_later_one,
@@ -164,13 +164,13 @@ exercise = Exercise(
     ),
     hints=paragraphs(
         """
-        One `rearrange` takes the fused axis apart: `three` may come first on its right side, and then three tensors can
-        be unpacked from it, `queries, keys, values = rearrange(...)`. The order in the brackets is `(three heads
+        One `rearrange` takes the fused axis apart: `qkv` may come first on its right side, and then three tensors can
+        be unpacked from it, `queries, keys, values = rearrange(...)`. The order in the brackets is `(qkv heads
         head_dim)`.
 
         The scores are `einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq
         seq_k")`: the positions of keys have a name of their own. Divide by `math.sqrt(queries.shape[-1])`, then
-        `torch.where(blocked, torch.finfo(scores.dtype).min, scores)`, then `F.softmax(scores, dim=-1)`.
+        `torch.where(mask, scores, torch.finfo(scores.dtype).min)`, then `F.softmax(scores, dim=-1)`.
 
         The mean contracts `seq_k`: `einsum(weights, values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch
         heads seq head_dim")`. Then `rearrange(mixed, "batch heads seq head_dim -> batch seq (heads head_dim)")`, and

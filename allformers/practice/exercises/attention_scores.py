@@ -122,7 +122,7 @@ exercise = Exercise(
         width of the stream: `scores / math.sqrt(queries_of_heads.shape[-1])`.
         """
     ),
-    page="gpt2.html#CausalSelfAttention.forward.scaled",
+    page="gpt2.html#CausalSelfAttention.forward.queries",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
     after=("split-heads", "contraction"),
 )

@@ -2,10 +2,10 @@
 
 A transformer is a stack of identical blocks. Through all of them runs the residual stream, one vector for each
 position. A block reads it twice: attention gathers from other positions, then the MLP (multi-layer perceptron) works on
-each position alone. Neither overwrites anything: what they make is added.
+each position alone. Neither overwrites anything: what they make is added, by a residual connection.
 
-    between = x       + attention(norm of x)
-    result  = between + mlp(another norm of between)
+    x_mid  = x     + attention(norm of x)
+    result = x_mid + mlp(another norm of x_mid)
 
 Each norm stands in front of what it feeds and outside the stream ("pre-norm"). So there is a way from the first block
 to the last on which nothing happens but additions. If attention and MLP give zero, the block changes nothing:
@@ -15,15 +15,14 @@ to the last on which nothing happens but additions. If attention and MLP give ze
     >>> block = Block(config)
     >>> for layer in (block.attention.output, block.mlp.down):
     ...     _ = torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
-    >>> x, blocked = torch.randn(1, 3, 6), torch.zeros(1, 1, 3, 3, dtype=torch.bool)
-    >>> torch.equal(block(x, blocked), x)
+    >>> x, mask = torch.randn(1, 3, 6), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    >>> torch.equal(block(x, mask), x)
     True
 
 The parts are made for you in `__init__`: attention, the MLP and the norms are those that you wrote.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from einops import rearrange
@@ -48,20 +47,20 @@ class Block(nn.Module):
         self.attention_norm = LayerNorm(config.embedding_dim, config.norm_eps)
         self.attention = CausalSelfAttention(config)
         self.mlp_norm = LayerNorm(config.embedding_dim, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.embedding_dim, config.mlp_dim)
 
     @checked
     def forward(
-        self, x: Float[Tensor, "batch seq embed"], blocked: Bool[Tensor, "#batch 1 seq seq_k"]
+        self, x: Float[Tensor, "batch seq embed"], mask: Bool[Tensor, "#batch 1 seq seq_k"]
     ) -> Float[Tensor, "batch seq embed"]:
         """Add to the residual stream what attention makes of it, and then what the MLP makes of that.
 
         Args:
             x: the residual stream.
-            blocked: True where a query must not see a key; attention takes it after the stream.
+            mask: True where a query may attend to a key; attention takes it after `x`.
         """
-        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), blocked)
-        return between + self.mlp(self.mlp_norm(between))
+        x_mid: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), mask)
+        return x_mid + self.mlp(self.mlp_norm(x_mid))
 
 
 def cases() -> Iterator[Case]:
@@ -73,7 +72,7 @@ def cases() -> Iterator[Case]:
 
 @checked
 def _causal(seq: int) -> Bool[Tensor, "1 1 seq seq_k"]:
-    return rearrange(torch.ones(seq, seq, dtype=torch.bool).triu(1), "seq seq_k -> 1 1 seq seq_k")
+    return rearrange(torch.ones(seq, seq, dtype=torch.bool).tril(), "seq seq_k -> 1 1 seq seq_k")
 
 
 def _made(block_class: Callable[[GPT2Config], nn.Module], *silent: str) -> nn.Module:
@@ -114,17 +113,17 @@ exercise = Exercise(
     __name__,
     solution=(Block,),
     cases=cases,
-    reference=partial(gpt2.Block, layer=0),
+    reference=gpt2.Block,
     properties=(a_block_that_adds_nothing_changes_nothing, the_mlp_reads_what_attention_has_added),
     hints=paragraphs(
         """
         Two lines, one for each sub-layer. Each says: the stream, plus what the sub-layer makes of the normalised
         stream.
 
-        The first is `between = x + self.attention(self.attention_norm(x), blocked)`. What the MLP reads is `between`,
-        not `x`: it works on what was gathered.
+        The first is `x_mid = x + self.attention(self.attention_norm(x), mask)`. What the MLP reads is `x_mid`, not `x`:
+        it works on what was gathered.
 
-        `return between + self.mlp(self.mlp_norm(between))`.
+        `return x_mid + self.mlp(self.mlp_norm(x_mid))`.
         """
     ),
     page="gpt2.html#Block",

@@ -17,8 +17,8 @@ what has different names makes pairs.
 
 Two queries and three keys, two numbers each. Query 0 and key 0 fit by 1 * 10 + 2 * 1 = 12.
 
-Positions that ask are `seq_q`, positions that are asked `seq_k`; there may be more of one than of the other. Take
-`einsum` from einops, whose pattern comes last; that of torch knows letters only.
+The positions of queries are `seq`, those of keys `seq_k`; there may be more of one than of the other. Take `einsum`
+from einops, whose pattern comes last; that of torch knows letters only.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,10 +34,10 @@ from allformers.practice.exercise import Case, Exercise, Fault, largest, paragra
 
 @checked
 def compare(
-    queries: Float[Tensor, "batch seq_q embed"], keys: Float[Tensor, "batch seq_k embed"]
-) -> Float[Tensor, "batch seq_q seq_k"]:
+    queries: Float[Tensor, "batch seq embed"], keys: Float[Tensor, "batch seq_k embed"]
+) -> Float[Tensor, "batch seq seq_k"]:
     """Say how well each query fits each key of its own sequence: their dot product."""
-    return einsum(queries, keys, "batch seq_q embed, batch seq_k embed -> batch seq_q seq_k")
+    return einsum(queries, keys, "batch seq embed, batch seq_k embed -> batch seq seq_k")
 
 
 def cases() -> Iterator[Case]:
@@ -50,7 +50,7 @@ def cases() -> Iterator[Case]:
 def twice_the_query_is_twice_the_score(compare: Callable[..., Tensor]) -> None:
     """A dot product is linear: it grows in step with either side. Nothing is normalised here, and nothing scaled."""
     queries, keys = torch.randn(1, 2, 4), torch.randn(1, 3, 4)
-    most, place = largest((compare(2 * queries, keys) - 2 * compare(queries, keys)).abs(), "batch seq_q seq_k")
+    most, place = largest((compare(2 * queries, keys) - 2 * compare(queries, keys)).abs(), "batch seq seq_k")
     if most > 1e-5:
         raise Fault(f"with queries twice as long the scores are not twice as large: {most:.4g} apart at {place}")
 
@@ -72,7 +72,7 @@ def sequences_do_not_mix(compare: Callable[..., Tensor]) -> None:
     """Queries are compared with the keys of their own sequence: each gets what it would get alone."""
     queries, keys = torch.randn(3, 2, 4), torch.randn(3, 5, 4)
     together, alone = compare(queries, keys)[1], compare(queries[1:2], keys[1:2])[0]
-    most, place = largest((together - alone).abs(), "seq_q seq_k")
+    most, place = largest((together - alone).abs(), "seq seq_k")
     if most > 1e-5:
         raise Fault(f"sequence 1 of 3 gets something else than it gets alone: {most:.4g} apart at {place}")
 
@@ -90,10 +90,10 @@ exercise = Exercise(
         `einsum(queries, keys, "..., ... -> ...")`: a comma between the two tensors. `batch` is on both sides of the
         comma and in the result, so it goes along; `embed` is on both sides and not in the result, so it is added up.
 
-        `einsum(queries, keys, "batch seq_q embed, batch seq_k embed -> batch seq_q seq_k")`.
+        `einsum(queries, keys, "batch seq embed, batch seq_k embed -> batch seq seq_k")`.
         """
     ),
-    page="gpt2.html#CausalSelfAttention.forward.scaled",
+    page="gpt2.html#CausalSelfAttention.forward.queries",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
     after=("split-heads",),
 )

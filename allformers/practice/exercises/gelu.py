@@ -1,9 +1,9 @@
-"""GELU: the bend between two matrices, in the form that GPT-2 was trained with.
+"""GELU: the non-linearity between two matrices, in the form that GPT-2 was trained with.
 
-Two linear layers in a row are no more than one. To be more, there has to be something between them that bends. ReLU is
-the simplest: what is below zero becomes zero. GELU (Gaussian error linear unit) does nearly the same, and without a
-corner: it multiplies each number by the probability that a normally distributed one is smaller. A large number is kept,
-one far below zero vanishes, and in between there is a smooth passage, which dips a little below zero.
+Two linear layers in a row are no more than one. To be more, they need a non-linearity between them, an activation
+function. ReLU is the simplest: what is below zero becomes zero. GELU (Gaussian error linear unit) does nearly the same,
+and without a corner: it multiplies each number by the probability that a normally distributed one is smaller. A large
+number is kept, one far below zero vanishes, and in between there is a smooth passage, which dips a little below zero.
 
 That probability was slow to compute, so its authors gave an approximation, and GPT-2 was trained with it:
 
@@ -114,6 +114,6 @@ exercise = Exercise(
         + 0.044715 * x**3)`. The result is x times its share.
         """
     ),
-    page="gpt2.html#ACTIVATIONS",
-    part_of="allformers.models.gpt2.gpt2.ACTIVATIONS",
+    page="gpt2.html#MLP",
+    part_of="allformers.models.gpt2.gpt2.MLP",
 )

@@ -2,9 +2,9 @@
 
 All parts are there. What is left is the order that data flows in:
 
-1. each token's vector, from `token_embedding`, plus each position's, from `position_embedding`;
+1. each token's embedding, from `token_embedding`, plus each position's, from `position_embedding`;
 2. every block, one after the other, each with the causal mask;
-3. the final norm, then `unembedding`: how well the stream matches each token's vector.
+3. the final norm, then `unembedding`, which others call `lm_head`: how well the stream matches each token's embedding.
 
 Weights are loaded by name, so the parts have to be called as in the reference. `__init__` is yours this time, from the
 configuration:
@@ -69,10 +69,10 @@ class GPT2(nn.Module):
             token_ids: at most `context_length` tokens a row.
         """
         seq = token_ids.shape[1]
-        blocked = rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq seq_k")
+        mask = rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq seq_k")
         x: Float[Tensor, "batch seq embed"] = self.token_embedding(token_ids) + self.position_embedding.weight[:seq]
         for block in self.blocks:
-            x = block(x, blocked)
+            x = block(x, mask)
         logits: Float[Tensor, "batch seq vocab"] = self.unembedding(self.final_norm(x))
         return logits
 
@@ -153,7 +153,7 @@ exercise = Exercise(
         sequence the same. The mask becomes what blocks expect by `rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq
         seq_k")`.
 
-        `x` is the sum of both vectors. Then `for block in self.blocks: x = block(x, blocked)`, and at the end `return
+        `x` is the sum of both vectors. Then `for block in self.blocks: x = block(x, mask)`, and at the end `return
         self.unembedding(self.final_norm(x))`.
         """
     ),

@@ -1,9 +1,9 @@
-"""Greedy writing: a loop turns a model that scores tokens into one that writes.
+"""Greedy decoding: a loop turns a model that scores tokens into one that writes.
 
 A language model does one thing: at every position of a text it scores each token of its vocabulary as the next one.
 Writing is a loop around it. Let the model read the text; look at its scores at the last position; take the token with
-the highest score; put it behind the text; begin again. From then on the model reads what it wrote itself. To take the
-highest score each time is called greedy: the same prompt always gets the same text.
+the highest score; put it behind the text; begin again. From then on the model reads what it wrote itself: it is
+autoregressive. To take the highest score each time is called greedy: the same prompt always gets the same text.
 
 `model` is any function from token ids to logits, your GPT-2 for instance. Here is one that has learned nothing but to
 count up to 9:
@@ -72,7 +72,7 @@ def _gpt2() -> GPT2:
 
 
 def _reference(model: GPT2, token_ids: Tensor, max_new_tokens: int, context_length: int) -> Tensor:
-    """The package's own loop, which remembers what it has read."""
+    """The package's own loop, which has a KV cache."""
     return model.generate(token_ids, max_new_tokens=max_new_tokens, temperature=0)
 
 
@@ -148,7 +148,7 @@ exercise = Exercise(
         torch.cat([text, rearrange(likeliest, "batch -> batch 1")], dim=1)`.
         """
     ),
-    page="writing.html#write.for",
-    part_of="allformers.generation.generate.write",
+    page="writing.html#decode.for",
+    part_of="allformers.generation.generate.decode",
     after=("gpt2",),
 )

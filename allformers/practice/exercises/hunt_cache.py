@@ -26,7 +26,8 @@ It prints:
     True
 
 `compare_models` finds nothing, of course. But `generate` does not read a text as these lines do. It reads the prompt,
-keeps the keys and the values of every layer, and then reads one token at a time, as here the last of a text:
+keeps the keys and the values of every layer in the KV cache, and then reads one token at a time, as here the last of a
+text:
 
     cache = model.make_cache()
     model(text[:, :-1], cache)
@@ -37,8 +38,8 @@ the code where it does not; from `allformers.inspection` (`inside.html` on the s
 
 - `capture(model, "embed", "blocks.*", "logits")` keeps what the embedding, each block and the unembedding give. Look at
   the last position of both ways, in the order in which the names came.
-- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names, with a cache
-  as without; `.sizes` says how many positions each has.
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names, with a
+  cache as without; `.sizes` says how many positions each has.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,10 +61,10 @@ def cases() -> Iterator[Case]:
     yield Case(torch.randint(11, (2, 1)), _held(5, torch.tensor([0, 2])), made_with=(CONFIG,))
 
 
-def _held(seq: int, padding: Tensor | None) -> Any:
+def _held(seq: int, left_padding: Tensor | None) -> Any:
     """A cache that has positions already."""
     model = GPT2(CONFIG).eval()
-    cache = model.make_cache(padding=padding)
+    cache = model.make_cache(left_padding=left_padding)
     with torch.no_grad():
         model(torch.randint(11, (2, seq)), cache)
     return cache
@@ -95,7 +96,7 @@ def a_padded_row_is_read_as_it_is_by_itself(
     """In a batch a shorter row is padded on the left; its own positions are counted from its own first token."""
     model, token_ids = _made(model_class), torch.randint(11, (2, 6))
     alone = model(token_ids[1:, 2:])
-    cache = model.make_cache(padding=torch.tensor([0, 2]))
+    cache = model.make_cache(left_padding=torch.tensor([0, 2]))
     logits = torch.cat([model(token_ids[:, :5], cache), model(token_ids[:, 5:], cache)], dim=1)
     most, place = largest((logits[1, 2:] - alone[0]).abs(), "seq vocab")
     if not most <= 1e-4:
@@ -118,17 +119,7 @@ exercise = Exercise(
     solution=(CausalSelfAttention, MLP, Block, GPT2),
     cases=cases,
     properties=(read_in_pieces_a_text_gives_the_same_predictions, a_padded_row_is_read_as_it_is_by_itself),
-    bug=Bug(
-        """\
-        if cache is None:
-            positions = self.position_embedding.weight[start:stop]
-        else:
-            positions = self.position_embedding(cache.positions(token_ids))
-""",
-        """\
-        positions = self.position_embedding.weight[: token_ids.shape[1]]
-""",
-    ),
+    bug=Bug("self.positions(token_ids, cache).clamp", "self.positions(token_ids).clamp"),
     hints=paragraphs(
         """
         Cut the last token off: `with capture(model, "embed", "blocks.*", "logits") as whole: model(text)`. Then
@@ -142,9 +133,8 @@ exercise = Exercise(
         model.position_embedding.weight[place]` for one place after another.
 
         It believes that every new token stands at position 0: positions are counted from the first of the new tokens,
-        and not from the first of the text. `cache.positions(token_ids)` counts on from what is held, and leaves padding
-        out; its result has the axes `batch seq`, and `self.position_embedding(...)` looks vectors up by it. Without a
-        cache the rows from `start` to `stop` are right.
+        and not from the first of the text. `self.positions(token_ids, cache)`, a method that `Decoder` adds, counts on
+        from what the cache holds, and leaves padding out. Without the cache it cannot.
         """
     ),
     page="gpt2.html#GPT2.embed",

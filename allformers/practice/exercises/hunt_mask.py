@@ -16,7 +16,7 @@ The code below is the package's own, with one mistake in it. Find it, and mend i
 Do not read the code from top to bottom; ask it. Three tools help (`inside.html` on the site says more of them):
 
 - `compare_models(model, trained, token_ids).first` names the first place at which two models differ on a text.
-- `capture(model, "blocks.0.attention.weights")` keeps what each position looks at. Which entries of a causal model's
+- `capture(model, "blocks.0.attention.weights")` keeps what each position attends to. Which entries of a causal model's
   weights have to be 0, and are they?
 - Change one token of a text, and look at which positions the logits change. In a language model, which must not?
 
@@ -57,34 +57,35 @@ def no_prediction_has_seen_its_answer(model_class: Callable[[GPT2Config], nn.Mod
             raise Fault(f"another token at seq {changed} changed the logits at {place}")
 
 
-def every_position_sees_itself(model_class: Callable[[GPT2Config], nn.Module]) -> None:
+def every_position_attends_to_itself(model_class: Callable[[GPT2Config], nn.Module]) -> None:
     """A position's own token is the last that was read; without it there is nothing to predict from."""
     config = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layers=1, num_heads=3, mlp_dim=20)
-    model, seen = model_class(config).eval(), []
-    model.get_submodule("blocks.0.attention").register_forward_hook(lambda module, given, result: seen.append(given[1]))
+    model, masks = model_class(config).eval(), []
+    attention = model.get_submodule("blocks.0.attention")
+    attention.register_forward_hook(lambda module, given, result: masks.append(given[1]))
     model(torch.randint(11, (1, 5)))
     for place in range(5):
-        if bool(seen[0][0, 0, place, place]):
-            raise Fault(f"position {place} does not see itself")
+        if not bool(masks[0][0, 0, place, place]):
+            raise Fault(f"position {place} does not attend to itself")
 
 
 exercise = Exercise(
     __name__,
     solution=(GPT2,),
     cases=cases,
-    properties=(every_position_sees_itself, no_prediction_has_seen_its_answer),
-    bug=Bug('device="cpu").triu(1)', 'device="cpu").triu(2)'),
+    properties=(every_position_attends_to_itself, no_prediction_has_seen_its_answer),
+    bug=Bug(".tril()", ".tril(1)"),
     hints=paragraphs(
         """
         Look at the weights of block 0: one row for each query, one column for each key. In row 0 a causal model has one
         number that is not 0. How many has this one?
 
-        Every position sees one position further than it may: the token that it should predict. So what is wrong is
-        where the mask is made, and not where it is used. It is made once, in `__init__`, and `mask` cuts a piece from
-        it.
+        Every position attends to one position further than it may: the token that it should predict. So what is wrong
+        is where the mask is made, and not where it is used. It is made once, in `__init__`, as `lower_triangle`, and
+        `mask` cuts a piece from it.
 
-        `triu(diagonal)` keeps what lies on and above that diagonal. Diagonal 0 is a position and itself; the first to
-        be blocked is diagonal 1.
+        `tril(diagonal)` keeps what lies on and below that diagonal. On diagonal 0, which it takes if none is given, a
+        position meets itself; on diagonal 1 it meets the next one.
         """
     ),
     page="gpt2.html#GPT2.mask",

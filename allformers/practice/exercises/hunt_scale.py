@@ -1,4 +1,4 @@
-"""Hunt, the scale: attention that looks too hard at one place.
+"""Hunt, the scale: attention that puts too much weight on one position.
 
 Since a colleague's last change GPT-2 still writes words, in a bad dream's order: it has become worse, not broken. No
 error is raised, every shape fits, and the weights load. The code below is the package's own, with one mistake in it.
@@ -27,8 +27,8 @@ Do not read the code from top to bottom; ask it. From `allformers.inspection` (`
 
 - `compare_models(model, trained, text[0])` runs both on a text. `.first` is the first place where they differ, and a
   place is a whole block.
-- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the same
-  with the trained model. Of the first that differs, look at the quotient of both and not at the difference.
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the
+  same with the trained model. Of the first that differs, look at the quotient of both and not at the difference.
 """
 
 import dataclasses
@@ -41,13 +41,14 @@ from torch import nn
 
 from allformers.models.gpt2.gpt2 import GPT2, MLP, Block, CausalSelfAttention, GPT2Config
 from allformers.practice.exercise import Bug, Exercise, Fault, paragraphs
+from allformers.practice.exercises.hunt_gelu import agrees_with_the_trained_model
 from allformers.practice.exercises.hunt_mask import cases
 
 CONFIG = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layers=2, num_heads=3, mlp_dim=20)
 
 
 def _score(model_class: Callable[[GPT2Config], nn.Module], config: GPT2Config, layer: int) -> float:
-    """What a layer makes of a query and a key that are both all ones, beyond its score for a key of zeros."""
+    """A layer's score for a query and a key that are both all ones, less its score for a key of zeros."""
     attention: Any = model_class(config).eval().double().get_submodule(f"blocks.{layer}.attention")
     x = torch.zeros(1, 2, 12, dtype=torch.float64)
     x[0, 1, 0] = 1
@@ -58,7 +59,7 @@ def _score(model_class: Callable[[GPT2Config], nn.Module], config: GPT2Config, l
         attention.query_key_value.bias[:12] = 1
         attention.output.weight.copy_(torch.eye(12))
         attention.output.bias.zero_()
-        weight = attention(x, torch.zeros(1, 1, 2, 2, dtype=torch.bool))[0, 0, 0]
+        weight = attention(x, torch.ones(1, 1, 2, 2, dtype=torch.bool))[0, 0, 0]
     return float(torch.logit(weight))
 
 
@@ -68,52 +69,47 @@ def dot_products_are_divided_by_the_root_of_head_dim(
     """A dot product adds up `head_dim` products, so it spreads by its root more than each; divided by it, no more."""
     for num_heads in (12, 3, 1):
         head_dim = 12 // num_heads
-        found = _score(model_class, dataclasses.replace(CONFIG, num_heads=num_heads), layer=0)
-        if not abs(found - math.sqrt(head_dim)) < 1e-4:
-            raise Fault(
-                f"in heads of head_dim {head_dim}, a query and a key have the dot product {head_dim}; its score is "
-                f"{found:.4g}, expected {math.sqrt(head_dim):.4g}"
-            )
+        for layer in (0, 1):
+            found = _score(model_class, dataclasses.replace(CONFIG, num_heads=num_heads), layer)
+            if not abs(found - math.sqrt(head_dim)) < 1e-4:
+                raise Fault(
+                    f"in layer {layer} and heads of head_dim {head_dim}, a query and a key have the dot product "
+                    f"{head_dim}; its score is {found:.4g}, expected {math.sqrt(head_dim):.4g}"
+                )
 
 
-def a_configuration_may_scale_otherwise(
+def trained_weights_compute_what_they_were_trained_to(
     attention_class: object, mlp_class: object, block_class: object, model_class: Callable[[GPT2Config], nn.Module]
 ) -> None:
-    """With `scale_scores=False` a score is the dot product; `scale_scores_by_layer` divides by the layer's number."""
-    for config, divisor in (
-        (dataclasses.replace(CONFIG, scale_scores=False), 1.0),
-        (dataclasses.replace(CONFIG, scale_scores_by_layer=True), 2 * 2.0),
-    ):
-        found = _score(model_class, config, layer=1)
-        if not abs(found - 4 / divisor) < 1e-4:
-            raise Fault(
-                f"with scale_scores={config.scale_scores} and scale_scores_by_layer={config.scale_scores_by_layer}, "
-                f"in layer 1 and heads of head_dim 4, the score of a dot product of 4 is {found:.4g}, expected "
-                f"{4 / divisor:.4g}"
-            )
+    """With the bundled weights nothing differs from the trained model by more than rounding."""
+    agrees_with_the_trained_model(model_class)
 
 
 exercise = Exercise(
     __name__,
     solution=(CausalSelfAttention, MLP, Block, GPT2),
     cases=cases,
-    properties=(dot_products_are_divided_by_the_root_of_head_dim, a_configuration_may_scale_otherwise),
-    bug=Bug("            scaled, keys,", "            queries, keys,"),
+    properties=(
+        dot_products_are_divided_by_the_root_of_head_dim,
+        trained_weights_compute_what_they_were_trained_to,
+    ),
+    bug=Bug("queries = queries * (1 / math", "scaled = queries * (1 / math"),
     hints=paragraphs(
         """
         The two models part in `blocks.0`. With `with capture(model, "blocks.0.attention.*") as ours: model(text)`, and
         `theirs` from the trained model likewise, print for each name in `ours` how far `ours[name].values.double()` and
         `theirs[name].values.double()` are apart. Which is the first that differs?
 
-        Queries, keys and values agree, `scores` do not. Their quotient, `ours["blocks.0.attention.scores"].values /
-        theirs["blocks.0.attention.scores"].values`, is the same number wherever nothing is blocked: 5.657. Squared it
-        is 32, and `model.config.axes` has an axis of that size.
+        What attention is given agrees, `x` and `mask`; `queries` do not. Their quotient,
+        `ours["blocks.0.attention.queries"].values / theirs["blocks.0.attention.queries"].values`, is the same number
+        everywhere: 5.657. Squared it is 32, and `model.config.axes` has an axis of that size.
 
-        The scores are `head_dim ** 0.5` times too large: they are not scaled. `self.scale` is right, and `scaled` is
-        computed from it. And then? A variable that nothing reads is worth a look, and `ruff check` finds it as well.
+        The queries are `head_dim ** 0.5` times too large, and so the scores are: they are not scaled. `scaled` is
+        computed, and rightly. And then? A variable that nothing reads is worth a look, and `ruff check` finds it as
+        well.
         """
     ),
-    page="gpt2.html#CausalSelfAttention.forward.scaled",
+    page="gpt2.html#CausalSelfAttention.forward.queries",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
     after=("attention",),
 )

@@ -29,8 +29,8 @@ Do not read the code from top to bottom; ask it. From `allformers.inspection` (`
   `torch.tensor(list(b"A class is red"))`. Of its second result, `[0].part_at` says where the texts part, and
   `[0].divergence` how far apart the predictions are at each position. Take two texts that differ in their last word:
   what has to be 0, and is it?
-- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Which of them
-  has to be the same for both texts, up to where they part, and is not?
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Which of
+  them has to be the same for both texts, up to where they part, and is not?
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ CONFIG = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layer
 def what_a_query_gives_to_all_keys_adds_up_to_one(
     attention_class: object, mlp_class: object, block_class: object, model_class: Callable[[GPT2Config], nn.Module]
 ) -> None:
-    """What a position gets is a mean of values: it shares out a whole among the keys that it sees."""
+    """What a position gets is a mean of values: its weights are shares of 1 among the keys that it attends to."""
     attention: Any = model_class(CONFIG).eval().get_submodule("blocks.0.attention")
     with torch.no_grad():  # every value 1, and the output as it is mixed: the weights' sums remain
         attention.query_key_value.weight.normal_()
@@ -57,8 +57,8 @@ def what_a_query_gives_to_all_keys_adds_up_to_one(
         attention.query_key_value.bias[24:] = 1
         attention.output.weight.copy_(torch.eye(12))
         attention.output.bias.zero_()
-        later = torch.ones(1, 1, 5, 5, dtype=torch.bool).triu(1)
-        sums = attention(torch.randn(2, 5, 12), later)[..., ::4]  # one number of each head
+        mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+        sums = attention(torch.randn(2, 5, 12), mask)[..., ::4]  # one number of each head
     most, place = largest((sums - 1).abs(), "batch seq heads")
     if not most <= 1e-5:
         found = float(sums.take((sums - 1).abs().argmax()))
@@ -83,12 +83,12 @@ exercise = Exercise(
         Two texts: `texts = [torch.tensor(list(b"A class is red")), torch.tensor(list(b"A class is new"))]`, and
         `_, (compared,) = compare_texts(model, texts)`. They part at position 11, but the predictions are apart from
         position 0 on: each has seen something of what comes later. Yet the mask is as it should be: capture
-        `blocks.0.attention.blocked` and look. So through what else does the future come in?
+        `blocks.0.attention.mask` and look. So through what else does the future come in?
 
         Capture `blocks.0.attention.*` for both texts, run on `rearrange(texts[0], "seq -> 1 seq")` and on the other
-        likewise, and compare by name what was seen at the first 11 positions. Queries, keys, values and scores agree;
-        `weights` do not, though they are made of the scores alone. In each row of `weights` stands what one query gives
-        to all keys. What do they add up to along `seq_k`, and what along `seq`?
+        likewise, and compare by name what was seen at the first 11 positions. The scores agree; `weights` do not,
+        though they are made of the scores alone. In each row of `weights` stands what one query gives to all keys. What
+        do they add up to along `seq_k`, and what along `seq`?
 
         The columns add up to 1, and should not: each key shares itself out among the queries, later ones too. Softmax
         has to go along the axis of the keys. Scores have the axes `batch heads seq seq_k`, so that is the last:

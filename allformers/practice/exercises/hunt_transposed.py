@@ -27,8 +27,8 @@ Do not read the code from top to bottom; ask it. From `allformers.inspection` (`
 
 - `compare_models(model, trained, text[0])` runs both on a text. `.first` is the first place where they differ, and a
   place is a whole block.
-- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the same
-  with the trained model, and go through both in the order in which they came.
+- `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the
+  same with the trained model, and go through both in the order in which they came.
 - `names(model)` lists everything that can be captured. A module's result is called as the module.
 
 Two runs, side by side:
@@ -61,7 +61,7 @@ def _result(model_class: Callable[[GPT2Config], nn.Module], weight: Tensor, bias
     with torch.no_grad():
         attention.output.weight.copy_(weight)
         attention.output.bias.copy_(bias)
-        return attention(torch.randn(2, 5, 12), torch.zeros(1, 1, 5, 5, dtype=torch.bool))
+        return attention(torch.randn(2, 5, 12), torch.ones(1, 1, 5, 5, dtype=torch.bool))
 
 
 def a_row_of_the_output_matrix_makes_one_number_of_the_result(
@@ -100,23 +100,23 @@ exercise = Exercise(
         a_row_of_the_output_matrix_makes_one_number_of_the_result,
         without_its_matrix_the_projection_gives_its_bias,
     ),
-    bug=Bug("output = self.output(merged)", "output = merged @ self.output.weight + self.output.bias"),
+    bug=Bug("self.output(merged)", "merged @ self.output.weight + self.output.bias"),
     hints=paragraphs(
         """
         The two models part in `blocks.0`. Look closer, with `capture(model, "blocks.0.attention.*",
         "blocks.0.attention")` and the same of the trained model in the last lines of the task. The mistake stands
         between the last name that agrees and the first that does not.
 
-        `mixed` agrees to the bit, and `blocks.0.attention`, which is what the method returns, is quite another. So
-        heads are mixed as they should be, and what is done to the mixture is wrong. There are only three statements
-        behind it: join the heads, project, drop out. Dropout does nothing here, since the model is in `eval()`.
+        `merged` agrees to the bit, and `blocks.0.attention`, which is what the method returns, is quite another. So
+        heads are mixed and joined as they should be, and what is done then is wrong. Only two things are done: project
+        and drop out. Dropout does nothing here, since the model is in `eval()`.
 
         `x @ weight` sums over the rows of the weight; a linear layer's weight has its outputs there, and its inputs in
         the columns. Had the matrix not been square, an error would have said so. The layer itself knows which way its
         weight lies: `self.output(merged)`.
         """
     ),
-    page="gpt2.html#CausalSelfAttention.forward.mixed",
+    page="gpt2.html#CausalSelfAttention.forward.merged",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
     after=("attention",),
 )

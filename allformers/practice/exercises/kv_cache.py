@@ -1,15 +1,15 @@
-"""The cache: the next token for the work of one position, not of the whole text.
+"""The KV cache: the next token for the work of one position, not of the whole text.
 
-Written one token at a time, a text would be read anew for each token, every time a little longer. But no position sees
-a later one, so what earlier positions have computed stays as it is. Of all that, a new position needs only their keys
-and their values. So these are kept: a new token makes its own query, key and value, its key and value go behind those
-that are there, and its query looks at all of them.
+Written one token at a time, a text would be read anew for each token, every time a little longer. But no position
+attends to a later one, so what earlier positions have computed stays as it is. Of all that, a new position needs only
+their keys and their values. So these are kept, in the KV cache: a new token makes its own query, key and value, its key
+and value go behind those that are there, and its query attends to all of them.
 
-`KeyValueCache` holds what one attention has seen. `append` takes the keys and the values of new positions, `seq` of
-them, and gives back those of all positions so far, `seq_k`; before the first call it holds None.
+`KVCache` holds the keys and values of one layer. `append` takes those of new positions, `seq` of them, and gives back
+those of all positions so far, `seq_k`; before the first call it holds None.
 
     >>> import torch
-    >>> cache = KeyValueCache()
+    >>> cache = KVCache()
     >>> first, second = torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 1, 4)
     >>> cache.append(first, first)[0].shape
     torch.Size([1, 2, 3, 4])
@@ -19,8 +19,8 @@ them, and gives back those of all positions so far, `seq_k`; before the first ca
 
 Attention is as you know it, with two differences. It appends to its cache between making keys and values and using
 them. And it makes its own mask, since it alone knows where the new positions stand: they are the last `seq` of `seq_k`
-positions, and each sees itself and all before it. Prompts come several positions at once, so one new position is not
-the only case.
+positions, and each attends to itself and all before it. Prompts come several positions at once (prefill), so one new
+position is not the only case.
 """
 
 import math
@@ -39,8 +39,8 @@ from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 
 
-class KeyValueCache:
-    """The keys and values of the positions that one attention has seen."""
+class KVCache:
+    """The keys and values of the positions that one layer has read."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -68,28 +68,29 @@ class CachedSelfAttention(nn.Module):
         self.output = nn.Linear(config.embedding_dim, config.embedding_dim)
 
     @checked
-    def forward(self, x: Float[Tensor, "batch seq embed"], cache: KeyValueCache) -> Float[Tensor, "batch seq embed"]:
+    def forward(self, x: Float[Tensor, "batch seq embed"], cache: KVCache) -> Float[Tensor, "batch seq embed"]:
         """Let each new position gather from itself and all positions before it, those in the cache among them.
 
         Args:
-            x: the residual stream of the new positions, normalised.
-            cache: what was seen before; it takes up the new positions.
+            x: the residual stream of the new positions, after the norm.
+            cache: the keys and values of earlier positions; those of the new ones are appended.
         """
         queries, keys, values = rearrange(
             self.query_key_value(x),
-            "batch seq (three heads head_dim) -> three batch heads seq head_dim",
-            three=3,
+            "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim",
+            qkv=3,
             heads=self.config.num_heads,
         )
         keys, values = cache.append(keys, values)
         seq, seq_k = queries.shape[2], keys.shape[2]
-        asking = rearrange(torch.arange(seq_k - seq, seq_k), "seq -> seq 1")
-        blocked = rearrange(torch.arange(seq_k), "seq_k -> 1 seq_k") > asking
+        positions_q = rearrange(torch.arange(seq_k - seq, seq_k), "seq -> seq 1")
+        positions_k = rearrange(torch.arange(seq_k), "seq_k -> 1 seq_k")
+        mask = positions_k <= positions_q
         scores: Float[Tensor, "batch heads seq seq_k"] = einsum(
             queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k"
         )
         scores = scores / math.sqrt(queries.shape[-1])
-        scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)
+        scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
         weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores, dim=-1)
         mixed: Float[Tensor, "batch heads seq head_dim"] = einsum(
             weights, values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch heads seq head_dim"
@@ -101,16 +102,13 @@ class CachedSelfAttention(nn.Module):
 class _Reference(gpt2.CausalSelfAttention):
     """The package's attention, given the mask that it leaves to others."""
 
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__(config, layer=0)
-
     @checked
     def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "batch seq embed"], cache: KeyValueCache
+        self, x: Float[Tensor, "batch seq embed"], cache: KVCache
     ) -> Float[Tensor, "batch seq embed"]:
         """Causal attention of a whole text; the cache stays empty."""
-        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        return super().forward(x, rearrange(later, "seq seq_k -> 1 1 seq seq_k"))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        return super().forward(x, rearrange(mask, "seq seq_k -> 1 1 seq seq_k"))
 
 
 CONFIG = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layers=1, num_heads=3, mlp_dim=20)
@@ -118,8 +116,8 @@ CONFIG = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layer
 
 def cases() -> Iterator[Case]:
     """With an empty cache: several of everything, and a single position."""
-    yield Case(torch.randn(2, 5, 12), KeyValueCache, made_with=(CONFIG,))
-    yield Case(torch.randn(1, 1, 12), KeyValueCache, made_with=(CONFIG,))
+    yield Case(torch.randn(2, 5, 12), KVCache, made_with=(CONFIG,))
+    yield Case(torch.randn(1, 1, 12), KVCache, made_with=(CONFIG,))
 
 
 Made = Callable[..., Any]
@@ -163,7 +161,7 @@ def token_by_token_is_the_same_as_all_at_once(cache_class: Made, attention_class
 
 
 def so_is_any_other_way_to_cut_the_text(cache_class: Made, attention_class: Made) -> None:
-    """Several new positions at once see what is held and, of each other, those before them."""
+    """Several new positions at once attend to what is held and, of each other, to those before them."""
     _differs(cache_class, attention_class, 3, 2, 1)
 
 
@@ -179,7 +177,7 @@ def only_new_positions_are_computed(cache_class: Made, attention_class: Made) ->
 
 exercise = Exercise(
     __name__,
-    solution=(KeyValueCache, CachedSelfAttention),
+    solution=(KVCache, CachedSelfAttention),
     cases=cases,
     reference=_Reference,
     properties=(
@@ -196,10 +194,10 @@ exercise = Exercise(
 
         With a cache there are more keys than queries: `seq_k` of the one, `seq` of the other. The new positions are the
         last: the first of them stands at `seq_k - seq`. A mask that counts queries from 0 would let the newest token
-        see the first position alone.
+        attend to the first position alone.
 
-        `asking = rearrange(torch.arange(seq_k - seq, seq_k), "seq -> seq 1")`, and `blocked = rearrange(
-        torch.arange(seq_k), "seq_k -> 1 seq_k") > asking`.
+        `positions_q = rearrange(torch.arange(seq_k - seq, seq_k), "seq -> seq 1")`, and `mask = rearrange(
+        torch.arange(seq_k), "seq_k -> 1 seq_k") <= positions_q`.
         """
     ),
     page="writing.html#LayerCache.append",

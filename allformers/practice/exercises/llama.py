@@ -1,7 +1,7 @@
 """Llama: the same frame as GPT-2's, filled with the parts that you have just written.
 
-The order that data flows in is GPT-2's: token vectors, blocks that add to the stream, a last norm, scores. What is new
-is in the parts: `RMSNorm`, `GroupedQueryAttention` with rotary positions, `SwiGLU`. Those that you have not written yet
+The order that data flows in is GPT-2's: token embeddings, blocks that add to the residual stream, a last norm, logits.
+What is new is in the parts: `RMSNorm`, `GroupedQueryAttention` with RoPE, `SwiGLU`. Those that you have not written yet
 are taken from the package.
 
 A **block** adds to the stream what attention makes of the normalised stream, and then what the MLP makes of that,
@@ -15,16 +15,17 @@ normalised again. Its parts are made for you. The **model** is yours, from the c
 | `final_norm` | `RMSNorm` of that width, with `config.norm_eps` |
 | `unembedding` | `nn.Linear` from `embedding_dim` to `vocab_size`, without bias |
 
-There is no vector for a position. Where a token stands is said in every block anew, by the angles that queries and keys
-are turned by. They are the same in all blocks: `angles` of the positions 0, 1, 2 ... and of `frequencies(head_dim,
-theta)`, with the configuration's `rope_theta`.
+There is no embedding for a position. Where a token stands is said in every block anew, by the angles that queries and
+keys are rotated by. They are the same in all blocks: `rope_cos_sin` of the positions 0, 1, 2 ... and of
+`default_inv_freq(head_dim, theta)`, with the configuration's `rope_theta`. (Llama 3.1 slows some frequencies down for
+longer texts; your model need not know that.)
 
 The unembedding has weights of its own, unless `config.tie_embeddings` says that it shares those of the embedding; then
 they are one tensor.
 
     >>> import torch
     >>> from allformers.models.llama.llama import LlamaConfig
-    >>> model = Llama(LlamaConfig.llama_tiny())
+    >>> model = Llama(LlamaConfig.tiny())
     >>> model(torch.tensor([[72, 101, 108, 108, 111]])).shape
     torch.Size([1, 5, 256])
     >>> sum(parameter.numel() for parameter in model.parameters())
@@ -48,7 +49,7 @@ from allformers.practice.exercise import Case, Exercise, Fault, largest, paragra
 from allformers.practice.exercises.causal_mask import causal_mask
 from allformers.practice.exercises.grouped_query_attention import GroupedQueryAttention
 from allformers.practice.exercises.rms_norm import RMSNorm
-from allformers.practice.exercises.rotary import angles, frequencies
+from allformers.practice.exercises.rotary import default_inv_freq, rope_cos_sin
 from allformers.practice.exercises.swiglu import SwiGLU
 
 
@@ -61,24 +62,26 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.embedding_dim, config.norm_eps)
         self.attention = GroupedQueryAttention(config)
         self.mlp_norm = RMSNorm(config.embedding_dim, config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = SwiGLU(config.embedding_dim, config.mlp_dim)
 
     @checked
     def forward(
         self,
         x: Float[Tensor, "batch seq embed"],
-        turned: Float[Tensor, "seq pair"],
-        blocked: Bool[Tensor, "#batch 1 seq seq_k"],
+        cos: Float[Tensor, "seq pair"],
+        sin: Float[Tensor, "seq pair"],
+        mask: Bool[Tensor, "#batch 1 seq seq_k"],
     ) -> Float[Tensor, "batch seq embed"]:
         """Add to the residual stream what attention and then the MLP make of it.
 
         Args:
             x: the residual stream.
-            turned: by how much to turn the queries and keys of each position; attention takes it after the stream.
-            blocked: True where a query must not see a key; attention takes it last.
+            cos: RoPE's cosine for each position and pair; attention takes it after `x`.
+            sin: likewise the sine.
+            mask: True where a query may attend to a key; attention takes it last.
         """
-        between: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), turned, blocked)
-        return between + self.mlp(self.mlp_norm(between))
+        x_mid: Float[Tensor, "batch seq embed"] = x + self.attention(self.attention_norm(x), cos, sin, mask)
+        return x_mid + self.mlp(self.mlp_norm(x_mid))
 
 
 class Llama(nn.Module):
@@ -100,11 +103,11 @@ class Llama(nn.Module):
     def forward(self, token_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         """Score, for every position, each token of the vocabulary as the next one."""
         seq = token_ids.shape[1]
-        turned = angles(torch.arange(seq), frequencies(self.config.head_dim, self.config.rope_theta))
-        blocked = rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq seq_k")
+        cos, sin = rope_cos_sin(torch.arange(seq), default_inv_freq(self.config.head_dim, self.config.rope_theta))
+        mask = rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq seq_k")
         x: Float[Tensor, "batch seq embed"] = self.token_embedding(token_ids)
         for block in self.blocks:
-            x = block(x, turned, blocked)
+            x = block(x, cos, sin, mask)
         logits: Float[Tensor, "batch seq vocab"] = self.unembedding(self.final_norm(x))
         return logits
 
@@ -119,6 +122,8 @@ CONFIG = LlamaConfig(
     head_dim=4,
     mlp_dim=20,
     rope_theta=100.0,
+    rope_type="default",
+    rope_factor=1.0,
 )
 
 
@@ -145,7 +150,7 @@ def a_later_token_never_changes_an_earlier_prediction(block_class: BlockClass, m
 
 
 def the_order_of_tokens_matters(block_class: BlockClass, model_class: ModelClass) -> None:
-    """No vector says where a token stands, so without the angles a text would be a bag to the last position."""
+    """No embedding says where a token stands: without RoPE a text would be a bag of tokens to its last position."""
     model = model_class(dataclasses.replace(CONFIG, num_layers=1))
     one, other = model(torch.tensor([[1, 2, 3, 4]]))[:, -1], model(torch.tensor([[3, 1, 2, 4]]))[:, -1]
     if largest((one - other).abs(), "batch vocab")[0] < 1e-6:
@@ -173,7 +178,7 @@ def embeddings_are_tied_where_the_configuration_says_so(block_class: BlockClass,
 def it_writes_what_the_reference_writes(block_class: BlockClass, model_class: ModelClass) -> str:
     """With the weights of the package's own Llama it finds the same token likeliest, each time."""
     torch.manual_seed(0)
-    reference = llama.Llama(LlamaConfig.llama_tiny()).eval()
+    reference = llama.Llama(LlamaConfig.tiny()).eval()
     for parameter in reference.parameters():
         nn.init.normal_(parameter, std=0.2)
     model, prompt = model_class(reference.config).eval(), torch.tensor([[72, 101, 108, 108, 111]])
@@ -205,16 +210,16 @@ exercise = Exercise(
     ),
     hints=paragraphs(
         """
-        The block has two lines, one for each sub-layer, as GPT-2's; only attention takes one thing more. `__init__` of
-        the model begins with `super().__init__()`, has one line for each row of the table, and a condition for the
-        tying.
+        The block has two lines, one for each sub-layer, as GPT-2's; only attention takes RoPE's `cos` and `sin` too.
+        `__init__` of the model begins with `super().__init__()`, has one line for each row of the table, and a
+        condition for the tying.
 
-        In `forward`, the angles and the mask are made once, before the blocks: `angles(torch.arange(seq), frequencies(
-        self.config.head_dim, self.config.rope_theta))`, and `rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq
-        seq_k")`. To the tokens' vectors nothing is added.
+        In `forward`, RoPE and the mask are made once, before the blocks: `cos, sin = rope_cos_sin(torch.arange(seq),
+        default_inv_freq(self.config.head_dim, self.config.rope_theta))`, and `mask = rearrange(causal_mask(seq), "seq
+        seq_k -> 1 1 seq seq_k")`. To the tokens' embeddings nothing is added.
 
-        The block: `between = x + self.attention(self.attention_norm(x), turned, blocked)`, then `return between +
-        self.mlp(self.mlp_norm(between))`. The model: `for block in self.blocks: x = block(x, turned, blocked)`, then
+        The block: `x_mid = x + self.attention(self.attention_norm(x), cos, sin, mask)`, then `return x_mid +
+        self.mlp(self.mlp_norm(x_mid))`. The model: `for block in self.blocks: x = block(x, cos, sin, mask)`, then
         `return self.unembedding(self.final_norm(x))`.
         """
     ),

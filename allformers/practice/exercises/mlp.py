@@ -1,16 +1,15 @@
 """The MLP: each position thinks about what it has gathered, alone.
 
-After attention has brought something to a position, a small network works on it: a linear layer widens the vector, from
-`embed` to `mlp` numbers, a bend is applied to each of them, and a second linear layer narrows the result to `embed`
-again. It is called an MLP (multi-layer perceptron), and the same one runs at every position. Two thirds of a block's
-weights are here.
+After attention has brought something to a position, a small network works on it: a linear layer, `up`, widens the
+vector from `embed` to `mlp` numbers, an activation function is applied to each of them, and a second linear layer,
+`down`, narrows the result to `embed` again. It is called an MLP (multi-layer perceptron), and the same one runs at
+every position. Two thirds of a block's weights are here.
 
-Without the bend the two layers would be one. With it, each of the `mlp` numbers is a question about the vector: does it
-point this way? For every yes, the second layer writes something into the result.
+Without the activation the two layers would be one. With it, each of the `mlp` numbers is a question about the vector:
+does it point this way? For every yes, the second layer writes something into the result.
 
     >>> import torch
-    >>> config = GPT2Config(vocab_size=5, context_length=4, embedding_dim=2, num_layers=1, num_heads=1, mlp_dim=3)
-    >>> mlp = MLP(config)
+    >>> mlp = MLP(embedding_dim=2, mlp_dim=3)
     >>> with torch.no_grad():
     ...     for parameter in mlp.parameters():
     ...         _ = parameter.fill_(1.0)
@@ -18,65 +17,55 @@ point this way? For every yes, the second layer writes something into the result
     tensor([[[31., 31.],
              [ 1.,  1.]]])
 
-All weights are 1 here. At the first position each of the three numbers becomes 1 + 8 + 1 = 10, which the bend keeps;
-they and a bias add up to 31. At the second position nothing gets through the bend, and the bias is left.
+All weights are 1 here. At the first position each of the three numbers becomes 1 + 8 + 1 = 10, which GELU keeps; they
+and a bias add up to 31. At the second position GELU makes zeros of them, and the bias is left.
 
-The block adds the result to the stream; that is not done here. The layers are made for you in `__init__`, and the bend
-is your GELU.
+The block adds the result to the residual stream; that is not done here. The layers are made for you in `__init__`, and
+the activation function is your GELU.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from allformers.models.gpt2 import gpt2
-from allformers.models.gpt2.gpt2 import GPT2Config
 from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 from allformers.practice.exercises.gelu import gelu
 
 
 class MLP(nn.Module):
-    """Widen, bend, narrow: the same small network at each position."""
+    """Two linear layers with a GELU between them, the same at each position."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, embedding_dim: int, mlp_dim: int) -> None:
         super().__init__()
-        self.config = config
-        self.up = nn.Linear(config.embedding_dim, config.mlp_dim)
-        self.down = nn.Linear(config.mlp_dim, config.embedding_dim)
+        self.axes = {"embed": embedding_dim, "mlp": mlp_dim}
+        self.up = nn.Linear(embedding_dim, mlp_dim)
+        self.down = nn.Linear(mlp_dim, embedding_dim)
 
     @checked
     def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
         """Transform each position by itself."""
-        widened: Float[Tensor, "batch seq mlp"] = self.up(x)
-        active: Float[Tensor, "batch seq mlp"] = gelu(widened)
-        narrowed: Float[Tensor, "batch seq embed"] = self.down(active)
-        return narrowed
+        activated: Float[Tensor, "batch seq mlp"] = gelu(self.up(x))
+        return self.down(activated)
 
 
 def cases() -> Iterator[Case]:
     """Several of everything, a single position, an MLP that is narrower than the stream."""
-    wide = GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layers=1, num_heads=3, mlp_dim=20)
-    narrow = GPT2Config(vocab_size=11, context_length=9, embedding_dim=10, num_layers=1, num_heads=1, mlp_dim=7)
-    yield Case(torch.randn(2, 5, 12), made_with=(wide,))
-    yield Case(torch.randn(3, 1, 12), made_with=(wide,))
-    yield Case(torch.randn(1, 7, 10), made_with=(narrow,))
+    yield Case(torch.randn(2, 5, 12), made_with=(12, 20))
+    yield Case(torch.randn(3, 1, 12), made_with=(12, 20))
+    yield Case(torch.randn(1, 7, 10), made_with=(10, 7))
 
 
-Made = Callable[[GPT2Config], nn.Module]
-
-
-def _made(mlp_class: Made) -> nn.Module:
-    return mlp_class(
-        GPT2Config(vocab_size=11, context_length=9, embedding_dim=12, num_layers=1, num_heads=3, mlp_dim=20)
-    ).eval()
+Made = Callable[[int, int], nn.Module]
 
 
 def positions_do_not_mix(mlp_class: Made) -> None:
     """The MLP works at each position alone: another vector at seq 2 changes the result at seq 2, and nowhere else."""
-    mlp, x = _made(mlp_class), torch.randn(1, 5, 12)
+    mlp, x = mlp_class(12, 20), torch.randn(1, 5, 12)
     other = x.clone()
     other[:, 2] += 3.0
     change = (mlp(other) - mlp(x)).abs()[0]
@@ -86,17 +75,17 @@ def positions_do_not_mix(mlp_class: Made) -> None:
         raise Fault(f"another vector at seq 2 changed the result at {place} by {most:.4g}")
 
 
-def there_is_a_bend_in_it(mlp_class: Made) -> None:
+def it_is_not_linear(mlp_class: Made) -> None:
     """Of a linear function the middle between two results is the result of the middle; of an MLP it is not."""
-    mlp, x = _made(mlp_class), 3 * torch.randn(1, 5, 12)
+    mlp, x = mlp_class(12, 20), 3 * torch.randn(1, 5, 12)
     apart = (mlp(x) + mlp(-x)) / 2 - mlp(torch.zeros(1, 5, 12))
     if largest(apart.abs(), "batch seq embed")[0] < 1e-5:
         raise Fault("between x and -x it is a straight line: two layers with nothing between them are one")
 
 
-def narrowing_comes_last(mlp_class: Made) -> None:
+def the_result_is_what_down_gives(mlp_class: Made) -> None:
     """The result is whatever `down` makes it, below zero too: 5 less in its bias is 5 less in the result."""
-    mlp, x = _made(mlp_class), torch.randn(1, 5, 12)
+    mlp, x = mlp_class(12, 20), torch.randn(1, 5, 12)
     before = mlp(x)
     with torch.no_grad():
         mlp.get_parameter("down.bias").sub_(5.0)
@@ -106,8 +95,8 @@ def narrowing_comes_last(mlp_class: Made) -> None:
 
 
 def it_leaves_adding_to_the_block(mlp_class: Made) -> None:
-    """If the layers give zero, so does the MLP: the stream itself is not in its result."""
-    mlp = _made(mlp_class)
+    """If the layers give zero, so does the MLP: the residual stream is not in its result."""
+    mlp = mlp_class(12, 20)
     for parameter in mlp.parameters():
         nn.init.zeros_(parameter)
     most, place = largest(mlp(torch.randn(1, 5, 12)).abs(), "batch seq embed")
@@ -119,20 +108,20 @@ exercise = Exercise(
     __name__,
     solution=(MLP,),
     cases=cases,
-    reference=gpt2.MLP,
+    reference=partial(gpt2.MLP, dropout=0.0),
     properties=(
         positions_do_not_mix,
         it_leaves_adding_to_the_block,
-        there_is_a_bend_in_it,
-        narrowing_comes_last,
+        it_is_not_linear,
+        the_result_is_what_down_gives,
     ),
     hints=paragraphs(
         """
-        Three lines, one for each step: `self.up`, the bend, `self.down`.
+        Three steps, one after the other: `self.up`, your `gelu`, `self.down`.
 
         A linear layer works on the last axis and leaves all others alone, so nothing has to be rearranged.
 
-        `widened = self.up(x)`, then `active = gelu(widened)`, then `return self.down(active)`.
+        `activated = gelu(self.up(x))`, then `return self.down(activated)`.
         """
     ),
     page="gpt2.html#MLP",

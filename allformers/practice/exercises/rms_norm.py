@@ -1,7 +1,7 @@
-"""RMS norm: bring a vector to a known size, and leave its direction alone.
+"""RMSNorm: bring a vector to a known size, and leave its direction alone.
 
 What is added to the residual stream makes it larger from layer to layer. The next layer should not have to care, so a
-norm brings each position's vector to a known size first. A layer norm subtracts the mean, divides by the spread, scales
+norm brings each position's vector to a known size first. LayerNorm subtracts the mean, divides by the spread, scales
 and shifts. What helps in training is the size, and so Llama keeps no more than that: divide by the root of the mean
 square, then scale each number by a learned `weight`.
 
@@ -45,9 +45,9 @@ class RMSNorm(nn.Module):
     @checked
     def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
         """Normalise each position's vector; computed in float32, in the dtype of `x` again at the end."""
-        wide = x.float()
-        mean_square = reduce(wide * wide, "batch seq embed -> batch seq 1", "mean")
-        normalised = wide * torch.rsqrt(mean_square + self.eps)
+        x32 = x.float()
+        mean_square = reduce(x32 * x32, "batch seq embed -> batch seq 1", "mean")
+        normalised = x32 * torch.rsqrt(mean_square + self.eps)
         return self.weight * normalised.to(x.dtype)
 
 
@@ -142,10 +142,10 @@ exercise = Exercise(
         One `reduce` takes the mean of the squares, and can leave an axis of size 1 where `embed` was, so that the
         result goes with `x` again. `x.float()` makes float32 of what comes.
 
-        `mean_square = reduce(wide * wide, "batch seq embed -> batch seq 1", "mean")`, where `wide` is `x.float()`. Add
+        `mean_square = reduce(x32 * x32, "batch seq embed -> batch seq 1", "mean")`, where `x32` is `x.float()`. Add
         `self.eps` before you take the root; `torch.rsqrt` is one divided by the root.
 
-        `normalised = wide * torch.rsqrt(mean_square + self.eps)`, and then `self.weight * normalised.to(x.dtype)`.
+        `normalised = x32 * torch.rsqrt(mean_square + self.eps)`, and then `self.weight * normalised.to(x.dtype)`.
         """
     ),
     page="llama.html#RMSNorm",

@@ -1,35 +1,43 @@
-"""Rotary positions: turn queries and keys, and only distances count.
+"""RoPE: rotate queries and keys by their position, and only distances count.
 
-GPT-2 adds a vector for each position to the stream. Llama adds nothing. It says where a token stands by turning its
-queries and its keys: the numbers of a head are taken in pairs, each pair is a point in the plane, and the point is
-turned by an angle that grows with the position. A dot product depends on the angle between two vectors. If both are
-turned as far as they are along in the text, what is left in the score is how far apart they stand.
+GPT-2 adds a vector for each position to the residual stream. Llama adds nothing. It has RoPE (rotary position
+embedding), which says where a token stands by rotating its queries and its keys: the numbers of a head are taken in
+pairs, each pair is a point in the plane, and the point is rotated by an angle that grows with the position. A dot
+product depends on the angle between two vectors. If each is rotated by an angle in proportion to its position, what is
+left in the score is how far apart the two stand.
 
 Three functions do it:
 
-1. `frequencies`: how far each pair turns from one position to the next, in radians. A head has `head_dim / 2` pairs,
-   and pair i turns by `theta ** (-2 * i / head_dim)`: the first by 1, the last by nearly `1 / theta`. Fast ones tell
-   neighbours apart, slow ones far from near.
-2. `angles`: position times frequency, for each position and each pair.
-3. `rotate`: turn. A point (a, b) turned by an angle becomes (a cos - b sin, b cos + a sin).
+1. `default_inv_freq`: the angle, in radians, by which each pair rotates from one position to the next. A head has
+   `head_dim / 2` pairs, and pair i rotates by `theta ** (-2 * i / head_dim)`: the first by 1, the last by nearly
+   `1 / theta`. Fast pairs tell neighbours apart, slow ones tell far from near.
+2. `rope_cos_sin`: the angle of each pair at each position is position times `inv_freq`; its cosine and its sine are the
+   result. They are computed once and serve all layers.
+3. `apply_rope`: a pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
 Pair i is number i of the first half of a head and number i of its second half; neighbours are no pair.
 
     >>> import torch
-    >>> frequencies(8, 10000.0)
+    >>> inv_freq = default_inv_freq(8, 10000.0)
+    >>> inv_freq
     tensor([1.0000, 0.1000, 0.0100, 0.0010])
+    >>> cos, sin = rope_cos_sin(torch.tensor([0, 1]), inv_freq)
+    >>> cos
+    tensor([[1.0000, 1.0000, 1.0000, 1.0000],
+            [0.5403, 0.9950, 0.9999, 1.0000]])
     >>> x = torch.tensor([[[[1.0, 2.0, 0.0, 0.0]]]])
-    >>> rotate(x, torch.tensor([[0.5236, 0.0]]))
+    >>> apply_rope(x, torch.tensor([[0.8660, 1.0]]), torch.tensor([[0.5, 0.0]]))
     tensor([[[[0.8660, 2.0000, 0.5000, 0.0000]]]])
 
-The head has the pairs (1, 0) and (2, 0). The first is turned by 0.5236, which is 30 degrees, and becomes (0.866, 0.5);
-the second stays where it is.
+The head has the pairs (1, 0) and (2, 0). The first is rotated by 30 degrees, whose cosine is 0.866 and whose sine is
+0.5, and becomes (0.866, 0.5); the second stays where it is.
 
-You may assume that `head_dim` is even.
+Queries may have another axis in front of `seq` than keys, so `apply_rope` takes any: in an annotation and in a pattern
+of einops, `...` stands for all axes that are not named. You may assume that `head_dim` is even.
 """
 
-import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, reduce
@@ -42,73 +50,84 @@ from allformers.practice.exercise import Case, Exercise, Fault, largest, paragra
 
 
 @checked
-def frequencies(head_dim: int, theta: float) -> Float[Tensor, "pair"]:
-    """How far each pair turns from one position to the next: from 1 down to nearly 1 / theta."""
+def default_inv_freq(head_dim: int, theta: float) -> Float[Tensor, "pair"]:
+    """The angle by which each pair rotates per position: from 1 down to nearly 1 / theta."""
     exponents = torch.arange(0, head_dim, 2) / head_dim
     return 1.0 / theta**exponents
 
 
 @checked
-def angles(positions: Int[Tensor, "seq"], speeds: Float[Tensor, "pair"]) -> Float[Tensor, "seq pair"]:
-    """By how much each pair is turned at each position.
+def rope_cos_sin(
+    positions: Int[Tensor, "seq"], inv_freq: Float[Tensor, "pair"]
+) -> tuple[Float[Tensor, "seq pair"], Float[Tensor, "seq pair"]]:
+    """Cosine and sine of the angle by which each pair is rotated at each position.
 
     Args:
         positions: where in the text, from 0.
-        speeds: what `frequencies` gives.
+        inv_freq: the angle by which each pair rotates per position.
     """
-    return einsum(positions.to(speeds.dtype), speeds, "seq, pair -> seq pair")
+    angles = einsum(positions.to(inv_freq.dtype), inv_freq, "seq, pair -> seq pair")
+    return angles.cos(), angles.sin()
 
 
 @checked
-def rotate(
-    x: Float[Tensor, "batch heads seq head_dim"], turned: Float[Tensor, "seq pair"]
-) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Turn each pair by its angle.
+def apply_rope(
+    x: Float[Tensor, "... seq head_dim"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
+) -> Float[Tensor, "... seq head_dim"]:
+    """Rotate each pair (a, b) to (a cos - b sin, b cos + a sin). A pair is (x[i], x[i + head_dim / 2]).
 
     Args:
         x: queries or keys.
-        turned: what `angles` gives.
+        cos: the cosine for each position and pair.
+        sin: likewise the sine.
     """
-    cosine, sine = turned.cos(), turned.sin()
-    first, second = rearrange(x, "batch heads seq (component pair) -> component batch heads seq pair", component=2)
-    both = [first * cosine - second * sine, second * cosine + first * sine]
-    return rearrange(both, "component batch heads seq pair -> batch heads seq (component pair)")
+    a, b = rearrange(x, "... seq (component pair) -> component ... seq pair", component=2)
+    rotated = [a * cos - b * sin, b * cos + a * sin]
+    return rearrange(rotated, "component ... seq pair -> ... seq (component pair)")
 
 
 def cases() -> Iterator[Case]:
-    """Several pairs and a single one, one position and many."""
-    yield Case(torch.randn(2, 3, 5, 8), 3 * torch.randn(5, 4))
-    yield Case(torch.randn(1, 1, 1, 6), torch.randn(1, 3))
-    yield Case(torch.randn(3, 2, 7, 2), torch.randn(7, 1))
+    """Several pairs and a single one, one position and many, heads in groups and no heads at all."""
+    yield Case(torch.randn(2, 3, 5, 8), *_cos_sin(3 * torch.randn(5, 4)))
+    yield Case(torch.randn(1, 1, 1, 6), *_cos_sin(torch.randn(1, 3)))
+    yield Case(torch.randn(3, 2, 7, 2), *_cos_sin(torch.randn(7, 1)))
+    yield Case(torch.randn(2, 2, 3, 4, 6), *_cos_sin(torch.randn(4, 3)))
+    yield Case(torch.randn(5, 4), *_cos_sin(torch.randn(5, 2)))
 
 
-Function = Callable[..., Tensor]
+def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    return angles.cos(), angles.sin()
 
 
-def speeds_fall_from_1_to_nearly_1_over_theta(frequencies: Function, angles: Function, rotate: Function) -> None:
-    """Each pair is slower than the one before, by the same factor: pair i turns by `theta ** (-2 * i / head_dim)`."""
+Function = Callable[..., Any]
+
+
+def frequencies_fall_from_1_to_nearly_1_over_theta(inv_freq: Function, cos_sin: Function, apply: Function) -> None:
+    """Each pair is slower than the one before, by the same factor: pair i rotates by `theta ** (-2 * i / head_dim)`."""
     for head_dim, theta, wanted in ((8, 10000.0, [1.0, 0.1, 0.01, 0.001]), (6, 8.0, [1.0, 0.5, 0.25]), (2, 9.0, [1.0])):
-        speeds = frequencies(head_dim, theta).tolist()
-        if len(speeds) != len(wanted):
-            raise Fault(f"a head of width {head_dim} got {len(speeds)} pairs", f"It has {len(wanted)}.")
-        if any(abs(speed - right) > 1e-5 for speed, right in zip(speeds, wanted, strict=True)):
-            told = f"with `head_dim` {head_dim} and `theta` {theta:g} the speeds are {_said(speeds)}"
-            raise Fault(told, f"Pair i turns by `theta ** (-2 * i / head_dim)`: {_said(wanted)}.")
+        found = inv_freq(head_dim, theta).tolist()
+        if len(found) != len(wanted):
+            raise Fault(f"a head of width {head_dim} got {len(found)} pairs", f"It has {len(wanted)}.")
+        if any(abs(one - right) > 1e-5 for one, right in zip(found, wanted, strict=True)):
+            told = f"with `head_dim` {head_dim} and `theta` {theta:g}, `inv_freq` is {_said(found)}"
+            raise Fault(told, f"Pair i rotates by `theta ** (-2 * i / head_dim)`: {_said(wanted)}.")
 
 
-def an_angle_is_position_times_speed(frequencies: Function, angles: Function, rotate: Function) -> None:
-    """At position 0 nothing is turned, and at position 10 each pair ten times as far as at position 1."""
-    turned = angles(torch.tensor([0, 1, 10]), torch.tensor([1.0, 0.5]))
-    for place, row, wanted in zip((0, 1, 10), turned.tolist(), ([0.0, 0.0], [1.0, 0.5], [10.0, 5.0]), strict=True):
-        if any(abs(angle - right) > 1e-5 for angle, right in zip(row, wanted, strict=True)):
-            told = f"with the speeds 1 and 0.5, position {place} is turned by {_said(row)}"
-            raise Fault(told, f"An angle is position times speed: {_said(wanted)}.")
+def an_angle_is_position_times_inv_freq(inv_freq: Function, cos_sin: Function, apply: Function) -> None:
+    """At position 0 the angle is 0, and at position 10 it is ten times as large as at position 1."""
+    both = cos_sin(torch.tensor([0, 1, 10]), torch.tensor([1.0, 0.5]))
+    angles = torch.tensor([[0.0, 0.0], [1.0, 0.5], [10.0, 5.0]])
+    for name, found, wanted in zip(("cosine", "sine"), both, (angles.cos(), angles.sin()), strict=True):
+        for place, row, right, angle in zip((0, 1, 10), found, wanted, angles.tolist(), strict=True):
+            if not torch.allclose(row, right, atol=1e-5):
+                told = f"with `inv_freq` 1 and 0.5, the {name} at position {place} is {_said(row.tolist())}"
+                raise Fault(told, f"The angles are {_said(angle)}, and so it is {_said(right.tolist())}.")
 
 
-def turning_keeps_the_length(frequencies: Function, angles: Function, rotate: Function) -> None:
+def a_rotation_keeps_the_length(inv_freq: Function, cos_sin: Function, apply: Function) -> None:
     """A rotation changes where a vector points, and never how long it is."""
     x = torch.randn(2, 3, 5, 8)
-    result = rotate(x, torch.randn(5, 4))
+    result = apply(x, *_cos_sin(torch.randn(5, 4)))
     before = reduce(x * x, "batch heads seq head_dim -> batch heads seq", "sum").sqrt()
     after = reduce(result * result, "batch heads seq head_dim -> batch heads seq", "sum").sqrt()
     most, place = largest((after - before).abs(), "batch heads seq")
@@ -116,26 +135,26 @@ def turning_keeps_the_length(frequencies: Function, angles: Function, rotate: Fu
         raise Fault(f"the length of the vector at {place} has changed by {most:.4g}")
 
 
-def a_quarter_turn_makes_0_and_1_of_1_and_0(frequencies: Function, angles: Function, rotate: Function) -> None:
-    """A pair is a number of the first half and its fellow in the second, and turns from the first to the second."""
+def a_quarter_turn_makes_0_and_1_of_1_and_0(inv_freq: Function, cos_sin: Function, apply: Function) -> None:
+    """A pair is number i of the first half and number i of the second, and rotates from the first to the second."""
     x = torch.tensor([[[[1.0, 2.0, 0.0, 0.0]]]])
-    result = rotate(x, torch.tensor([[math.pi / 2, 0.0]]))[0, 0, 0]
+    result = apply(x, torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]))[0, 0, 0]
     if largest((result - torch.tensor([0.0, 2.0, 1.0, 0.0])).abs(), "head_dim")[0] > 1e-5:
         told = " ".join(f"{number:.3g}" for number in (result.double().round(decimals=4) + 0.0).tolist())
         raise Fault(
-            f"1 2 0 0, with its first pair turned by a quarter, became {told}",
+            f"1 2 0 0, with its first pair rotated by a quarter, became {told}",
             "The pairs are (1, 0) and (2, 0); (1, 0) becomes (0, 1), and so it is 0 2 1 0.",
         )
 
 
-def only_the_distance_counts(frequencies: Function, angles: Function, rotate: Function) -> str:
+def only_the_distance_counts(inv_freq: Function, cos_sin: Function, apply: Function) -> str:
     """A query and a key that are 2 positions apart have the same dot product wherever in the text they stand."""
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
     def score(at: int, other: int) -> float:
-        speeds = frequencies(8, 100.0)
-        one = rotate(query, angles(torch.tensor([at]), speeds))
-        two = rotate(key, angles(torch.tensor([other]), speeds))
+        frequencies = inv_freq(8, 100.0)
+        one = apply(query, *cos_sin(torch.tensor([at]), frequencies))
+        two = apply(key, *cos_sin(torch.tensor([other]), frequencies))
         return float(einsum(one, two, "batch heads seq head_dim, batch heads seq_k head_dim ->"))
 
     near, far = score(3, 1), score(40, 38)
@@ -146,43 +165,37 @@ def only_the_distance_counts(frequencies: Function, angles: Function, rotate: Fu
     return f"positions 3 and 1 give {near:.3f}, 40 and 38 give {far:.3f}, 9 and 1 give {score(9, 1):.3f}"
 
 
-def reference(x: Tensor, turned: Tensor) -> Tensor:
-    """The package's own, which takes cosines and sines once for all layers."""
-    return rope.rotate(x, rope.turns(turned))
-
-
 def _said(numbers: list[float]) -> str:
     return " ".join(f"{number:.4g}" for number in numbers)
 
 
 exercise = Exercise(
     __name__,
-    solution=(frequencies, angles, rotate),
+    solution=(default_inv_freq, rope_cos_sin, apply_rope),
     cases=cases,
-    reference=reference,
+    reference=rope.apply_rope,
     properties=(
-        speeds_fall_from_1_to_nearly_1_over_theta,
-        an_angle_is_position_times_speed,
-        turning_keeps_the_length,
+        frequencies_fall_from_1_to_nearly_1_over_theta,
+        an_angle_is_position_times_inv_freq,
+        a_rotation_keeps_the_length,
         a_quarter_turn_makes_0_and_1_of_1_and_0,
         only_the_distance_counts,
     ),
     hints=paragraphs(
         """
-        For `frequencies`: `torch.arange(0, head_dim, 2)` counts 0, 2, 4 ...: that is `2 * i` for every pair. For
-        `angles`: each position is multiplied with each speed, `einsum(..., "seq, pair -> seq pair")`; positions are
-        integers, so make them what the speeds are: `positions.to(speeds.dtype)`.
+        For `default_inv_freq`: `torch.arange(0, head_dim, 2)` counts 0, 2, 4 ...: that is `2 * i` for every pair. For
+        `rope_cos_sin`: each position is multiplied with each frequency, `einsum(..., "seq, pair -> seq pair")`;
+        positions are integers, so give them the dtype of the frequencies: `positions.to(inv_freq.dtype)`.
 
-        For `rotate`: one pattern takes the two halves apart, `first, second = rearrange(x, "batch heads seq (component
-        pair) -> component batch heads seq pair", component=2)`. `component` is slow in the bracket, so it counts the
-        halves. `turned.cos()` has the axes `seq pair` and goes with both.
+        For `apply_rope`: one pattern takes the two halves apart, `a, b = rearrange(x, "... seq (component pair) ->
+        component ... seq pair", component=2)`. `component` is slow in the bracket, so it counts the halves. `cos` and
+        `sin` have the axes `seq pair` and go with both.
 
-        The new halves are `[first * cosine - second * sine, second * cosine + first * sine]`. `rearrange` takes a list,
-        too, and counts what is in it by the first axis: `"component batch heads seq pair -> batch heads seq (component
-        pair)"`.
+        The new halves are `[a * cos - b * sin, b * cos + a * sin]`. `rearrange` takes a list, too, and counts what is
+        in it by the first axis: `"component ... seq pair -> ... seq (component pair)"`.
         """
     ),
-    page="llama.html#rotate",
-    part_of="allformers.nn.rope.rotate",
+    page="llama.html#apply_rope",
+    part_of="allformers.nn.rope.apply_rope",
     after=("split-heads", "attention"),
 )

@@ -1,17 +1,16 @@
 """SwiGLU: an MLP with a gate that decides, number by number, what passes.
 
-GPT-2's MLP widens a position's vector, bends every number, and narrows it again. One number has to say two things at
-once there: what was found, and whether it matters. Llama has two layers that widen instead of one. `up` says what was
-found. `gate` says how much of it passes: its result goes through SiLU, and multiplies that of `up`, number by number.
-`down` narrows what has passed.
+GPT-2's MLP widens a position's vector, applies GELU to every number, and narrows it again. One number has to say two
+things at once there: what was found, and whether it matters. Llama has two layers that widen instead of one. `up` says
+what was found. `gate` says how much of it passes: its result goes through SiLU, and multiplies that of `up`, number by
+number. `down` narrows the product.
 
 SiLU is x times its own sigmoid, `x * torch.sigmoid(x)`: nearly 0 where x is far below 0, nearly x where it is far
 above. So the gate is closed where `gate` is far below 0, and above it opens wider and wider. A gated linear unit with
 this function, which is also called Swish, is a SwiGLU.
 
     >>> import torch
-    >>> from allformers.models.llama.llama import LlamaConfig
-    >>> mlp = SwiGLU(LlamaConfig.llama_tiny())
+    >>> mlp = SwiGLU(embedding_dim=64, mlp_dim=160)
     >>> mlp.gate.weight.shape, mlp.up.weight.shape, mlp.down.weight.shape
     (torch.Size([160, 64]), torch.Size([160, 64]), torch.Size([64, 160]))
     >>> for layer, value in ((mlp.gate, 2.0), (mlp.up, 3.0), (mlp.down, 1.0)):
@@ -30,56 +29,42 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allformers.models.llama import llama
-from allformers.models.llama.llama import LlamaConfig
 from allformers.nn.shapes import checked
 from allformers.practice.exercise import Case, Exercise, Fault, largest, paragraphs
 
 
 class SwiGLU(nn.Module):
-    """Widen twice, let one widening gate the other, narrow."""
+    """down(silu(gate(x)) * up(x)): an MLP in which a gate decides what passes."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, embedding_dim: int, mlp_dim: int) -> None:
         super().__init__()
-        self.config = config
-        self.gate = nn.Linear(config.embedding_dim, config.mlp_dim, bias=False)
-        self.up = nn.Linear(config.embedding_dim, config.mlp_dim, bias=False)
-        self.down = nn.Linear(config.mlp_dim, config.embedding_dim, bias=False)
+        self.axes = {"embed": embedding_dim, "mlp": mlp_dim}
+        self.gate = nn.Linear(embedding_dim, mlp_dim, bias=False)
+        self.up = nn.Linear(embedding_dim, mlp_dim, bias=False)
+        self.down = nn.Linear(mlp_dim, embedding_dim, bias=False)
 
     @checked
     def forward(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq embed"]:
         """Transform each position by itself."""
         gate: Float[Tensor, "batch seq mlp"] = self.gate(x)
-        opened: Float[Tensor, "batch seq mlp"] = gate * torch.sigmoid(gate)
-        passed: Float[Tensor, "batch seq mlp"] = opened * self.up(x)
-        return self.down(passed)
-
-
-def _config(embed: int, mlp: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=11,
-        context_length=9,
-        embedding_dim=embed,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=2,
-        mlp_dim=mlp,
-    )
+        silu: Float[Tensor, "batch seq mlp"] = gate * torch.sigmoid(gate)
+        activated: Float[Tensor, "batch seq mlp"] = silu * self.up(x)
+        return self.down(activated)
 
 
 def cases() -> Iterator[Case]:
     """Wider inside and narrower, several positions and one, small numbers and large ones."""
-    yield Case(torch.randn(2, 5, 12), made_with=(_config(12, 20),))
-    yield Case(5 * torch.randn(3, 1, 7), made_with=(_config(7, 3),))
-    yield Case(torch.randn(1, 4, 6), made_with=(_config(6, 17),))
+    yield Case(torch.randn(2, 5, 12), made_with=(12, 20))
+    yield Case(5 * torch.randn(3, 1, 7), made_with=(7, 3))
+    yield Case(torch.randn(1, 4, 6), made_with=(6, 17))
 
 
-Made = Callable[[LlamaConfig], nn.Module]
+Made = Callable[[int, int], nn.Module]
 
 
 def _with_gate(mlp_class: Made, gate: float) -> tuple[Tensor, Tensor]:
     """What comes out where every number of `gate` is the same, and what would if all that was found passed."""
-    mlp, x = mlp_class(_config(12, 20)), torch.rand(1, 3, 12) + 0.5
+    mlp, x = mlp_class(12, 20), torch.rand(1, 3, 12) + 0.5
     x[..., 0] = 1.0
     with torch.no_grad():
         mlp.get_parameter("gate.weight").zero_()
@@ -105,7 +90,7 @@ def an_open_gate_lets_all_pass_as_often_as_it_says(mlp_class: Made) -> None:
 
 def each_position_is_by_itself(mlp_class: Made) -> None:
     """What stands at one position makes no difference to another: only attention carries anything along."""
-    mlp, x = mlp_class(_config(12, 20)), torch.randn(2, 5, 12)
+    mlp, x = mlp_class(12, 20), torch.randn(2, 5, 12)
     other = x.clone()
     other[1, 2] += 2.0
     change = (mlp(other) - mlp(x)).abs()
@@ -127,12 +112,13 @@ exercise = Exercise(
     ),
     hints=paragraphs(
         """
-        Three steps: what the gate says, what passes of what was found, and narrowing. `gate` and `up` both read `x`.
+        Three steps: what the gate says, what passes of what was found, and `down`. `gate` and `up` both read `x`.
 
-        SiLU belongs to the gate alone: with `gate = self.gate(x)`, it is `opened = gate * torch.sigmoid(gate)`. What
-        `up` has found is not bent; it is multiplied, by `*`, since both have the axes `batch seq mlp`.
+        SiLU belongs to the gate alone: with `gate = self.gate(x)`, it is `silu = gate * torch.sigmoid(gate)`. What `up`
+        has found goes through no activation function; it is multiplied, by `*`, since both have the axes `batch seq
+        mlp`.
 
-        `return self.down(opened * self.up(x))`.
+        `return self.down(silu * self.up(x))`.
         """
     ),
     page="llama.html#MLP",

@@ -301,7 +301,7 @@
     function tell([q, k] = [query, key]) {
       const name = (place) => make("code", {}, label(pass.tokens[place]));
       readout.replaceChildren(...(k > q
-        ? [`Query ${q} `, name(q), ` does not see key ${k} `, name(k), ": it comes later."]
+        ? [`Query ${q} `, name(q), ` may not attend to key ${k} `, name(k), ": it comes later."]
         : [`Query ${q} `, name(q), ` gives key ${k} `, name(k), ` a weight of ${weight(q, k).toFixed(4)}.`]));
     }
 
@@ -375,7 +375,7 @@
         const mean = sum / count, spread = Math.sqrt(Math.max(0, squares / count - mean * mean));
         return make("tr", {}, make("th", { scope: "row" }, name),
           make("td", { class: "live-left" }, ...axes.flatMap((axis, i) =>
-            [i ? " " : "", make("span", { class: "ax", "data-ax": axis }, axis), make("b", {}, ` ${shape[i]}`)])),
+            [i ? " " : "", ...marked(axis), make("b", {}, ` ${shape[i]}`)])),
           ...[mean, spread, min, max].map((v) => make("td", {}, decimals(v))));
       }));
     }
@@ -392,6 +392,9 @@
     return make("thead", {}, make("tr", {}, ...names.map((name, i) =>
       make("th", { scope: "col", class: i < left ? "live-left" : null }, name))));
   }
+  // An axis, or several in one: "(heads head_dim)" has two names to light up.
+  const marked = (axis) => axis.split(/([a-z_]+)/).filter(Boolean).map((part) =>
+    (/[a-z]/.test(part) ? make("span", { class: "ax", "data-ax": part }, part) : part));
   const scroll = (name, table) => make("div", { class: "live-scroll", role: "region", tabindex: 0, "aria-label": name }, table);
   function later(act, milliseconds) {
     let timer = 0;

@@ -5,9 +5,10 @@
 // is what makes plain loops fast enough to read along with.
 "use strict";
 var allformers = (function () {
-  const LOWEST = -3.4028234663852886e38; // of float32: the score of a key that a query must not see
+  const LOWEST = -3.4028234663852886e38; // of float32: the score of a key that a query may not attend to
 
-  const tensor = (pattern, shape, values) => ({ axes: pattern.split(" "), shape, values });
+  const tensor = (pattern, shape, values) =>
+    ({ axes: typeof pattern === "string" ? pattern.split(" ") : pattern, shape, values });
 
   // The number that 16 bits stand for in half precision: 1 of sign, 5 of exponent, 10 of fraction.
   function fromHalf(bits) {
@@ -87,13 +88,13 @@ var allformers = (function () {
   // "... -> ...": two tensors of one shape, added
   const add = (a, b) => a.map((v, i) => v + b[i]);
 
-  // rearrange(fused, "batch seq (three heads head_dim) -> three batch heads seq head_dim"): queries, keys, values
+  // rearrange(fused, "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim"): queries, keys, values
   function splitHeads(fused, seq, heads, headDim) {
-    return [0, 1, 2].map((three) => {
+    return [0, 1, 2].map((qkv) => {
       const out = new Float32Array(heads * seq * headDim);
       for (let h = 0; h < heads; h++) {
         for (let s = 0; s < seq; s++) {
-          const start = ((s * 3 + three) * heads + h) * headDim;
+          const start = ((s * 3 + qkv) * heads + h) * headDim;
           out.set(fused.subarray(start, start + headDim), (h * seq + s) * headDim);
         }
       }
@@ -113,22 +114,22 @@ var allformers = (function () {
     return out;
   }
 
-  // einsum(scaled, keys, "batch heads seq_q head_dim, batch heads seq_k head_dim -> batch heads seq_q seq_k"), masked
-  function score(scaled, keys, seq, heads, headDim) {
+  // einsum(queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k"), masked
+  function score(queries, keys, seq, heads, headDim) {
     const scores = new Float32Array(heads * seq * seq);
     for (let h = 0; h < heads; h++) {
       for (let q = 0; q < seq; q++) {
         for (let k = 0; k < seq; k++) {
-          const blocked = k > q; // no position sees a later one
+          const mask = k <= q; // true where the query may attend: not to a later position
           scores[(h * seq + q) * seq + k] =
-            blocked ? LOWEST : dot(scaled, (h * seq + q) * headDim, keys, (h * seq + k) * headDim, headDim);
+            mask ? dot(queries, (h * seq + q) * headDim, keys, (h * seq + k) * headDim, headDim) : LOWEST;
         }
       }
     }
     return scores;
   }
 
-  // einsum(weights, values, "batch heads seq_q seq_k, batch heads seq_k head_dim -> batch heads seq_q head_dim")
+  // einsum(weights, values, "batch heads seq seq_k, batch heads seq_k head_dim -> batch heads seq head_dim")
   function mix(weights, values, seq, heads, headDim) {
     const mixed = new Float32Array(heads * seq * headDim), sums = new Float64Array(headDim);
     for (let h = 0; h < heads; h++) {
@@ -161,7 +162,7 @@ var allformers = (function () {
 
     see("token_ids", "batch seq", [1, seq], Float32Array.from(tokenIds));
 
-    // "batch seq -> batch seq embed": what each token is, plus where it stands
+    // "batch seq -> batch seq embed": token embedding plus position embedding
     const tokens = tensors["token_embedding.weight"].values, positions = tensors["position_embedding.weight"].values;
     let x = new Float32Array(seq * embed);
     for (let s = 0; s < seq; s++) {
@@ -173,31 +174,33 @@ var allformers = (function () {
       const block = `blocks.${layer}`, attention = `${block}.attention`, mlp = `${block}.mlp`;
       stream(`${block}.x`, x);
 
-      // Attention, "batch seq embed -> batch seq embed": each position looks back and takes what it needs.
+      // Attention, "batch seq embed -> batch seq embed": positions gather from earlier ones. Queries are kept scaled,
+      // since capture takes a variable once it has its last value.
       const normed = stream(`${attention}.x`, normOf(`${block}.attention_norm`, x));
       const fused = linearOf(`${attention}.query_key_value`, normed);
-      const [queries, keys, values] = splitHeads(fused, seq, heads, headDim);
-      perHead(`${attention}.queries`, "seq", queries);
+      const [unscaled, keys, values] = splitHeads(fused, seq, heads, headDim);
       perHead(`${attention}.keys`, "seq_k", keys);
       perHead(`${attention}.values`, "seq_k", values);
       const scale = 1 / Math.sqrt(headDim); // undoes the growth of a dot product with its length
-      const scaled = queries.map((v) => v * scale);
-      const scores = square(`${attention}.scores`, score(scaled, keys, seq, heads, headDim));
+      const queries = perHead(`${attention}.queries`, "seq", unscaled.map((v) => v * scale));
+      const scores = square(`${attention}.scores`, score(queries, keys, seq, heads, headDim));
       const weights = square(`${attention}.weights`, softmax(scores, seq));
       const mixed = perHead(`${attention}.mixed`, "seq", mix(weights, values, seq, heads, headDim));
-      const gathered = stream(attention, linearOf(`${attention}.output`, mergeHeads(mixed, seq, heads, headDim)));
-      const between = stream(`${block}.between`, add(x, gathered));
+      const merged = mergeHeads(mixed, seq, heads, headDim);
+      see(`${attention}.merged`, ["batch", "seq", "(heads head_dim)"], [1, seq, embed], merged);
+      const gathered = stream(attention, linearOf(`${attention}.output`, merged));
+      const xMid = stream(`${block}.x_mid`, add(x, gathered));
 
-      // MLP, "batch seq embed -> batch seq embed": each position alone; widen, bend, narrow.
-      const normedAgain = stream(`${mlp}.x`, normOf(`${block}.mlp_norm`, between));
-      const active = gelu(linearOf(`${mlp}.up`, normedAgain));
-      see(`${mlp}.active`, "batch seq mlp", [1, seq, config.mlp_dim], active);
-      const narrowed = stream(mlp, linearOf(`${mlp}.down`, active));
-      x = stream(block, add(between, narrowed));
+      // MLP, "batch seq embed -> batch seq embed": each position by itself; up, GELU, down.
+      const normedAgain = stream(`${mlp}.x`, normOf(`${block}.mlp_norm`, xMid));
+      const activated = gelu(linearOf(`${mlp}.up`, normedAgain));
+      see(`${mlp}.activated`, "batch seq mlp", [1, seq, config.mlp_dim], activated);
+      const transformed = stream(mlp, linearOf(`${mlp}.down`, activated));
+      x = stream(block, add(xMid, transformed));
     }
-    stream("read", x);
+    stream("residual_stream", x);
 
-    // "batch seq embed -> batch seq vocab": compare with every token's vector, the same ones as at the start (tied)
+    // "batch seq embed -> batch seq vocab": final norm, then the dot product with every token's embedding (tied)
     const logits = linear(normOf("final_norm", x), tensors["token_embedding.weight"], null);
     for (const name of ["logits", "unembed"]) see(name, "batch seq vocab", [1, seq, config.vocab_size], logits);
     return { logits: seen.logits, seen };

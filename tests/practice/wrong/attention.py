@@ -1,19 +1,19 @@
 WRONG = [
     (
-        "scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)",
+        "scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)",
         "pass",
         "a later position never changes an earlier one",
         "another vector at seq 4 changed the result at batch",
     ),
     (
-        "torch.where(blocked, torch.finfo(scores.dtype).min, scores)",
-        "torch.where(blocked, 0.0, scores)",
+        "torch.where(mask, scores, torch.finfo(scores.dtype).min)",
+        "torch.where(mask, scores, 0.0)",
         "a later position never changes an earlier one",
         "changed the result at batch",
     ),
     (
-        "torch.where(blocked, torch.finfo(scores.dtype).min, scores)",
-        "torch.where(blocked, scores, torch.finfo(scores.dtype).min)",
+        "torch.where(mask, scores, torch.finfo(scores.dtype).min)",
+        "torch.where(mask, torch.finfo(scores.dtype).min, scores)",
         "a later position never changes an earlier one",
         "another vector at seq 4",
     ),
@@ -32,8 +32,8 @@ WRONG = [
         "another vector at seq 4",
     ),
     (
-        "(three heads head_dim) -> three",
-        "(heads three head_dim) -> three",
+        "(qkv heads head_dim) -> qkv",
+        "(heads qkv head_dim) -> qkv",
         "what a position gets is a mean of values",
         "but what seq",
     ),

@@ -20,6 +20,6 @@ WRONG = [
     ),
     ("range(config.num_layers)", "range(2)", "shapes", "it has no `blocks.2.attention_norm.weight`"),
     ("self.final_norm = nn", "self.norm = nn", "shapes", "it has no `final_norm.weight`"),
-    ("x = block(x, blocked)", "x = x + block(x, blocked)", "it writes with trained weights", "it wrote"),
+    ("x = block(x, mask)", "x = x + block(x, mask)", "it writes with trained weights", "it wrote"),
     ("        super().__init__()\n", "", "shapes", "before Module.__init__() call"),
 ]

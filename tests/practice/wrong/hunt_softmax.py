@@ -12,14 +12,14 @@ WRONG = [
         "that is what its weights add up to",
     ),
     (
-        "weights = self.weights_dropout(weights)",
-        "weights = F.softmax(scores, dim=-2)\n"
-        "        weights = weights / weights.sum(dim=-1, keepdim=True)  # each row shares out 1 again",
+        "self.weights_dropout(F.softmax(scores, dim=-1))",
+        "F.softmax(scores, dim=-2)\n"
+        "        weights = weights / weights.sum(dim=-1, keepdim=True)  # each row adds up to 1 again",
         "a later token never changes an earlier prediction",
         "another token at seq 2 changed the logits at batch 0, seq 1",
     ),
     (
-        "scores = torch.where(blocked, torch.finfo(scores.dtype).min, scores)",
+        "scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)",
         "pass",
         "a later token never changes an earlier prediction",
         "another token at seq 1 changed",

@@ -1,19 +1,19 @@
 WRONG = [
     (
-        "output = self.output(merged)",
-        "output = F.linear(merged, rearrange(self.output.weight, 'out embed -> embed out'), self.output.bias)",
+        "self.output(merged)",
+        "F.linear(merged, rearrange(self.output.weight, 'out embed -> embed out'), self.output.bias)",
         "a row of the output matrix makes one number of the result",
         "was 0 but for row 2, column 7; the result was not 0 at embed 7",
     ),
     (
-        "output = self.output(merged)",
-        "output = F.linear(merged, self.output.weight)",
+        "self.output(merged)",
+        "F.linear(merged, self.output.weight)",
         "without its matrix the projection gives its bias",
         "the result was not 0.5, most of all at batch 0, seq 0, embed 0, by 0.5",
     ),
     (
-        "output = self.output(merged)",
-        "output = merged",
+        "self.output(merged)",
+        "merged",
         "a row of the output matrix makes one number of the result",
         "the result was not 0 at embed 0, 1, 2",
     ),
@@ -24,8 +24,8 @@ WRONG = [
         "the result has",
     ),
     (
-        "fused = self.query_key_value(x)",
-        "fused = x @ rearrange(self.query_key_value.weight, 'out embed -> embed out')",
+        "self.query_key_value(x),",
+        "x @ rearrange(self.query_key_value.weight, 'out embed -> embed out'),",
         "values",
         "the result has",
     ),

@@ -24,8 +24,8 @@ WRONG = [
         "the values that",
     ),
     (
-        "torch.where(blocked, torch.finfo(scores.dtype).min, scores)",
-        "torch.where(blocked & (seq == seq_k), torch.finfo(scores.dtype).min, scores)",
+        "torch.where(mask, scores, torch.finfo(scores.dtype).min)",
+        "torch.where(mask | (seq < seq_k), scores, torch.finfo(scores.dtype).min)",
         "so is any other way to cut the text",
         "in pieces of 3, then 2, then 1",
     ),

@@ -1,7 +1,7 @@
 WRONG = [
-    ("opened * self.up(x)", "opened + self.up(x)", "a closed gate lets nothing pass", "with -50 everywhere in `gate`"),
+    ("silu * self.up(x)", "silu + self.up(x)", "a closed gate lets nothing pass", "with -50 everywhere in `gate`"),
     (
-        "opened * self.up(x)",
+        "silu * self.up(x)",
         "gate * torch.sigmoid(self.up(x)) * self.up(x)",
         "a closed gate lets nothing pass",
         "came out at batch",
@@ -21,6 +21,6 @@ WRONG = [
     ),
     ("= gate * torch.sigmoid(gate)", "= torch.nn.functional.gelu(gate)", "values", "the result has"),
     ("= gate * torch.sigmoid(gate)", "= torch.relu(gate)", "values", "the result has"),
-    ("return self.down(passed)", "return passed", "shapes", "`embed`"),
-    ("opened * self.up(x)", "opened * self.up(x.detach())", "gradients", "the gradient of `x`"),
+    ("return self.down(activated)", "return activated", "shapes", "`embed`"),
+    ("silu * self.up(x)", "silu * self.up(x.detach())", "gradients", "the gradient of `x`"),
 ]

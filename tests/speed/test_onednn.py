@@ -1,4 +1,4 @@
-"""The linear layer equals PyTorch's, values and derivatives, whichever kernel computes it."""
+"""A linear layer by oneDNN equals PyTorch's, values and derivatives, whichever kernel computes it."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.nn import linear
-from allformers.nn.linear import Linear
+from allformers.speed import onednn as module
+from allformers.speed.onednn import OneDNNLinear
 
-needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="this build of PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not module.HAS_ONEDNN, reason="this build of PyTorch has no oneDNN")
 
 SMALL, LARGE = (3, 7, 5), (64, 150, 140)
 """Rows, inputs and outputs on the two sides of the size from which on oneDNN is called."""
@@ -21,13 +21,13 @@ SMALL, LARGE = (3, 7, 5), (64, 150, 140)
 def direct_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """What oneDNN is called with directly."""
     calls: list[Tensor] = []
-    original = linear.onednn
+    original = module.onednn
 
     def spy(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         calls.append(x)
         return original(x, weight, bias)
 
-    monkeypatch.setattr(linear, "onednn", spy)
+    monkeypatch.setattr(module, "onednn", spy)
     return calls
 
 
@@ -38,7 +38,7 @@ def close(ours: Tensor, theirs: Tensor, bar: float = 2e-6) -> bool:
 @needs_onednn
 def test_large_products_of_float32_take_the_direct_way_and_small_ones_do_not(direct_calls: list[Tensor]) -> None:
     for (rows, inputs, outputs), expected in ((SMALL, 0), (LARGE, 1)):
-        Linear(inputs, outputs)(torch.randn(rows, inputs))
+        OneDNNLinear(inputs, outputs)(torch.randn(rows, inputs))
         assert len(direct_calls) == expected
 
 
@@ -47,7 +47,7 @@ def test_large_products_of_float32_take_the_direct_way_and_small_ones_do_not(dir
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3)])
 def test_values_and_gradients_are_pytorchs(leading: tuple[int, ...], sizes: tuple[int, int, int], bias: bool) -> None:
     rows, inputs, outputs = sizes
-    ours, theirs = Linear(inputs, outputs, bias=bias), nn.Linear(inputs, outputs, bias=bias)
+    ours, theirs = OneDNNLinear(inputs, outputs, bias=bias), nn.Linear(inputs, outputs, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(*leading, rows, inputs)
     grad = torch.randn(*leading, rows, outputs)
@@ -61,7 +61,7 @@ def test_values_and_gradients_are_pytorchs(leading: tuple[int, ...], sizes: tupl
 
 
 def test_one_row_without_a_batch_and_inputs_that_do_not_lie_in_a_row() -> None:
-    layer = Linear(1200, 1000)
+    layer = OneDNNLinear(1200, 1000)
     for x in (
         torch.randn(1200),
         torch.randn(1200, 8).T,
@@ -74,7 +74,7 @@ def test_one_row_without_a_batch_and_inputs_that_do_not_lie_in_a_row() -> None:
 @needs_onednn
 def test_only_the_derivatives_asked_for_are_computed(direct_calls: list[Tensor]) -> None:
     rows, inputs, outputs = LARGE
-    layer = Linear(inputs, outputs)
+    layer = OneDNNLinear(inputs, outputs)
     layer.weight.requires_grad_(False)
     x = torch.randn(rows, inputs, requires_grad=True)
     layer(x).sum().backward()
@@ -86,7 +86,7 @@ def test_only_the_derivatives_asked_for_are_computed(direct_calls: list[Tensor])
 
 
 def test_the_second_derivative_is_pytorchs() -> None:
-    layer = Linear(150, 140)
+    layer = OneDNNLinear(150, 140)
     x = torch.randn(64, 150, requires_grad=True)
     seconds = []
     for apply in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
@@ -97,7 +97,7 @@ def test_the_second_derivative_is_pytorchs() -> None:
 
 def test_whatever_rewrites_the_call_gets_the_usual_operator(direct_calls: list[Tensor]) -> None:
     rows, inputs, outputs = LARGE
-    layer, x = Linear(inputs, outputs), torch.randn(rows, inputs)
+    layer, x = OneDNNLinear(inputs, outputs), torch.randn(rows, inputs)
     expected = F.linear(x, layer.weight, layer.bias)
     assert close(torch.func.vmap(layer)(x), expected)
     assert close(torch.func.grad(lambda x: layer(x).sum())(x), layer.weight.sum(0).expand(rows, inputs), 1e-5)
@@ -114,7 +114,7 @@ def test_whatever_rewrites_the_call_gets_the_usual_operator(direct_calls: list[T
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype, direct_calls: list[Tensor]) -> None:
     rows, inputs, outputs = LARGE
-    layer, x = Linear(inputs, outputs).to(dtype), torch.randn(rows, inputs, dtype=dtype)
+    layer, x = OneDNNLinear(inputs, outputs).to(dtype), torch.randn(rows, inputs, dtype=dtype)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert not direct_calls
 
@@ -123,4 +123,4 @@ def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype, direct_calls: list
 def test_a_wrong_width_is_refused(sizes: tuple[int, int, int]) -> None:
     rows, inputs, outputs = sizes
     with pytest.raises(RuntimeError, match=str(inputs + 1)):
-        Linear(inputs, outputs)(torch.randn(rows, inputs + 1))
+        OneDNNLinear(inputs, outputs)(torch.randn(rows, inputs + 1))

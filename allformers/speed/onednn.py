@@ -1,12 +1,13 @@
-"""The linear layer, with the fastest exact kernel that the machine has.
+"""`nn.Linear` by oneDNN's kernel, where that is the faster one.
 
-`Linear` is `torch.nn.Linear`: the same parameters, the same result. It exists because most of a transformer's time
-goes into this one operation, and for float32 on a processor PyTorch does not always choose the fastest kernel that it
-has: `allformers bench linear` shows the difference on the machine at hand. The other kernel is oneDNN's, a part of
-PyTorch that `torch.compile` calls too; here it is called directly, forwards and backwards, and everywhere else
-`F.linear` is used as it is.
+Most of a transformer's time goes into linear layers, and for float32 on a processor PyTorch does not always choose the
+fastest kernel that it has: `allformers bench linear` shows the difference on the machine at hand. The other kernel is
+oneDNN's, a part of PyTorch that `torch.compile` calls too. Here it is called directly, forwards and backwards.
+
+`prepare` gives a model's layers this class, and `unprepare` takes it away again; parameters, names and hooks stay.
 """
 
+import copyreg
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ _WORTHWHILE = 2**20
 """Multiplications from which on a direct call pays: it takes longer to set up than `F.linear` does."""
 
 
-class Linear(nn.Linear):
-    """`y = x Wᵀ + b`: every output is a weighted sum of all inputs; positions and sequences are independent.
+class OneDNNLinear(nn.Linear):
+    """`nn.Linear` with the same parameters and the same result, to rounding. Its copies and pickles are `nn.Linear`."""
 
-    In named axes: `einsum(x, weight, "... inputs, outputs inputs -> ... outputs") + bias`.
-    """
+    added: tuple[str, ...] = ()
+    """The attributes that it has and `nn.Linear` has not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
@@ -31,8 +32,15 @@ class Linear(nn.Linear):
         if x.numel() * self.out_features < _WORTHWHILE or not _onednn_serves(x, weight, bias):
             return F.linear(x, weight, bias)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return _OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            return _OneDNNFunction.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return onednn(x, weight, bias)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What a copy or a pickle takes along: the plain layer."""
+        if not type(self).__module__.startswith(__package__):  # PyTorch has put a class of its own on top
+            return super().__reduce_ex__(protocol)
+        state = {name: value for name, value in vars(self).items() if name not in self.added}
+        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
 
 
 def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -59,7 +67,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _OneDNNLinear(torch.autograd.Function):
+class _OneDNNFunction(torch.autograd.Function):
     """The layer with its derivative, each of whose two contractions is a linear layer again."""
 
     @staticmethod
@@ -85,5 +93,5 @@ class _OneDNNLinear(torch.autograd.Function):
 def _contract(rows: Tensor, columns: Tensor) -> Tensor:
     """`rows columnsᵀ`, differentiable in its turn."""
     if torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad):
-        return _OneDNNLinear.apply(rows, columns, None)  # type: ignore[no-untyped-call]
+        return _OneDNNFunction.apply(rows, columns, None)  # type: ignore[no-untyped-call]
     return onednn(rows, columns)
