@@ -142,11 +142,12 @@ def test_hints_come_one_after_the_other_and_are_remembered(run: Run) -> None:
     assert "hint" not in run("check", "split-heads", "--hint").output
 
 
-def test_the_exit_status_says_whether_all_passed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [InProcess, pytest.param(Worker, marks=pytest.mark.slow)])
+def test_the_exit_status_says_whether_all_passed(kind: type[Worker], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("start", "split-heads", "causal-mask")
     Path("practice/split_heads.py").write_text(SOLVED)
     assert run("check", "split-heads").status == 0
-    monkeypatch.setattr("allformers.practice.worker.Worker", Worker)  # the real one
+    monkeypatch.setattr("allformers.practice.worker.Worker", kind)
     both = run("check")
     assert both.status == 1
     assert "1 of 2 passed" in both.output
