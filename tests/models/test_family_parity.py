@@ -318,7 +318,7 @@ def test_compiled_steps(name: str, family: str, fields: dict[str, Any], tmp_path
     compiled = compile_steps(load(tmp_path))
     with torch.inference_mode():
         cache, logits = compiled.make_cache(), reference(token_ids).logits
-        steps = torch.stack([compiled.step(token, cache) for token in token_ids.split(1, dim=1)], dim=1)
+        steps = torch.stack([compiled.decode_step(token, cache) for token in token_ids.split(1, dim=1)], dim=1)
     found = ((steps - logits).abs().max() / logits.abs().max()).item()
     assert close_enough("compiled steps", "logits", torch.float32, found, FLOAT32_BAR, name)
     seen = torch.ones_like(token_ids)

@@ -212,7 +212,7 @@ def test_compiled_steps(rows: int, tmp_path: Path) -> None:
     assert_equal("compiled steps", compiled, theirs, prompt, FLOAT32_BAR)
     with torch.inference_mode():
         cache, logits = compiled.make_cache(), reference(prompt).logits
-        steps = torch.stack([compiled.step(token, cache) for token in prompt.split(1, dim=1)], dim=1)
+        steps = torch.stack([compiled.decode_step(token, cache) for token in prompt.split(1, dim=1)], dim=1)
     found = ((steps - logits).abs().max() / logits.abs().max()).item()
     assert close_enough("compiled steps", "logits", torch.float32, found, FLOAT32_BAR)
 
