@@ -375,7 +375,7 @@ def forking() -> Any:
     return context
 
 
-@pytest.mark.parametrize("at", few_of(range(0, 24, 2)))
+@pytest.mark.parametrize("at", [pytest.param(at, marks=() if at == 8 else pytest.mark.slow) for at in range(0, 24, 2)])
 def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: Path, forking: Any, at: int) -> None:
     """From the first byte of the third checkpoint to the removal of the first; between draft and rename too."""
     recipe = make_recipe(save_every=3)
