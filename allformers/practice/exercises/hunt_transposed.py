@@ -116,7 +116,7 @@ exercise = Exercise(
         weight lies: `self.output(merged)`.
         """
     ),
-    page="gpt2.html#CausalSelfAttention.forward.merged",
+    page="gpt2.html#CausalSelfAttention.forward.mixed",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
     after=("attention",),
 )
