@@ -28,7 +28,15 @@ SMALLEST = {entry.name: entry.sizes()[0].config for entry in READING_ORDER}
 CAN_COMPILE = prepare_module.can_compile
 
 
-@pytest.fixture(autouse=True, params=["as it is", pytest.param("compiled", marks=pytest.mark.slow)])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test as it is, and once more, among the slow ones, compiled; those that are slow anyway only so."""
+    ways = [pytest.param("compiled", marks=pytest.mark.slow)]
+    if metafunc.definition.get_closest_marker("slow") is None:
+        ways.insert(0, pytest.param("as it is"))
+    metafunc.parametrize("_small_too", ways, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def _small_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare layers as small as those of the tests; once where nothing can be compiled, and once where it can."""
     monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
