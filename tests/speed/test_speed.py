@@ -216,11 +216,10 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
         prepare(model, "int8", training=True)
     with pytest.raises(ValueError, match=r"\b32\b.*\b40\b"):
         prepare(model, "int4")
-    monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
+    with monkeypatch.context() as patch, pytest.raises(ImportError, match=r"allformers\[quantise\]"):
+        patch.setitem(sys.modules, "torchao", None)
         prepare(model, "int8")
     layer = nn.Linear(GROUP, 8)
-    monkeypatch.undo()
     with pytest.raises(ValueError, match="by itself"):
         prepare(layer, "int8")
     monkeypatch.setattr(prepare_module, "pack_weight", lambda weight: 1 / 0 if len(weight) == 64 else weight)
