@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from typing import Any, TypeVar
 
 import torch
@@ -98,12 +99,14 @@ class _Region(nn.Module):
 
 def _compile(graph: Any, given: Any) -> Any:
     """PyTorch's compiler, told that a product with one row is what `multiply_row` says."""
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own modules, about one another
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.decomposition import select_decomp_table
 
-    rewritten = {"mm": _row_times_matrix, "addmm": _row_times_matrix_plus, "bmm": _rows_times_matrices}
-    rows: dict[Any, Any] = {getattr(torch.ops.aten, name).default: function for name, function in rewritten.items()}
-    return compile_fx(graph, given, decompositions={**select_decomp_table(), **rows})
+        rewritten = {"mm": _row_times_matrix, "addmm": _row_times_matrix_plus, "bmm": _rows_times_matrices}
+        rows: dict[Any, Any] = {getattr(torch.ops.aten, name).default: function for name, function in rewritten.items()}
+        return compile_fx(graph, given, decompositions={**select_decomp_table(), **rows})
 
 
 def _row_times_matrix(row: Tensor, matrix: Tensor) -> Tensor:

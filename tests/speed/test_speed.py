@@ -329,41 +329,34 @@ def test_every_decoder_compiles(name: str, compilations: list[Any]) -> None:
     assert len(compilations) == 1
 
 
+class RecurrentBlock(nn.Module):
+    """A layer with a state of a fixed size: what it has read, half forgotten at each pass."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: FixedState | None = None) -> Tensor:
+        state = torch.zeros_like(x[:, 0])
+        if cache is not None:
+            state = cache.values[0] if cache.values else state
+            cache.update(state / 2 + x[:, -1])
+        return x + torch.tanh(self.mix(x + state[:, None]))
+
+
 class Recurrent(GPT2):
-    """A model with a state of a fixed size in each layer: the mean of what the layer has read, half forgotten."""
+    """A model of such layers."""
 
     def make_cache(self, capacity: int | None = None, left_padding: Tensor | None = None) -> Cache:
         cache = super().make_cache(capacity, left_padding)
         cache.layers = [FixedState(cache) for _ in cache.layers]
         return cache
 
-    def residual_stream(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        x = self.embed(token_ids, cache)
-        for layer, block in enumerate(self.blocks):
-            state = torch.zeros_like(x[:, 0])
-            if cache is not None and cache.layers[layer].buffers:
-                (state,) = cache.layers[layer].values
-            x = block(x, state)
-            if cache is not None:
-                cache.layers[layer].update(state / 2 + x[:, -1])
-        if cache is not None:
-            cache.advance(token_ids.shape[1])
-        return x
-
-
-class RecurrentBlock(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mix = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return x + torch.tanh(self.mix(x + state[:, None]))
-
 
 @pytest.mark.slow
 def test_a_state_of_a_fixed_size_is_compiled_too(compilations: list[Any]) -> None:
-    model = Recurrent(GPT2Config.tiny()).eval()
-    model.blocks = nn.ModuleList(RecurrentBlock(64) for _ in range(2))
+    model = Recurrent(GPT2Config.tiny(num_layers=4)).eval()
+    model.blocks = nn.ModuleList(RecurrentBlock(64) for _ in range(4))
     perturb(model, 0.1)
     given = read(model, 1)[:, :5]
     expected = model.generate(given, max_new_tokens=20, temperature=0)
