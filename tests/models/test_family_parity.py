@@ -252,7 +252,7 @@ def test_every_setting(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert len(set(theirs[:, 40:].flatten().tolist())) > 5
 
     # Prepared for inference; a single row goes another way then than several.
-    prepared = prepare(load(tmp_path / "theirs"))
+    prepared = prepare(load(tmp_path / "theirs"), "packed")
     found = difference(prepared, logits, token_ids)
     name = CASES[IDS.index(case)][0]
     assert close_enough("prepared for inference", "logits", torch.float32, found, FLOAT32_BAR, name)
@@ -475,7 +475,7 @@ def test_encoders(name: str, reference_class: str, fields: dict[str, Any], tmp_p
     with torch.no_grad():
         logits = reference(given).logits
     assert close_enough("every setting", "logits", torch.float32, difference(ours, logits, given), FLOAT32_BAR, name)
-    found = difference(prepare(load(tmp_path / "theirs")), logits, given)
+    found = difference(prepare(load(tmp_path / "theirs"), "packed"), logits, given)
     assert close_enough("prepared for inference", "logits", torch.float32, found, FLOAT32_BAR, name)
     wide = given.double() if given.is_floating_point() else given
     with true_float64():

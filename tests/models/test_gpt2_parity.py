@@ -200,7 +200,7 @@ def test_prepared_for_inference(rows: int, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
     reference, prompt = make_reference(n_positions=256, std=0.4), make_prompt(rows)
     theirs = their_answer(reference, prompt, 200)
-    assert_equal("prepared for inference", prepare(reload(reference, tmp_path)), theirs, prompt, FLOAT32_BAR)
+    assert_equal("prepared for inference", prepare(reload(reference, tmp_path), "packed"), theirs, prompt, FLOAT32_BAR)
 
 
 @pytest.mark.slow
