@@ -164,5 +164,4 @@ def apply_rope(
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = rearrange(x, "... seq (component pair) -> component ... seq pair", component=2)
-    rotated = [a * cos - b * sin, b * cos + a * sin]
-    return rearrange(rotated, "component ... seq pair -> ... seq (component pair)")
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -82,8 +82,7 @@ def apply_rope(
         sin: likewise the sine.
     """
     a, b = rearrange(x, "... seq (component pair) -> component ... seq pair", component=2)
-    rotated = [a * cos - b * sin, b * cos + a * sin]
-    return rearrange(rotated, "component ... seq pair -> ... seq (component pair)")
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def cases() -> Iterator[Case]:

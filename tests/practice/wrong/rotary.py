@@ -27,8 +27,8 @@ WRONG = [
         "the cosine at position 0 is 0 0",
     ),
     (
-        "    rotated = [a * cos",
-        "    x *= 2.0\n    rotated = [a * cos",
+        "    return torch.cat([a * cos",
+        "    x *= 2.0\n    return torch.cat([a * cos",
         QUARTER,
         "`apply_rope` changes its argument `x` in place: that may be why",
     ),
