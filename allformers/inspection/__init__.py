@@ -6,10 +6,11 @@ that is all that is needed to find them.
 
 from allformers.inspection.capture import NamedTensor, Seen, capture, names, replaced_by, without_heads
 from allformers.inspection.compare import compare_models, compare_texts, run_through
-from allformers.inspection.summary import ModuleCost, Summary, on_meta, summarise
+from allformers.inspection.summary import EvenRouting, ModuleCost, Summary, on_meta, summarise
 from allformers.inspection.trace import Operation, Trace, trace
 
 __all__ = [
+    "EvenRouting",
     "ModuleCost",
     "NamedTensor",
     "Operation",

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.checkpoints.loading import meta_model, weight_axes
@@ -53,6 +54,24 @@ def on_meta(model_class: type[Any], config: Any, dtype: torch.dtype = torch.floa
     return meta_model(model_class, config).to(dtype).to("meta").eval()
 
 
+class EvenRouting(TorchFunctionMode):
+    """Inside this `with` block a model with experts can run on the meta device: each expert gets as many tokens.
+
+    A router's choice has no values there, and so an expert's tokens cannot be counted.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Count the tokens of each expert where there are none to count."""
+        options = kwargs or {}
+        if function is torch.bincount and args[0].is_meta:
+            experts = options["minlength"]
+            share, rest = divmod(len(args[0]), experts)
+            return torch.tensor([share + (expert < rest) for expert in range(experts)])
+        return function(*args, **options)
+
+
 def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:
     """Describe a model by running it on the meta device, where tensors have shapes but no memory.
 
@@ -69,7 +88,7 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
     given = given.to(dtype) if given.is_floating_point() else given
     cache = model.make_cache() if isinstance(model, Decoder) else None
     counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
+    with torch.inference_mode(), EvenRouting(), counter:
         model(given) if cache is None else model(given, cache=cache)
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     axes = weight_axes(model)

@@ -31,6 +31,7 @@ from einops.parsing import ParsedExpression
 from torch import Tensor, nn
 
 from allformers.checkpoints.loading import weight_axes
+from allformers.inspection.summary import EvenRouting
 
 EINOPS: Mapping[str, Callable[..., Any]] = {
     name: getattr(einops, name) for name in ("rearrange", "repeat", "reduce", "einsum")
@@ -158,7 +159,7 @@ def trace(model: nn.Module, token_ids: Tensor, title: str = "", **options: Any) 
         options: passed on to the model, such as `cache`.
     """
     recorder = _Recorder(model, token_ids.device)
-    with torch.inference_mode(), _watching(recorder):
+    with torch.inference_mode(), EvenRouting(), _watching(recorder):
         model(token_ids, **options)
     return Trace(tuple(recorder.operations), title or type(model).__name__)
 

@@ -55,7 +55,8 @@ class CompiledSteps:
         for function in (rearrange, reduce, repeat, einsum):
             torch._dynamo.allow_in_graph(function)
         shell = copy.copy(self.model)
-        shell._modules = {**shell._modules, "blocks": nn.ModuleList(_Region(block) for block in shell.blocks)}
+        blocks = nn.ModuleList(_Region(_gathering(block)) for block in shell.blocks)
+        shell._modules = {**shell._modules, "blocks": blocks}
         del vars(shell)["decode_step"]
         return torch.compile(shell.decode_step, backend=_compile, fullgraph=True, dynamic=True)
 
@@ -82,6 +83,22 @@ class CompiledSteps:
     def __reduce__(self) -> tuple[Any, ...]:
         """What a pickle takes along: the model."""
         return CompiledSteps, (self.model,)
+
+
+def _gathering(module: nn.Module) -> nn.Module:
+    """A module with `gather` in the place of `dispatch` in its experts; it shares all parameters with the original.
+
+    A program has to know all sizes beforehand, and `dispatch` does not: an expert's tokens depend on the text.
+    """
+    parts = {name: _gathering(part) for name, part in module.named_children()}
+    gather = getattr(module, "gather", None)
+    if gather is None and all(part is module._modules[name] for name, part in parts.items()):
+        return module
+    shell = copy.copy(module)
+    shell._modules = {**module._modules, **parts}
+    if gather is not None:
+        vars(shell)["dispatch"] = shell.gather
+    return shell
 
 
 class _Region(nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from allformers.generation.sampling import sample
 from allformers.inputs.tokenizers import ByteTokenizer
-from allformers.inspection import on_meta
+from allformers.inspection import EvenRouting, on_meta
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
 from allformers.nn import rope
@@ -279,7 +279,8 @@ def _record_model(
 
     def run(config: Any, batch: int, seq: int) -> dict[Key, Tensor]:
         model = on_meta(model_class, config)
-        return _record(source, lambda: model(model.dummy_input(batch, seq, "meta")))
+        with EvenRouting():
+            return _record(source, lambda: model(model.dummy_input(batch, seq, "meta")))
 
     shapes: dict[Key, dict[str, tuple[int, ...]]] = {}
     for preset, config in presets(source.name).items():

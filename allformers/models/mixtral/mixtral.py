@@ -93,9 +93,7 @@ class MixtureOfExperts(nn.Module):
         """Route each token to its top-k experts, and sum their outputs, weighted by the router."""
         tokens = rearrange(x, "batch seq embed -> (batch seq) embed")
         weights, expert_ids = self.route(tokens)
-        # A compiled program has to know all shapes beforehand, and so not how many tokens an expert gets.
-        static = torch.compiler.is_compiling() and expert_ids.numel() <= self.num_experts
-        expert_outputs = self.gather(tokens, expert_ids) if static else self.dispatch(tokens, expert_ids)
+        expert_outputs = self.dispatch(tokens, expert_ids)
         weighted = expert_outputs * rearrange(weights, "tokens top_k -> tokens top_k 1")
         combined = reduce(weighted.to(x.dtype), "tokens top_k embed -> tokens embed", "sum")
         return rearrange(combined, "(batch seq) embed -> batch seq embed", batch=x.shape[0])
@@ -121,8 +119,10 @@ class MixtureOfExperts(nn.Module):
         assigned = rearrange(expert_ids, "tokens top_k -> (tokens top_k)")
         permutation = assigned.argsort(stable=True)
         token_index = permutation // self.top_k
-        outputs, start = [], 0
-        for expert, count in enumerate(_tokens_per_expert(assigned, self.num_experts)):
+        tokens_per_expert: list[int] = torch.bincount(assigned, minlength=self.num_experts).tolist()
+        outputs: list[Tensor] = []
+        start = 0
+        for expert, count in enumerate(tokens_per_expert):
             outputs.append(self.expert(tokens[token_index[start : start + count]], expert))
             start += count
         unsorted = torch.cat(outputs)[permutation.argsort()]
@@ -138,20 +138,15 @@ class MixtureOfExperts(nn.Module):
     def gather(
         self, tokens: Float[Tensor, "tokens embed"], expert_ids: Int[Tensor, "tokens top_k"]
     ) -> Float[Tensor, "tokens top_k embed"]:
-        """The same as `dispatch`, with the weights of each token's experts gathered instead of its tokens."""
+        """The same as `dispatch`, by gathering the weights of each token's experts instead of an expert's tokens.
+
+        No size depends on the text here. It pays for a few tokens only: each gets its own copy of the weights.
+        """
         gate, up, down = self.gate[expert_ids], self.up[expert_ids], self.down[expert_ids]
         gated = einsum(tokens, gate, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
         widened = einsum(tokens, up, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
         activated = self.activation(gated) * widened
         return einsum(activated, down, "tokens top_k expert_mlp, tokens top_k embed expert_mlp -> tokens top_k embed")
-
-
-def _tokens_per_expert(assigned: Tensor, num_experts: int) -> list[int]:
-    """The number of tokens of each expert; on the meta device, where routing has no values, an even split."""
-    if assigned.is_meta:
-        share, rest = divmod(len(assigned), num_experts)
-        return [share + (expert < rest) for expert in range(num_experts)]
-    return torch.bincount(assigned, minlength=num_experts).tolist()
 
 
 class MixtralBlock(Block):
