@@ -24,7 +24,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -57,7 +57,7 @@ _enabled: ContextVar[bool] = ContextVar("allformers_checks", default=True)
 
 
 @contextlib.contextmanager
-def unchecked() -> Iterator[None]:
+def unchecked() -> Generator[None]:
     """Turn shape checks off inside a `with` block, in this thread (or task) only.
 
     For inner loops whose shapes a first, checked pass has already shown to be right.
@@ -127,7 +127,8 @@ def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
         return
     if token_ids.device.type != "cpu" or token_ids.numel() == 0:
         return
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # inside vmap a tensor has no values of its own
+    stack: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    if stack.peek_interpreter_stack() is not None:  # inside vmap a tensor has no values of its own
         return
     low, high = (int(bound) for bound in token_ids.aminmax())
     if low < 0 or high >= vocab_size:
@@ -289,4 +290,5 @@ def _dtype(tensor: Tensor) -> str:
 
 def _dtype_family(annotation: Any) -> str:
     families = {"Float": "floating-point numbers", "Int": "integers", "Bool": "booleans"}
-    return families.get(annotation.dtype.__name__, annotation.dtype.__name__)
+    family: str = annotation.dtype.__name__
+    return families.get(family, family)
