@@ -8,7 +8,7 @@ has the exact GELU.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,9 @@ class StanfordGPT2(GPT2):
 
 @dataclass(frozen=True, kw_only=True)
 class CerebrasGPT2Config(GPT2Config):
-    """GPT-2's configuration: a type of its own, so that a run knows which model it trains."""
+    """GPT-2's configuration, and the activation that makes it another model."""
+
+    activation: Literal["gelu"] = "gelu"  # activation_function
 
 
 class CerebrasMLP(MLP):
@@ -133,14 +135,11 @@ class CerebrasGPT2(GPT2):
 
     @classmethod
     def checkpoint_format(cls) -> Format:
-        """GPT-2's tables, with the other activation."""
-        form = GPT2.checkpoint_format().extended(
-            "gpt2", "GPT2LMHeadModel", CerebrasGPT2Config, without=("activation_function",)
-        )
-        return form.extended(
+        """GPT-2's tables, and the activation, which is GPT-2's own in a file that does not name it."""
+        return GPT2.checkpoint_format().extended(
             "gpt2",
             "GPT2LMHeadModel",
             CerebrasGPT2Config,
-            unsupported_fields={"activation_function": ("gelu", "Cerebras's GELU is the exact one")},
-            extra_config=lambda config: {**form.extra_config(config), "activation_function": "gelu"},
+            without=("activation_function",),
+            fields=(Field("activation_function", "activation", "gelu_new"),),
         )
