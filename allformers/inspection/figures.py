@@ -141,19 +141,25 @@ def attention_grid(seen: Seen, labels: Sequence[str]) -> "Figure":
     size = 0.95 if heads > 6 else 1.6
     with drawing():
         figure = new_figure(heads * size + 0.6, len(layers) * size + 0.5)
-        grid = figure.subplots(len(layers), heads, squeeze=False)
-        for layer, row in enumerate(grid):
-            for head, axes in enumerate(row):
-                _map(axes, layers[layer][head])
-                axes.set_xticks([])
-                axes.set_yticks([])
-                if layer == 0:
-                    axes.set_title(f"head {head}")
-                if head == 0:
-                    axes.set_ylabel(f"layer {layer}")
-                    if side <= 12 and heads <= 6:
-                        axes.set_yticks(range(side), labels, fontsize=min(7, 70 / side))
+        for layer, head, axes in _grid_of_heads(figure, len(layers), heads):
+            _map(axes, layers[layer][head])
+            if head == 0 and side <= 12 and heads <= 6:
+                axes.set_yticks(range(side), labels, fontsize=min(7, 70 / side))
     return figure
+
+
+def _grid_of_heads(figure: "Figure", layers: int, heads: int) -> "Iterator[tuple[int, int, Axes]]":
+    """The plots of a grid with a row for each layer and a column for each head, with their titles and without ticks."""
+    grid = figure.subplots(layers, heads, squeeze=False)
+    for layer, row in enumerate(grid):
+        for head, axes in enumerate(row):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if layer == 0:
+                axes.set_title(f"head {head}")
+            if head == 0:
+                axes.set_ylabel(f"layer {layer}")
+            yield layer, head, axes
 
 
 def attention_head(seen: Seen, labels: Sequence[str], layer: int, head: int) -> "Figure":
@@ -320,17 +326,9 @@ def attention_to_patches(seen: Seen, rows: int) -> "Figure":
     heads, highest = len(layers[0]), max(float(layer.max()) for layer in layers)
     with drawing():
         figure = new_figure(heads * 1.2 + 0.6, len(layers) * 1.2 + 0.5)
-        grid = figure.subplots(len(layers), heads, squeeze=False)
-        for layer, plots in enumerate(grid):
-            for head, axes in enumerate(plots):
-                norm = PowerNorm(0.5, vmin=0, vmax=highest)
-                axes.imshow(layers[layer][head].numpy(), cmap=HEAT, norm=norm, interpolation="nearest")
-                axes.set_xticks([])
-                axes.set_yticks([])
-                if layer == 0:
-                    axes.set_title(f"head {head}")
-                if head == 0:
-                    axes.set_ylabel(f"layer {layer}")
+        for layer, head, axes in _grid_of_heads(figure, len(layers), heads):
+            norm = PowerNorm(0.5, vmin=0, vmax=highest)
+            axes.imshow(layers[layer][head].numpy(), cmap=HEAT, norm=norm, interpolation="nearest")
     return figure
 
 

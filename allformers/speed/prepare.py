@@ -77,11 +77,9 @@ def prepare(model: Model, weights: str = "plain", *, training: bool = False) -> 
         raise ValueError(f"weights must be one of {', '.join(LAYOUTS)}, not {weights!r}")
     if training and weights != "plain":
         raise ValueError(f"a model is trained with plain weights, not {weights!r}")
-    before = _rounded(model)
-    if before == {weights}:
+    if _rounded(model) == {weights}:
         return model
-    if before:
-        raise ValueError(f"this model's weights were rounded to {', '.join(before)}, for good: load it again")
+    _refuse_rounded(model)
     layers: list[Any] = [layer for layer in model.modules() if type(layer) in {nn.Linear, OneDNNLinear, PackedLinear}]
     if weights in {"int8", "int4"}:
         _replace(model, {layer: RoundedLinear(layer, weights).train(layer.training) for layer in layers})
@@ -101,8 +99,7 @@ def unprepare(model: Model) -> Model:
     Raises:
         ValueError: its weights were rounded, and what was rounded away is gone.
     """
-    if before := _rounded(model):
-        raise ValueError(f"this model's weights were rounded to {', '.join(before)}, for good: load it again")
+    _refuse_rounded(model)
     for layer in model.modules():
         if type(layer) in {OneDNNLinear, PackedLinear}:
             _become(layer, nn.Linear)
@@ -112,6 +109,12 @@ def unprepare(model: Model) -> Model:
 def _rounded(model: nn.Module) -> set[str]:
     """What the weights of a model were rounded to, if they were."""
     return {layer.kind for layer in model.modules() if isinstance(layer, RoundedLinear)}
+
+
+def _refuse_rounded(model: nn.Module) -> None:
+    """Raise the error of `prepare` and `unprepare` for a model whose weights were rounded."""
+    if kinds := _rounded(model):
+        raise ValueError(f"this model's weights were rounded to {', '.join(kinds)}, for good: load it again")
 
 
 def _become(layer: Any, kind: type[nn.Linear]) -> None:
