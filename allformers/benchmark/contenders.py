@@ -12,7 +12,7 @@ from allformers.checkpoints.config_json import write_config
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.generation.decoder import Decoder
 from allformers.models.registry import class_for, entry_for
-from allformers.speed.prepare import prepare, quiet_torchao
+from allformers.speed.linear import prepare, quiet_torchao
 from allformers.training.loop import recompute
 
 OURS = "allformers"

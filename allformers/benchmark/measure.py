@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.benchmark.contenders import OURS, Setting
+from allformers.speed.linear import pack_weight
 from allformers.speed.onednn import onednn
-from allformers.speed.prepare import pack_weight
 
 Jobs = dict[str, Callable[[], float]]
 """What each contender does, and how long it then says that it took."""

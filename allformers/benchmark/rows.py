@@ -40,8 +40,8 @@ from allformers.benchmark.measure import Clock, Measurement, alone, flops_of, gr
 from allformers.generation.decoder import Decoder
 from allformers.models.registry import entry_for
 from allformers.nn.shapes import unchecked
-from allformers.speed.prepare import prepare
-from allformers.speed.steps import CompiledSteps, compile_steps
+from allformers.speed import compile_steps, prepare
+from allformers.speed.steps import CompiledSteps
 from allformers.training.loop import make_optimizer, next_token_loss, recompute
 from allformers.training.recipes import gpt2_124m
 

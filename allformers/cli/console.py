@@ -53,7 +53,7 @@ def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
     Raises:
         ValueError: its weights cannot lie so.
     """
-    from allformers.speed.prepare import PackedLinear, prepare
+    from allformers.speed.linear import PackedLinear, prepare
 
     try:
         prepare(model, weights)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from allformers.generation.decoder import Decoder
 from allformers.nn.cache import Cache
 from allformers.nn.shapes import unchecked
-from allformers.speed.prepare import WORTHWHILE, can_compile, multiply_row, written_down
+from allformers.speed.linear import WORTHWHILE, can_compile, multiply_row, written_down
 
 _DYNAMO = {"specialize_float": True, "recompile_limit": 64}
 """While steps are compiled: constants stay constants, and there may be a program for each kind of batch and window."""

@@ -14,7 +14,7 @@ from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import load_tokenizer
 from allformers.inspection import summarise
 from allformers.models.registry import class_for, load
-from allformers.speed.prepare import prepare as prepare_model
+from allformers.speed import prepare as prepare_model
 from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
 from allformers.training.loop import Trainer
 from allformers.training.processes import Processes, join

@@ -41,7 +41,7 @@ def costs(name: str) -> str:
 def layouts() -> str:
     """For each way to round the bundled model's weights: the bytes of its linear layers, and its loss."""
     from allformers.models.gpt2.gpt2 import GPT2
-    from allformers.speed.prepare import RoundedLinear, prepare
+    from allformers.speed.linear import RoundedLinear, prepare
 
     found: dict[str, dict[str, float]] = {}
     for weights in ("plain", "int8", "int4"):

@@ -89,7 +89,7 @@ def parts() -> list[Part]:
         for name, run in EXPERIMENTS.items()
     ]
     loss = ("allformers.training.data", "allformers.training.evaluation", "allformers.training.recipes")
-    layouts = Part("layouts", "", (GPT2, "allformers.speed.prepare", *loss), bundled)
+    layouts = Part("layouts", "", (GPT2, "allformers.speed.linear", *loss), bundled)
     weights = Part("live_weights", "", (GPT2, "docs.engine.live"), bundled, "js")
     costs = [Part("costs", entry.name, (entry.module, "allformers.inspection.summary")) for entry in READING_ORDER]
     return [*experiments, layouts, weights, *costs]

@@ -21,9 +21,8 @@ from allformers.inspection import summarise, trace
 from allformers.models.mixtral.mixtral import MixtureOfExperts
 from allformers.models.registry import READING_ORDER, load
 from allformers.nn.masks import causal_mask
-from allformers.speed import prepare as prepare_module
-from allformers.speed.prepare import prepare
-from allformers.speed.steps import compile_steps
+from allformers.speed import compile_steps, prepare
+from allformers.speed import linear as linear_module
 from conftest import close_enough, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
@@ -242,7 +241,7 @@ def test_logits_greedy_tokens_and_files(case: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", IDS)
 def test_every_setting(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)  # so that small layers, too, go the way that large ones go
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)  # so that small layers, too, go the way that large ones go
     reference, token_ids = make_case(case), prompt()
     ours, logits = assert_equal(case, reference, token_ids, tmp_path)
 

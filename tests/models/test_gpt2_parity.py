@@ -23,9 +23,8 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.gpt2.variants import CerebrasGPT2, CerebrasMLP, StanfordGPT2
-from allformers.speed import prepare as prepare_module
-from allformers.speed.prepare import prepare
-from allformers.speed.steps import compile_steps
+from allformers.speed import compile_steps, prepare
+from allformers.speed import linear as linear_module
 from conftest import close_enough, names, perturb, true_float64
 
 FLOAT32_BAR = 5e-6
@@ -197,7 +196,7 @@ def test_greedy_decoding_is_identical_over_200_tokens(tmp_path: Path) -> None:
 @pytest.mark.slow  # it compiles a program for each size of matrix
 @pytest.mark.parametrize("rows", [1, 2])
 def test_prepared_for_inference(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
     reference, prompt = make_reference(n_positions=256, std=0.4), make_prompt(rows)
     theirs = their_answer(reference, prompt, 200)
     assert_equal("prepared for inference", prepare(reload(reference, tmp_path), "packed"), theirs, prompt, FLOAT32_BAR)

@@ -15,9 +15,9 @@ from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.mistral.mistral import Mistral, MistralConfig
 from allformers.models.registry import READING_ORDER, class_for
 from allformers.nn.cache import Cache, FixedState
-from allformers.speed import prepare as prepare_module
+from allformers.speed import linear as linear_module
 from allformers.speed import steps as steps_module
-from allformers.speed.prepare import GROUP, PackedLinear, RoundedLinear, prepare, unprepare
+from allformers.speed.linear import GROUP, PackedLinear, RoundedLinear, prepare, unprepare
 from allformers.speed.steps import CompiledSteps, compile_steps
 from conftest import perturb
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("compiler")  # which takes seconds to wake 
 SMALLEST = {entry.name: entry.sizes()[0].config for entry in READING_ORDER}
 
 
-CAN_COMPILE = prepare_module.can_compile
+CAN_COMPILE = linear_module.can_compile
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,9 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _small_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare layers as small as those of the tests; once where nothing can be compiled, and once where it can."""
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
     if request.param == "as it is":
-        monkeypatch.setattr(prepare_module, "can_compile", lambda: False)
+        monkeypatch.setattr(linear_module, "can_compile", lambda: False)
         monkeypatch.setattr(steps_module, "can_compile", lambda: True)  # which is done at the first step, if at all
 
 
@@ -102,7 +102,7 @@ def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch
     plain = make()
     sizes = sorted(layer.weight.numel() for layer in linears(plain))
     assert sizes[0] < sizes[-1]
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", sizes[-1])
+    monkeypatch.setattr(linear_module, "WORTHWHILE", sizes[-1])
     for layer in linears(prepare(plain, "packed")):
         assert isinstance(layer, PackedLinear) == (layer.weight.numel() == sizes[-1])
 
@@ -111,13 +111,13 @@ def test_without_a_compiler_a_warning_says_so_once(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise RuntimeError("no compiler\nand much more")
 
-    monkeypatch.setattr(prepare_module, "can_compile", CAN_COMPILE)
-    prepare_module.can_compile.cache_clear()
-    monkeypatch.setattr(prepare_module, "_lower", fail)
+    monkeypatch.setattr(linear_module, "can_compile", CAN_COMPILE)
+    linear_module.can_compile.cache_clear()
+    monkeypatch.setattr(linear_module, "_lower", fail)
     with pytest.warns(UserWarning, match="no compiler$"):
-        assert not prepare_module.can_compile()
-    assert not prepare_module.can_compile()
-    prepare_module.can_compile.cache_clear()
+        assert not linear_module.can_compile()
+    assert not linear_module.can_compile()
+    linear_module.can_compile.cache_clear()
 
 
 def test_a_prepared_model_still_learns_and_never_uses_old_weights() -> None:
@@ -223,8 +223,8 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
     layer = nn.Linear(GROUP, 8)
     with pytest.raises(ValueError, match="by itself"):
         prepare(layer, "int8")
-    monkeypatch.setattr(prepare_module, "pack_weight", lambda weight: 1 / 0 if len(weight) == 64 else weight)
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "pack_weight", lambda weight: 1 / 0 if len(weight) == 64 else weight)
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
     with pytest.raises(ZeroDivisionError):  # some layers are packed already
         prepare(model, "packed")
     assert all(type(module) is nn.Linear for module in [layer, *linears(model)])
@@ -243,7 +243,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return compiler(graph, given)
 
     monkeypatch.setattr(steps_module, "_compile", noting)
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 2**17)
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 2**17)
     return graphs
 
 
@@ -295,7 +295,7 @@ def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Bert"):
         compile_steps(make("bert"))
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 2**17)
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 2**17)
     assert CompiledSteps(make()).is_small
     assert not CompiledSteps(make("mixtral")).is_small  # several texts go different ways, one by one
     monkeypatch.setattr(steps_module, "can_compile", lambda: False)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from allformers.cli.console import load_model
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER
+from allformers.speed import linear as linear_module
 from allformers.speed import onednn as onednn_module
-from allformers.speed import prepare as prepare_module
+from allformers.speed.linear import PackedLinear, prepare, unprepare
 from allformers.speed.onednn import HAS_ONEDNN, OneDNNLinear
-from allformers.speed.prepare import PackedLinear, prepare, unprepare
 from allformers.training import train as train_module
 from allformers.training.recipes import hello_world
 from conftest import perturb
@@ -32,8 +32,8 @@ KINDS: dict[str, type[nn.Linear]] = {"plain": OneDNNLinear, "training": OneDNNLi
 def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send products as small as those of the tests to oneDNN, and compile nothing."""
     monkeypatch.setattr(onednn_module, "_WORTHWHILE", 0)
-    monkeypatch.setattr(prepare_module, "WORTHWHILE", 0)
-    monkeypatch.setattr(prepare_module, "can_compile", lambda: False)
+    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "can_compile", lambda: False)
 
 
 def make(**changes: Any) -> GPT2:
