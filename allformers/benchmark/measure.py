@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -44,6 +45,7 @@ class Measurement(NamedTuple):
         flops: floating-point operations that it takes; 0 if that sets no limit.
         nbytes: bytes of memory that have to be read at least, likewise.
         fixed: a floor that does not depend on the machine.
+        folder: of the files that the jobs read; `run` removes it when all is measured.
     """
 
     jobs: Jobs
@@ -51,6 +53,7 @@ class Measurement(NamedTuple):
     flops: float = 0
     nbytes: float = 0
     fixed: float | None = None
+    folder: tempfile.TemporaryDirectory[str] | None = None
 
     def floor(self, limits: Limits | None) -> float | None:
         """The least that a job can take on a machine with these limits, if that is known."""

@@ -208,7 +208,7 @@ def _load_memory(_: dict[str, Any], config: Any, setting: Setting) -> Measuremen
         return alone(_growth_of_loading, name, kept.name, config, setting)
 
     names = (OURS, *peers_of(config))
-    return Measurement({name: partial(job, name) for name in names}, "MiB", fixed=weights / 2**20)
+    return Measurement({name: partial(job, name) for name in names}, "MiB", fixed=weights / 2**20, folder=kept)
 
 
 def _growth_of_loading(name: str, folder: str, config: Any, setting: Setting) -> float:

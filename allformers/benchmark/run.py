@@ -1,5 +1,6 @@
 """Run a benchmark: each round times every contender once, one after the other."""
 
+import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,10 +50,11 @@ def run(
             bounds = limits(setting)
         measured: dict[str, list[float]] = {contender: [] for contender in measurement.jobs}
         once = measurement.unit == "MiB"  # memory is no matter of luck
-        for count in range(1 if once else rounds + 1):
-            for contender, job in measurement.jobs.items():
-                taken = job()
-                if count or once:  # the first round of times only warms up
-                    measured[contender].append(taken)
+        with measurement.folder or contextlib.nullcontext():
+            for count in range(1 if once else rounds + 1):
+                for contender, job in measurement.jobs.items():
+                    taken = job()
+                    if count or once:  # the first round of times only warms up
+                        measured[contender].append(taken)
         least = measured.pop(FLOOR, None)
         yield Row(name, measurement.unit, measured, statistics.median(least) if least else measurement.floor(bounds))
