@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
 import torch
+import yaml
 from markdown import Markdown
 from matplotlib import colormaps
 from PIL import Image
@@ -249,6 +250,38 @@ class Step(Block):
                 raise WalkError(f"{unit.symbol}: {module.text(unit)[:60]} is in two steps: {other}, {self.argument}")
             state.explained[module.name, unit.first] = self.argument
         return module, units
+
+
+def faults(page: str) -> list[str]:
+    """What is wrong with the walks of a page in Markdown, found without building it; empty if nothing is.
+
+    Statements that no step explains or that two explain, and steps whose code is not there.
+    """
+    found: list[str] = []
+    page = re.sub(r"^(`{3,}).*?^\1$", "", page, flags=re.MULTILINE | re.DOTALL)  # a walk in a fence is an example
+    for names, body in re.findall(r"^/{4,} walk \| ([^\n]+)$(.*?)^/{4,}$", page, re.MULTILINE | re.DOTALL):
+        modules = [Module(name.strip()) for name in names.split(",")]
+        explained: dict[tuple[str, int], str] = {}
+        for title, options in re.findall(r"^/// step \| (.+)\n((?: {4}.*\n)*)", body, re.MULTILINE):
+            code = str((yaml.safe_load(options) or {}).get("code", ""))
+            for target in filter(None, map(str.strip, code.split(";"))):
+                try:
+                    module = module_of(modules, target)
+                    units = module.find(target)
+                except WalkError as error:
+                    found.append(f"step {title!r}: {error}")
+                    continue
+                for unit in units:
+                    other = explained.setdefault((module.name, unit.first), title)
+                    if other != title:
+                        found.append(f"{module.name}, line {unit.first} is in two steps: {other!r} and {title!r}")
+        found += [
+            f"no step explains {module.name}, line {unit.first}, in {unit.symbol}: {module.text(unit)[:60]}"
+            for module in modules
+            for unit in module.units
+            if (module.name, unit.first) not in explained
+        ]
+    return found
 
 
 def module_of(modules: Sequence[Module], target: str) -> Module:
