@@ -177,7 +177,7 @@ def _follow(
 
     rows = (recipe.micro_batch_size or recipe.batch_size) * recipe.seq_length
     choose_threads(rows * 3 * recipe.model.embedding_dim**2)  # a linear layer of a decoder has about so many weights
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_main_process = os.environ.get("RANK", "0") == "0"
     columns = (
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
@@ -188,7 +188,7 @@ def _follow(
     )
     report: Report | None = None
     with _reading() as reading, contextlib.ExitStack() as shown:
-        bar = Progress(*columns, console=messages, disable=not is_first)
+        bar = Progress(*columns, console=messages, disable=not is_main_process)
         task = bar.add_task("", total=recipe.steps, loss=float("nan"), speed=0.0, mfu=0.0)
         for report in follow(
             recipe,
@@ -205,9 +205,9 @@ def _follow(
                 shown.enter_context(bar)
             speed = report.tokens_per_second
             bar.update(task, completed=report.step, loss=report.loss, speed=speed, mfu=report.mfu or 0.0)
-            if is_first and (report.validation_loss is not None or report.sample is not None):
+            if is_main_process and (report.validation_loss is not None or report.sample is not None):
                 _say(report)
-    if not is_first:
+    if not is_main_process:
         return
     result = read_result(output)
     where = output if result["step"] == recipe.steps else find_checkpoints(output)[-1]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from allformers.generation.generate import evaluating
 from allformers.nn.shapes import checked
-from allformers.training.processes import ALONE, Processes
+from allformers.training.processes import SINGLE_PROCESS, Processes
 
 
 def exp(loss: float) -> float:
@@ -106,7 +106,7 @@ def evaluate(
     window: int,
     stride: int | None = None,
     batch_size: int = 32,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
     """Measure a model on a text, without dropout.
 
@@ -129,7 +129,7 @@ def evaluate(
     nats, predicted = 0.0, 0
     with torch.no_grad(), evaluating(model):
         # Every process makes as many calls, since with `fsdp` a call takes all of them; the surplus does not count.
-        for first in range(0, len(batches), processes.count):
+        for first in range(0, len(batches), processes.world_size):
             mine = first + processes.rank
             batch = batches[min(mine, len(batches) - 1)]
             texts = torch.cat([rearrange(tokens[place.start : place.stop], "seq -> 1 seq") for place in batch]).long()

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from allformers.nn.shapes import checked
 from allformers.training.data import draw_batch
-from allformers.training.processes import ALONE, Processes
+from allformers.training.processes import SINGLE_PROCESS, Processes
 from allformers.training.recipes import Recipe
 
 
@@ -105,22 +105,22 @@ class Trainer:
 
     @checked
     def __init__(
-        self, model: nn.Module, tokens: Integer[Tensor, "text"], recipe: Recipe, processes: Processes = ALONE
+        self, model: nn.Module, tokens: Integer[Tensor, "text"], recipe: Recipe, processes: Processes = SINGLE_PROCESS
     ) -> None:
-        if recipe.batch_size % processes.count:
+        if recipe.batch_size % processes.world_size:
             raise ValueError(
-                f"a batch of {recipe.batch_size} sequences does not divide into equal parts for {processes.count} "
+                f"a batch of {recipe.batch_size} sequences does not divide into equal parts for {processes.world_size} "
                 "processes: change batch_size or the number of processes"
             )
-        rows = recipe.batch_size // processes.count
+        rows = recipe.batch_size // processes.world_size
         self.tokens, self.recipe, self.processes = tokens, recipe, processes
         self.rows = slice(processes.rank * rows, (processes.rank + 1) * rows)
         self.model = model.train()
         if recipe.recompute:
             recompute(model)
-        spread = processes.spread(model)
-        self.spread = spread
-        self.forward = torch.compile(spread) if recipe.compile else spread
+        wrapped = processes.wrap(model)
+        self.wrapped = wrapped
+        self.forward = torch.compile(wrapped) if recipe.compile else wrapped
         self.optimizer = make_optimizer(model, recipe)
         self.batches = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
@@ -141,7 +141,7 @@ class Trainer:
         for start in range(0, len(inputs), part):
             some_inputs = self._place(inputs[start : start + part])
             some_targets = self._place(targets[start : start + part])
-            processes.exchange_gradients(self.spread, now=start + part >= len(inputs))
+            processes.set_gradient_sync(self.wrapped, enabled=start + part >= len(inputs))
 
             # Forward, and the loss: its mean over the batch is the sum of the parts' means, each by its share.
             with self.autocast():

@@ -165,7 +165,7 @@ class Run:
                     is_last or (every > 0 and step % every == 0)
                     for every in (recipe.validate_every, recipe.sample_every, recipe.save_every, recipe.log_every)
                 )
-                if processes.count == 1 or measuring or sampling or saving or logging:  # agreeing takes time
+                if processes.world_size == 1 or measuring or sampling or saving or logging:  # agreeing takes time
                     minutes = (time.monotonic() - began) / 60
                     reason = signals.received or self.budget.spent(step, tokens, minutes)
                     if processes.sum(bool(reason)) and not is_last:
@@ -217,7 +217,7 @@ class Run:
 
     def _validation_loss(self) -> float:
         recipe, processes = self.trainer.recipe, self.trainer.processes
-        rows = recipe.micro_batch_size or max(1, recipe.batch_size // processes.count)
+        rows = recipe.micro_batch_size or max(1, recipe.batch_size // processes.world_size)
         limit = len(self.measure) if recipe.validation_tokens is None else recipe.validation_tokens + 1
         with self.trainer.autocast():
             text = self.measure[:limit]
@@ -226,11 +226,11 @@ class Run:
     def _sample(self) -> str | None:
         """What the model writes now; None in processes that have no need to know."""
         trainer, recipe, processes = self.trainer, self.trainer.recipe, self.trainer.processes
-        if not (processes.is_first or processes.parallel == "fsdp"):
+        if not (processes.is_main_process or processes.parallel == "fsdp"):
             return None
         first = self.tokenizer.end_of_text
         start = self.tokenizer.encode(recipe.prompt) or [int(trainer.tokens[0]) if first is None else first]
-        with processes.gathered(trainer.model):
+        with processes.unsharded(trainer.model):
             (written,) = trainer.model.generate_batch(  # type: ignore[operator]
                 [start],
                 max_new_tokens=recipe.sample_tokens,
@@ -245,13 +245,13 @@ class Run:
         """Source: Chowdhery et al. 2022, "PaLM", arXiv:2204.02311, appendix B."""
         if self.flops_per_token is None or self.peak_flops is None:
             return None
-        return tokens_per_second * self.flops_per_token / (self.peak_flops * self.trainer.processes.count)
+        return tokens_per_second * self.flops_per_token / (self.peak_flops * self.trainer.processes.world_size)
 
     def _save(self) -> None:
         """Write a checkpoint. All processes have to call this; the first writes."""
         trainer = self.trainer
         tensors, state = checkpoint_tensors(trainer.model), trainer.state()  # type: ignore[arg-type]
-        if not trainer.processes.is_first:
+        if not trainer.processes.is_main_process:
             return
         folder = self.folder / "checkpoints"
         with new_folder(folder / f"step-{trainer.step:08d}") as draft:
@@ -276,7 +276,7 @@ class Run:
         trainer = self.trainer
         done = trainer.step == trainer.recipe.steps
         tensors = checkpoint_tensors(trainer.model) if done else {}  # type: ignore[arg-type]
-        if not trainer.processes.is_first:
+        if not trainer.processes.is_main_process:
             return
         if done:
             write_pretrained(self.folder, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
@@ -295,7 +295,7 @@ class Run:
     @contextlib.contextmanager
     def _metrics(self) -> Iterator[Any]:
         """A function that appends a report to the metrics; what was written after the checkpoint is cut off first."""
-        if not self.trainer.processes.is_first:
+        if not self.trainer.processes.is_main_process:
             yield lambda report: None
             return
         path = self.folder / "metrics.jsonl"

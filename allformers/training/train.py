@@ -17,7 +17,7 @@ from allformers.models.registry import class_for, load
 from allformers.speed import prepare as prepare_model
 from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
 from allformers.training.loop import Trainer
-from allformers.training.processes import Processes, join
+from allformers.training.processes import Processes, process_group
 from allformers.training.recipes import Recipe
 from allformers.training.runs import Budget, Report, Run, RunError, open_checkpoint, prepare_folder, write_record
 
@@ -63,9 +63,9 @@ def train(
         )
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; a run needs a folder")
-    with join(torch.device(device), parallel) as processes:
-        with processes.first_goes_first():
-            if processes.is_first:
+    with process_group(torch.device(device), parallel) as processes:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 if not resume and (folder / "training.json").exists():
                     raise RunError(f"{folder} holds a run already: go on with it (--resume), or choose another folder")
                 prepare_folder(folder)
@@ -113,12 +113,12 @@ def _set_up(
         "tokens_to_learn_from": len(learn),
         "tokens_to_measure_on": len(measure),
         "parameters": cost.parameters,
-        "processes": processes.count,
+        "processes": processes.world_size,
         "device": processes.device.type,
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
     }
-    if processes.is_first:
+    if processes.is_main_process:
         write_record(folder, record)
     run = Run(
         folder=folder,
