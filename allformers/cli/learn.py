@@ -140,7 +140,7 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
             parameter(
                 "file",
                 Path | None,
-                typer.Option(help="Where the recipe's corpus lies, if it need not be fetched; its digest is checked."),
+                typer.Option(help="Where the recipe's corpus lies, if it need not be fetched; its SHA-256 is checked."),
                 None,
             ),
             parameter("resume", bool, typer.Option(help="Go on from the folder's newest checkpoint, if any."), False),
@@ -289,7 +289,7 @@ def prepare(
 ) -> None:
     """Cut a text into tokens, once: `allformers train RECIPE --corpus OUTPUT` then maps them into memory.
 
-    So a text may be larger than memory. The digests tell whether two machines have prepared the same.
+    So a text may be larger than memory. The SHA-256 hashes tell whether two machines have prepared the same.
     """
     import allformers.training.data as texts
     from allformers.inputs.tokenizers import load_tokenizer

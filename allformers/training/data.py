@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from allformers.checkpoints.atomic import digest, new_folder
+from allformers.checkpoints.atomic import new_folder, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
 from allformers.nn.shapes import checked
@@ -46,7 +46,7 @@ def python_documentation() -> str:
     """Python's own documentation of its syntax and semantics, some 465,000 characters.
 
     It comes with every CPython (`pydoc_data.topics`, what `help("for")` shows), so nothing has to be fetched. Its text
-    differs a little from version to version; the digest in `data.json` tells.
+    differs a little from version to version; the SHA-256 in `data.json` tells.
     """
     from pydoc_data.topics import topics
 
@@ -71,8 +71,8 @@ class Tokens(NamedTuple):
         ids: its token ids, mapped from disk.
         tokenizer: what made them.
         size: bytes of the text, in UTF-8.
-        text_sha256: the digest of those bytes, to tell whether two runs read the same.
-        tokens_sha256: the digest of `tokens.bin`.
+        text_sha256: SHA-256 of those bytes, to tell whether two runs read the same.
+        tokens_sha256: SHA-256 of `tokens.bin`.
     """
 
     ids: Integer[Tensor, "text"]
@@ -99,13 +99,13 @@ def prepare(
             stands after each.
         folder: where to write; it must not exist, or be empty.
         tokenizer: one of `TOKENIZERS`, or one that is there already, such as a checkpoint's.
-        file: where a corpus that would have to be fetched lies already; its digest is checked all the same.
+        file: where a corpus that would have to be fetched lies already; its SHA-256 is checked all the same.
         glob: which files of a folder to take; hidden ones are never taken.
         report: called now and then with the bytes that are done and the bytes of the whole text.
 
     Raises:
         ValueError: there is no such source, it is not UTF-8 text, holds nothing, cannot be fetched, or does not have
-            the digest that it should have.
+            the expected SHA-256.
         FileExistsError: the folder holds something already.
     """
     if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
@@ -115,14 +115,14 @@ def prepare(
         total = sum(document.stat().st_size for document in documents)
         if isinstance(tokenizer, str):
             tokenizer = _make_tokenizer(tokenizer, documents)
-        text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
+        text_hash, tokens_hash = hashlib.sha256(), hashlib.sha256()
         done = count = 0
         with (draft / "tokens.bin").open("wb") as output:
             for ids, text in _encode(documents, tokenizer):
                 packed = np.asarray(ids, dtype=_dtype(tokenizer.vocab_size)).tobytes()
                 output.write(packed)
-                tokens_digest.update(packed)
-                text_digest.update(text)
+                tokens_hash.update(packed)
+                text_hash.update(text)
                 count += len(ids)
                 done += len(text)
                 report(done, total)
@@ -132,11 +132,11 @@ def prepare(
             "source": source if source in CORPORA or source == "-" else Path(source).name,
             "files": len(documents),
             "bytes": done,
-            "text_sha256": text_digest.hexdigest(),
+            "text_sha256": text_hash.hexdigest(),
             "tokens": count,
             "vocab_size": tokenizer.vocab_size,
             "dtype": _dtype(tokenizer.vocab_size).name,
-            "tokens_sha256": tokens_digest.hexdigest(),
+            "tokens_sha256": tokens_hash.hexdigest(),
         }
         (draft / "data.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(draft)
@@ -148,7 +148,7 @@ def open_tokens(folder: str | Path, *, verify: bool = False) -> Tokens:
 
     Args:
         folder: the folder.
-        verify: whether to read all tokens and compare their digest.
+        verify: whether to read all tokens and compare their SHA-256.
 
     Raises:
         ValueError: the folder holds no such data, or the file is not what `data.json` says.
@@ -165,8 +165,8 @@ def open_tokens(folder: str | Path, *, verify: bool = False) -> Tokens:
     found = path.stat().st_size if path.is_file() else 0
     if found != expected:
         raise ValueError(f"{path} should have {expected:,} bytes but has {found:,}: prepare the data again")
-    if verify and digest(path) != tokens_sha256:
-        raise ValueError(f"{path} has not the digest that data.json gives: prepare the data again")
+    if verify and sha256(path) != tokens_sha256:
+        raise ValueError(f"{path} does not have the SHA-256 that data.json gives: prepare the data again")
     ids = torch.from_file(str(path), shared=False, size=count, dtype=getattr(torch, dtype.name))
     return Tokens(ids, load_tokenizer(folder, vocab_size), size, text_sha256, tokens_sha256)
 
@@ -207,14 +207,14 @@ def _documents(source: str, file: str | Path | None, glob: str, scratch: Path) -
 
 
 def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
-    """Find a named corpus at `file` or in the cache, or download it; its digest is checked in any case."""
+    """Find a named corpus at `file` or in the cache, or download it; its SHA-256 is checked in any case."""
     if file is not None:
         path = Path(file)
         if not path.is_file():
             raise ValueError(f"there is no file {file}")
-        if digest(path) != corpus.sha256:
+        if sha256(path) != corpus.sha256:
             raise ValueError(
-                f"{file} is not {name}: its SHA-256 is {digest(path)}, expected {corpus.sha256}. "
+                f"{file} is not {name}: its SHA-256 is {sha256(path)}, expected {corpus.sha256}. "
                 "To learn from it as a text of its own, give it as the source"
             )
         return path
@@ -229,7 +229,7 @@ def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
             f"{name} could not be fetched ({type(error).__name__}). Fetch {corpus.url} where there is a network, and "
             "say where the file is with --file"
         ) from error
-    except ValueError as error:  # the digest is wrong: somebody changed the file, here or there
+    except ValueError as error:  # the SHA-256 is wrong: somebody changed the file, here or there
         raise ValueError(f"{name} was fetched from {corpus.url}, but not with the SHA-256 {corpus.sha256}") from error
 
 

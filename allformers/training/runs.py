@@ -28,7 +28,7 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from allformers.checkpoints.atomic import digest, new_folder, remove_drafts, remove_folder, replacing
+from allformers.checkpoints.atomic import new_folder, remove_drafts, remove_folder, replacing, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.checkpoints.pretrained import write_pretrained
@@ -264,7 +264,7 @@ class Run:
                 "recipe": dataclasses.asdict(trainer.recipe),
                 "tokens_sha256": self.record["corpus"]["tokens_sha256"],
                 "files": {
-                    file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in draft.iterdir()
+                    file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in draft.iterdir()
                 },
             }
             (draft / "state.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -390,7 +390,7 @@ def _damage(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
         size = path.stat().st_size if path.is_file() else None
         if size != expected["bytes"]:
             return f"{name} has {size:,} bytes, expected {expected['bytes']:,}" if size is not None else f"no {name}"
-        if digest(path) != expected["sha256"]:
+        if sha256(path) != expected["sha256"]:
             return f"the contents of {name} have changed"
     return ""
 
