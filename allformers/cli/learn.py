@@ -20,7 +20,7 @@ from allformers.cli.threads import choose_threads
 
 if TYPE_CHECKING:
     from allformers.training.recipes import Recipe
-    from allformers.training.runs import Report
+    from allformers.training.runs import LogEntry
 
 FOLLOWS = {
     "vocab_size": "the tokenizer",
@@ -105,7 +105,7 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
     budget_fields = dataclasses.fields(Budget)
 
     def follow(output: Path, file: Path | None, resume: bool, device: str, parallel: str, **given: Any) -> None:
-        from allformers.training.recipes import continuing
+        from allformers.training.recipes import init_from_checkpoint
 
         def chosen(fields: Any) -> dict[str, Any]:
             return {field.name: given[field.name] for field in fields}
@@ -118,12 +118,12 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
             recipe.model, **chosen(shape_fields), context_length=given["seq_length"], mlp_dim=wide
         )
         asked = dataclasses.replace(recipe, model=model, **chosen(recipe_fields))
-        if given["start"]:
+        if given["init_from"]:
             if changed:
                 raise ValueError(
-                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint {given['start']}"
+                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint {given['init_from']}"
                 )
-            asked = continuing(asked, given["start"])
+            asked = init_from_checkpoint(asked, given["init_from"])
         _follow(asked, output, file, resume, Budget(**chosen(budget_fields)), device, parallel, given["tensorboard"])
 
     def parameter(name: str, kind: Any, about: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -186,11 +186,11 @@ def _follow(
         TextColumn("{task.fields[mfu]:.0%} MFU"),
         TimeRemainingColumn(),
     )
-    report: Report | None = None
+    entry: LogEntry | None = None
     with _reading() as reading, contextlib.ExitStack() as shown:
         bar = Progress(*columns, console=messages, disable=not is_main_process)
         task = bar.add_task("", total=recipe.steps, loss=float("nan"), speed=0.0, mfu=0.0)
-        for report in follow(
+        for entry in follow(
             recipe,
             output,
             file=file,
@@ -203,27 +203,27 @@ def _follow(
         ):
             if not bar.live.is_started:  # not before there is something to show
                 shown.enter_context(bar)
-            speed = report.tokens_per_second
-            bar.update(task, completed=report.step, loss=report.loss, speed=speed, mfu=report.mfu or 0.0)
-            if is_main_process and (report.validation_loss is not None or report.sample is not None):
-                _say(report)
+            speed = entry.tokens_per_second
+            bar.update(task, completed=entry.step, loss=entry.loss, speed=speed, mfu=entry.mfu or 0.0)
+            if is_main_process and (entry.validation_loss is not None or entry.sample is not None):
+                _print_entry(entry)
     if not is_main_process:
         return
     result = read_result(output)
     where = output if result["step"] == recipe.steps else find_checkpoints(output)[-1]
-    messages.print(f"{result['ended']}, at step {result['step']:,}, after {result['seconds']:,.0f} s of training")
+    messages.print(f"{result['stop_reason']}, at step {result['step']:,}, after {result['seconds']:,.0f} s of training")
     messages.print(f"write with it: allformers generate --model {where} PROMPT", soft_wrap=True, highlight=False)
 
 
-def _say(report: "Report") -> None:
+def _print_entry(entry: "LogEntry") -> None:
     """One measurement or sample, to stay on the screen."""
-    validation = "" if report.validation_loss is None else f", validation {report.validation_loss:.4f}"
+    validation = "" if entry.validation_loss is None else f", validation {entry.validation_loss:.4f}"
     messages.print(
-        f"step {report.step:,}: loss {report.loss:.4f}{validation}, {report.tokens_per_second:,.0f} tokens/s, "
-        f"{report.seconds:,.0f} s"
+        f"step {entry.step:,}: loss {entry.loss:.4f}{validation}, {entry.tokens_per_second:,.0f} tokens/s, "
+        f"{entry.seconds:,.0f} s"
     )
-    if report.sample is not None:
-        messages.print(report.sample, style="dim", soft_wrap=True, markup=False, highlight=False)
+    if entry.sample is not None:
+        messages.print(entry.sample, style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
 class _reading:  # noqa: N801  (used as a function)

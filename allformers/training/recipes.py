@@ -5,10 +5,10 @@
     >>> from allformers.training.train import train
     >>> recipe = dataclasses.replace(hello_world(), steps=2, log_every=1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [report.step for report in train(recipe, folder)]
+    ...     [entry.step for entry in train(recipe, folder)]
     [1, 2]
 
-What a report holds is in `allformers.training.runs.Report`.
+The fields of an entry are in `allformers.training.runs.LogEntry`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Recipe:
         corpus: what to learn from: the name of a corpus, a text file, a folder, or - for standard input.
         tokenizer: how the text is cut: bytes, characters or gpt2.
         vocab_multiple: the vocabulary is padded to a multiple of this, since GPUs multiply round sizes faster.
-        start: a checkpoint to go on from (a folder or a name on the hub); fresh weights if empty.
+        init_from: a checkpoint to start from (a folder or a name on the hub); fresh weights if empty.
         steps: optimiser steps.
         batch_size: sequences in a step, of all processes together.
         micro_batch_size: sequences that a process passes through the model at once; the gradients of a step's parts are
@@ -52,7 +52,7 @@ class Recipe:
             more work.
         seed: of the initial weights, the batches and dropout.
         validation_fraction: how much of the text, at its end, is kept apart to measure on; 0 measures nothing.
-        validation_tokens: measure on that many of these tokens at most; on all if None.
+        max_validation_tokens: measure on that many of these tokens at most; on all if None.
         validate_every: steps between two measurements; there is one at the end in any case.
         sample_every: steps between two samples of what the model writes; 0 for none but the one at the end.
         sample_tokens: how much a sample writes.
@@ -69,7 +69,7 @@ class Recipe:
     corpus: str
     tokenizer: str = "bytes"
     vocab_multiple: int = 1
-    start: str = ""
+    init_from: str = ""
     steps: int
     batch_size: int
     micro_batch_size: int | None = None
@@ -86,7 +86,7 @@ class Recipe:
     recompute: bool = False
     seed: int = 0
     validation_fraction: float = 0.1
-    validation_tokens: int | None = None
+    max_validation_tokens: int | None = None
     validate_every: int = 500
     sample_every: int = 0
     sample_tokens: int = 200
@@ -97,7 +97,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = ("vocab_multiple", "steps", "batch_size", "seq_length", "validate_every", "log_every", "save_every")
-        for name in (*counts, "micro_batch_size", "validation_tokens"):
+        for name in (*counts, "micro_batch_size", "max_validation_tokens"):
             value = getattr(self, name)
             if (value is not None or name in counts) and not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -240,7 +240,7 @@ def gpt2_124m() -> Recipe:
         precision="bfloat16",
         compile=True,
         validation_fraction=0.0005,
-        validation_tokens=2_457_600,
+        max_validation_tokens=2_457_600,
         validate_every=1000,
         sample_every=1000,
         log_every=10,
@@ -254,11 +254,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """The recipes by the names that the command line uses."""
 
 
-def continuing(recipe: Recipe, start: str) -> Recipe:
-    """The same recipe from a checkpoint's weights and with its configuration, instead of fresh ones.
+def init_from_checkpoint(recipe: Recipe, checkpoint: str) -> Recipe:
+    """Change a recipe to start from a checkpoint's weights and configuration, instead of fresh ones.
 
     Raises:
         CheckpointError: there is no such checkpoint.
         ValueError: the checkpoint's context is shorter than the recipe's sequences.
     """
-    return dataclasses.replace(recipe, start=start, model=load_config(start)[1])
+    return dataclasses.replace(recipe, init_from=checkpoint, model=load_config(checkpoint)[1])

@@ -19,7 +19,7 @@ from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_token
 from allformers.training.loop import Trainer
 from allformers.training.processes import Processes, process_group
 from allformers.training.recipes import Recipe
-from allformers.training.runs import Budget, Report, Run, RunError, open_checkpoint, prepare_folder, write_record
+from allformers.training.runs import Budget, LogEntry, Run, RunError, open_checkpoint, prepare_folder, write_record
 
 
 def train(
@@ -34,7 +34,7 @@ def train(
     peak_flops: float | None = None,
     tensorboard: bool = False,
     report: Callable[[int, int], object] = lambda done, total: None,
-) -> Iterator[Report]:
+) -> Iterator[LogEntry]:
     """Follow a recipe in a folder of its own; what happens comes as it happens.
 
     Under `torchrun` every process calls this, and the first one writes.
@@ -71,7 +71,7 @@ def train(
                 prepare_folder(folder)
             tokens = _tokens(recipe, folder, file, report)
         run = _set_up(recipe, folder, tokens, processes, budget, peak_flops, tensorboard)
-        yield from run.go()
+        yield from run.run()
         del run  # before its processes part
 
 
@@ -85,16 +85,16 @@ def _set_up(
     tensorboard: bool,
 ) -> Run:
     """A run that has a model, a text, and the state of its checkpoint if there is one."""
-    learn, measure = split(tokens.ids, recipe.validation_fraction)
+    train_tokens, validation_tokens = split(tokens.ids, recipe.validation_fraction)
     if recipe.prompt:
         tokens.tokenizer.encode(recipe.prompt)  # complains early about what it does not know
-    if not recipe.start:
+    if not recipe.init_from:
         padded = math.ceil(tokens.tokenizer.vocab_size / recipe.vocab_multiple) * recipe.vocab_multiple
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=padded))
     elif recipe.model.vocab_size < tokens.tokenizer.vocab_size:
         raise ValueError(
-            f"the text was cut into {tokens.tokenizer.vocab_size} kinds of tokens, but {recipe.start} has a vocabulary "
-            f"of {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
+            f"the vocabulary of the text's tokenizer is {tokens.tokenizer.vocab_size}, but that of {recipe.init_from} "
+            f"is {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
         )
     checkpoint = open_checkpoint(folder, recipe, tokens.tokens_sha256)
     model_class = class_for(recipe.model)
@@ -103,15 +103,15 @@ def _set_up(
     torch.manual_seed(recipe.seed)
     if checkpoint is not None:
         model = load(checkpoint)
-    elif recipe.start:
-        model = load(recipe.start, dtype=torch.float32)
+    elif recipe.init_from:
+        model = load(recipe.init_from, dtype=torch.float32)
     else:
         model = model_class(recipe.model)
     record = {
         "recipe": dataclasses.asdict(recipe),
         "corpus": {**read_json(_data_folder(recipe, folder) / "data.json")},
-        "tokens_to_learn_from": len(learn),
-        "tokens_to_measure_on": len(measure),
+        "train_tokens": len(train_tokens),
+        "validation_tokens": len(validation_tokens),
         "parameters": cost.parameters,
         "processes": processes.world_size,
         "device": processes.device.type,
@@ -122,9 +122,9 @@ def _set_up(
         write_record(folder, record)
     run = Run(
         folder=folder,
-        trainer=Trainer(prepare_model(model, training=True), learn, recipe, processes),
+        trainer=Trainer(prepare_model(model, training=True), train_tokens, recipe, processes),
         tokenizer=tokens.tokenizer,
-        measure=measure,
+        validation_tokens=validation_tokens,
         record=record,
         budget=budget,
         flops_per_token=3 * cost.flops_per_token,  # each product has two in the backward pass
@@ -148,7 +148,7 @@ def _tokens(recipe: Recipe, folder: Path, file: str | Path | None, report: Calla
         return open_tokens(place)
     if recipe.tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {recipe.tokenizer!r}")
-    own = load_tokenizer(recipe.start, recipe.model.vocab_size) if recipe.start else recipe.tokenizer
+    own = load_tokenizer(recipe.init_from, recipe.model.vocab_size) if recipe.init_from else recipe.tokenizer
     return prepare(recipe.corpus, place, own, file=file, report=report)
 
 

@@ -123,7 +123,7 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["train", "builtin", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),
         (["train", "builtin", "somewhere", "--steps", "0"], "steps 0"),
         (["train", "builtin", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "100 3"),
-        (["train", "builtin", "somewhere", "--start", "bundled", "--num-layers", "2"], "num_layers"),
+        (["train", "builtin", "somewhere", "--init-from", "bundled", "--num-layers", "2"], "num_layers"),
         (["train", "builtin", "somewhere", "--max-minutes", "0"], "max_minutes 0"),
         (["train", "builtin", "somewhere", "--parallel", "magic"], "parallel ddp fsdp magic"),
         (["train", "gpt2-124m", "somewhere"], "corpus"),

@@ -301,5 +301,5 @@ def test_a_text_too_short_for_a_passage_is_refused() -> None:
 
 
 def test_the_text_is_cut_where_it_says() -> None:
-    learn, measure = split(torch.arange(100), 0.1)
-    assert (learn.tolist(), measure.tolist()) == (list(range(90)), list(range(90, 100)))
+    train, validation = split(torch.arange(100), 0.1)
+    assert (train.tolist(), validation.tolist()) == (list(range(90)), list(range(90, 100)))
