@@ -291,6 +291,7 @@ def test_evaluate_prints_what_the_functions_give(run: Run, checkpoint: Path, tmp
     assert figures["bits_per_byte"] == pytest.approx(expected.loss / math.log(2))
     assert figures["word_perplexity"] == pytest.approx(math.exp(expected.loss * len(token_ids) / 100))
     assert (figures["tokens"], figures["bytes"], figures["words"]) == (660, 660, 100)
+    assert figures["predicted_tokens"] == expected.num_tokens == 659
     (printed,) = re.findall(r"^perplexity +([\d,.]+)$", result.output, re.MULTILINE)
     assert float(printed.replace(",", "")) == pytest.approx(expected.perplexity, rel=1e-5)
     assert "659 of 660 tokens predicted" in result.output
