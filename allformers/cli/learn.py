@@ -199,7 +199,7 @@ def _follow(
             device=find_device(device),
             parallel=parallel,
             tensorboard=tensorboard,
-            report=reading,
+            on_progress=reading,
         ):
             if not bar.live.is_started:  # not before there is something to show
                 shown.enter_context(bar)
@@ -299,7 +299,9 @@ def prepare(
     if tokenizer not in texts.TOKENIZERS:
         chosen = load_tokenizer(tokenizer, load_config(tokenizer)[1].vocab_size)
     with _reading() as reading:
-        tokens = texts.prepare(source, output, chosen, file=file, glob=glob, report=reading)
-    print(f"{len(tokens.ids):,} tokens of {tokens.tokenizer.vocab_size:,} kinds, from {tokens.size:,} bytes of text")
+        tokens = texts.prepare(source, output, chosen, file=file, glob=glob, on_progress=reading)
+    print(
+        f"{len(tokens.ids):,} tokens of {tokens.tokenizer.vocab_size:,} kinds, from {tokens.num_bytes:,} bytes of text"
+    )
     print(f"text    SHA-256 {tokens.text_sha256}")
     print(f"tokens  SHA-256 {tokens.tokens_sha256}")

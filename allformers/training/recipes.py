@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training run, in one frozen record; and particular ones, with the loss to expect.
+"""Recipes: the configuration of a training run as a frozen dataclass, and named ones with the loss to expect.
 
     >>> import tempfile
     >>> from allformers.training.recipes import hello_world
@@ -26,43 +26,43 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a training run does. The same recipe on the same machine gives the same weights.
+    """Configuration of a training run. The same recipe on the same machine gives the same weights.
 
     Attributes:
         model: the model's configuration, such as a `GPT2Config`; its `vocab_size` follows the tokenizer.
-        corpus: what to learn from: the name of a corpus, a text file, a folder, or - for standard input.
-        tokenizer: how the text is cut: bytes, characters or gpt2.
+        corpus: the training text: the name of a corpus, a text file, a folder, or - for standard input.
+        tokenizer: bytes, characters or gpt2.
         vocab_multiple: the vocabulary is padded to a multiple of this, since GPUs multiply round sizes faster.
         init_from: a checkpoint to start from (a folder or a name on the hub); fresh weights if empty.
         steps: optimiser steps.
         batch_size: sequences in a step, of all processes together.
-        micro_batch_size: sequences that a process passes through the model at once; the gradients of a step's parts are
-            added up. All at once if None.
+        micro_batch_size: sequences that a process passes through the model at once; gradients are accumulated over
+            the micro-batches of a step. All at once if None.
         seq_length: tokens that each sequence predicts.
-        learning_rate: its highest value, reached after the warm-up.
-        final_learning_rate: where the cosine decay ends.
+        learning_rate: the highest, reached after the warm-up.
+        final_learning_rate: the lowest, where the cosine decay ends.
         warmup_steps: steps over which the learning rate rises from zero, while Adam's averages settle.
-        weight_decay: how strongly matrices are pulled towards zero; biases and norms are not.
-        beta1: memory of AdamW's average of gradients.
-        beta2: memory of AdamW's average of squared gradients.
-        clip_norm: gradients longer than this are shortened to it.
+        weight_decay: AdamW's pull of matrices and embeddings towards zero; biases and norms have none.
+        beta1: decay rate of AdamW's average of gradients (the first moment).
+        beta2: decay rate of AdamW's average of squared gradients (the second moment).
+        clip_norm: gradient clipping: a gradient whose norm is larger than this is scaled down to it.
         precision: float32, or bfloat16 for matrix products in bfloat16 (autocast) on weights in float32.
-        compile: whether to compile the model with `torch.compile`: a minute at the start, faster steps.
-        recompute: whether to keep only what enters each block, and compute the rest again on the way back: less memory,
-            more work.
-        seed: of the initial weights, the batches and dropout.
-        validation_fraction: how much of the text, at its end, is kept apart to measure on; 0 measures nothing.
-        max_validation_tokens: measure on that many of these tokens at most; on all if None.
-        validate_every: steps between two measurements; there is one at the end in any case.
-        sample_every: steps between two samples of what the model writes; 0 for none but the one at the end.
-        sample_tokens: how much a sample writes.
-        temperature: how freely; 0 is always the likeliest token.
-        prompt: what a sample goes on from; if empty, the end-of-text token or else the first token of the text.
+        compile: compile the model with `torch.compile`: a minute at the start, faster steps.
+        recompute: activation checkpointing: keep only each block's input, and recompute the rest in the backward pass:
+            less memory, more work.
+        seed: random seed of the initial weights, the batches and dropout.
+        validation_fraction: the fraction of the text, at its end, that is kept for the validation loss; 0 for none.
+        max_validation_tokens: validate on that many of these tokens at most; on all if None.
+        validate_every: steps between two validations; there is one at the end in any case.
+        sample_every: steps between two generated samples; 0 for none but the one at the end.
+        sample_tokens: tokens that a sample generates.
+        temperature: sampling temperature; 0 always takes the likeliest token.
+        prompt: the text that a sample continues; if empty, the end-of-text token or else the first token of the text.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints; there is one at the end in any case.
 
     Raises:
-        ValueError: a value is out of range; the message says which, and what would do.
+        ValueError: a value is out of range; the message names it and the range.
     """
 
     model: Any
@@ -126,7 +126,7 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one step learns to predict."""
+        """Predicted tokens in one step: batch size times sequence length."""
         return self.batch_size * self.seq_length
 
 

@@ -127,7 +127,7 @@ class Run:
         budget: limits at which to stop early.
         flops_per_token: of a training step, on average; None for no MFU.
         peak_flops: floating-point operations that the device can do in a second.
-        tensorboard: whether to write the metrics for TensorBoard too.
+        tensorboard: True writes the metrics for TensorBoard too.
         seconds: training time so far.
         stop_reason: why the run ended; empty while it goes on.
     """

@@ -1,4 +1,4 @@
-"""Follow a recipe: text to tokens, a model, a run in a folder of its own, resumed if it was interrupted."""
+"""`train` follows a recipe: tokenise the text, make the model, run in a folder, resume if it was interrupted."""
 
 import dataclasses
 import math
@@ -33,23 +33,24 @@ def train(
     parallel: str = "ddp",
     peak_flops: float | None = None,
     tensorboard: bool = False,
-    report: Callable[[int, int], object] = lambda done, total: None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[LogEntry]:
-    """Follow a recipe in a folder of its own; what happens comes as it happens.
+    """Train by a recipe in a folder of its own, yielding log entries as they are made.
 
-    Under `torchrun` every process calls this, and the first one writes.
+    Under `torchrun` every process calls this, and the main process writes.
 
     Args:
-        recipe: what to do.
-        folder: where to keep everything; see `allformers.training.runs`.
+        recipe: the model, the text and the hyperparameters.
+        folder: the run's folder; see `allformers.training.runs`.
         file: where the recipe's corpus lies, if it would have to be fetched.
         resume: go on from the newest checkpoint in the folder; begin if there is none.
-        budget: when to stop early.
-        device: where to compute. With several processes each takes the GPU with its own number.
-        parallel: with several processes, "ddp" (each has the model) or "fsdp" (each has a slice of it).
-        peak_flops: what the device can do in a second, for the MFU; looked up or measured if None.
-        tensorboard: whether to write the metrics for TensorBoard too.
-        report: called with the bytes done and the bytes in all while the text is prepared.
+        budget: limits at which to stop early.
+        device: the device to train on. With several processes each takes the GPU of its local rank.
+        parallel: with several processes, "ddp" (each has the model) or "fsdp" (each has a shard of it).
+        peak_flops: floating-point operations that the device can do in a second, for the MFU; looked up or measured if
+            None.
+        tensorboard: True writes the metrics for TensorBoard too.
+        on_progress: called with the bytes done and the bytes in all while the text is prepared.
 
     Raises:
         RunError: the folder holds a run already (and `resume` is False), or a checkpoint of another recipe or text, or
@@ -69,7 +70,7 @@ def train(
                 if not resume and (folder / "training.json").exists():
                     raise RunError(f"{folder} holds a run already: go on with it (--resume), or choose another folder")
                 prepare_folder(folder)
-            tokens = _tokens(recipe, folder, file, report)
+            tokens = _tokens(recipe, folder, file, on_progress)
         run = _set_up(recipe, folder, tokens, processes, budget, peak_flops, tensorboard)
         yield from run.run()
         del run  # before its processes part
@@ -84,7 +85,7 @@ def _set_up(
     peak: float | None,
     tensorboard: bool,
 ) -> Run:
-    """A run that has a model, a text, and the state of its checkpoint if there is one."""
+    """Make a run with its model and text, and restore its checkpoint if there is one."""
     train_tokens, validation_tokens = split(tokens.ids, recipe.validation_fraction)
     if recipe.prompt:
         tokens.tokenizer.encode(recipe.prompt)  # complains early about what it does not know
@@ -137,19 +138,19 @@ def _set_up(
 
 
 def _data_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where the text lies as tokens: where it was prepared before, or in the run's own folder."""
+    """Return the folder of the tokenised text: where it was prepared before, or in the run's own folder."""
     return Path(recipe.corpus) if is_prepared(recipe.corpus) else folder / "data"
 
 
-def _tokens(recipe: Recipe, folder: Path, file: str | Path | None, report: Callable[[int, int], object]) -> Tokens:
-    """The recipe's text as tokens, prepared if it has not been."""
+def _tokens(recipe: Recipe, folder: Path, file: str | Path | None, on_progress: Callable[[int, int], object]) -> Tokens:
+    """Open the recipe's text as tokens, or prepare it first."""
     place = _data_folder(recipe, folder)
     if is_prepared(place):
         return open_tokens(place)
     if recipe.tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {recipe.tokenizer!r}")
     own = load_tokenizer(recipe.init_from, recipe.model.vocab_size) if recipe.init_from else recipe.tokenizer
-    return prepare(recipe.corpus, place, own, file=file, report=report)
+    return prepare(recipe.corpus, place, own, file=file, on_progress=on_progress)
 
 
 PEAK_TFLOPS = {
@@ -157,11 +158,11 @@ PEAK_TFLOPS = {
     "H100": {"bfloat16": 989, "float32": 495},
     "H200": {"bfloat16": 989, "float32": 495},
 }
-"""What a GPU's tensor cores can do, from NVIDIA's data sheets: dense, SXM form, float32 as TF32."""
+"""Peak TFLOPS of GPUs' tensor cores, from NVIDIA's data sheets: dense, SXM form, float32 as TF32."""
 
 
 def peak_rate(device: torch.device, precision: str) -> float:
-    """The floating-point operations that a device can do in a second, in matrix products of a precision.
+    """Return a device's peak floating-point operations in a second, in matrix products of a precision.
 
     From its data sheet if it is known here, else measured: the best of several products of two 2048 x 2048 matrices.
     """

@@ -30,14 +30,14 @@ TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 �
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a few characters at a time, as if the text were large."""
-    monkeypatch.setattr(data, "_PIECE", 7)
+    monkeypatch.setattr(data, "_CHUNK", 7)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters", "gpt2"])
 def test_a_file_becomes_the_tokens_of_its_whole_text(
-    tmp_path: Path, kind: str, small_pieces: None, gpt2_vocabulary: None
+    tmp_path: Path, kind: str, small_chunks: None, gpt2_vocabulary: None
 ) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes((TEXT * 5).encode())
@@ -47,14 +47,14 @@ def test_a_file_becomes_the_tokens_of_its_whole_text(
     ]()
     expected = tokenizer.encode(TEXT * 5) + ([50256] if kind == "gpt2" else [])
     assert tokens.ids.tolist() == expected
-    assert tokens.size == len((TEXT * 5).encode())
+    assert tokens.num_bytes == len((TEXT * 5).encode())
     assert tokens.tokenizer.description() == tokenizer.description()
     assert open_tokens(tmp_path / "tokens", verify=True).ids.tolist() == expected
 
 
 @given(st.text(alphabet="ab' \n\t1é<|>", max_size=60), st.integers(1, 9))
 def test_cutting_a_text_into_pieces_changes_nothing_but_where_it_is_cut(text: str, size: int) -> None:
-    pieces = list(data._whole_words(text[start : start + size] for start in range(0, len(text), size)))
+    pieces = list(data._cut_before_spaces(text[start : start + size] for start in range(0, len(text), size)))
     assert "".join(pieces) == text
     for before, after in pairwise(pieces):
         assert after[0].isspace()
@@ -63,7 +63,7 @@ def test_cutting_a_text_into_pieces_changes_nothing_but_where_it_is_cut(text: st
 
 @given(text=st.text(alphabet="ab' \n\t1é.\u3000", max_size=60), size=st.integers(1, 9))
 def test_no_bpe_token_reaches_across_a_cut(text: str, size: int, tokenizer: GPT2Tokenizer) -> None:
-    pieces = data._whole_words(text[start : start + size] for start in range(0, len(text), size))
+    pieces = data._cut_before_spaces(text[start : start + size] for start in range(0, len(text), size))
     assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
 
 
@@ -263,11 +263,11 @@ def test_damaged_data_is_named(tmp_path: Path) -> None:
         open_tokens(folder)
 
 
-def test_progress_is_reported_in_bytes(tmp_path: Path, small_pieces: None) -> None:
+def test_progress_is_reported_in_bytes(tmp_path: Path, small_chunks: None) -> None:
     file = tmp_path / "text.txt"
     file.write_text(TEXT)
     reports: list[tuple[int, int]] = []
-    prepare(str(file), tmp_path / "tokens", report=lambda done, total: reports.append((done, total)))
+    prepare(str(file), tmp_path / "tokens", on_progress=lambda done, total: reports.append((done, total)))
     size = len(TEXT.encode())
     assert reports[-1] == (size, size)
     assert reports == sorted(reports)
