@@ -127,7 +127,7 @@ def prepare(
                 done += len(text)
                 on_progress(done, total)
         if not done:
-            raise ValueError(f"there is nothing to learn from: {source} holds no text")
+            raise ValueError(f"{source} holds no text to train on")
         description = {
             "source": source if source in CORPORA or source == "-" else Path(source).name,
             "files": len(documents),
@@ -215,7 +215,7 @@ def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
         if sha256(path) != corpus.sha256:
             raise ValueError(
                 f"{file} is not {name}: its SHA-256 is {sha256(path)}, expected {corpus.sha256}. "
-                "To learn from it as a text of its own, give it as the source"
+                "To train on it as a text of its own, give it as the source"
             )
         return path
     import pooch
@@ -241,7 +241,7 @@ def _make_tokenizer(name: str, documents: Iterable[Path]) -> Tokenizer:
         for chunk in _chunks(document):
             alphabet.update(chunk)
     if not alphabet:
-        raise ValueError("there is nothing to learn from: the text is empty, so it has no characters")
+        raise ValueError("the text is empty: it has no characters to train on")
     return CharTokenizer("".join(alphabet))
 
 

@@ -95,8 +95,8 @@ class Trainer:
         step: the number of steps taken so far.
 
     Args:
-        model: takes token ids and gives logits; on the processor if there are several processes.
-        tokens: the text to learn from.
+        model: takes token ids and gives logits; on the CPU if there are several processes.
+        tokens: the token ids of the training text.
         recipe: the hyperparameters.
         processes: this process's rank, which decides its rows of each batch, and the number of processes.
 
@@ -125,7 +125,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe)
         self.batches = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
-        if processes.rank:  # each drops other values; the first draws on from where drawing the weights ended
+        if processes.rank:  # each drops other values; rank 0 draws on from where drawing the weights ended
             torch.manual_seed(recipe.seed + processes.rank)
         if processes.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa in products, float32 in sums
@@ -154,7 +154,7 @@ class Trainer:
             micro_loss.backward()
             loss += micro_loss.detach()
 
-        # Clip: one batch with a steep gradient must not undo what many have taught.
+        # Clip: one batch with a large gradient must not undo what many have taught.
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
 
         # Step, then the learning rate of the next one.

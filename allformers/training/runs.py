@@ -1,14 +1,14 @@
 """A whole training run in a folder: metrics, validation, samples, and checkpoints from which it can go on.
 
-    training.json           what was trained, on what, and what came of it
+    training.json           the recipe, the corpus, and the result
     metrics.jsonl           a line of JSON for each logged step
     data/                   the text as tokens
-    checkpoints/step-.../   a model that loads like any other, and state.safetensors: all else that the run needs
+    checkpoints/step-.../   a model that loads like any other, and state.safetensors: the rest of the training state
     model.safetensors ...   the trained model, once the recipe is done
 
 A checkpoint is written beside its place and then renamed, so it is either there and whole, or not there. The last two
-are kept. To be killed at any moment costs the steps since the last one; a run that goes on from a checkpoint reaches,
-on a processor, the same weights to the bit as one that was never stopped.
+are kept. A run that is killed at any moment loses the steps since the last one; one that is resumed from a checkpoint
+reaches, on a CPU, the same weights to the bit as one that was never stopped.
 """
 
 import contextlib
@@ -58,8 +58,8 @@ class Budget:
 
     Attributes:
         max_steps: stop after that many steps of the run.
-        max_tokens: stop once the run has learned from that many tokens.
-        max_minutes: stop when so much time has passed since this command began training.
+        max_tokens: stop once the run has trained on that many tokens.
+        max_minutes: stop that long after this command has begun to train.
 
     Raises:
         ValueError: a limit is not above 0.
@@ -165,7 +165,7 @@ class Run:
                     is_last or (every > 0 and step % every == 0)
                     for every in (recipe.validate_every, recipe.sample_every, recipe.save_every, recipe.log_every)
                 )
-                if processes.world_size == 1 or measuring or sampling or saving or logging:  # agreeing takes time
+                if processes.world_size == 1 or measuring or sampling or saving or logging:  # an all-reduce takes time
                     minutes = (time.monotonic() - began) / 60
                     reason = signals.received or self.budget.spent(step, tokens, minutes)
                     if processes.sum(bool(reason)) and not is_last:
@@ -218,9 +218,7 @@ class Run:
     def _validation_loss(self) -> float:
         recipe, processes = self.trainer.recipe, self.trainer.processes
         rows = recipe.micro_batch_size or max(1, recipe.batch_size // processes.world_size)
-        limit = (
-            len(self.validation_tokens) if recipe.max_validation_tokens is None else recipe.max_validation_tokens + 1
-        )
+        limit = None if recipe.max_validation_tokens is None else recipe.max_validation_tokens + 1
         with self.trainer.autocast():
             text = self.validation_tokens[:limit]
             return evaluate(self.trainer.model, text, recipe.seq_length + 1, None, rows, processes).loss

@@ -398,7 +398,7 @@ def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: P
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_run_that_comes_apart_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     wild = make_recipe(learning_rate=1e30, warmup_steps=0, clip_norm=1e30, save_every=1)
     with pytest.raises(RunError, match=r"step 2\b.*step 1\b"):
         follow(tmp_path, wild)
