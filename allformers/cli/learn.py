@@ -1,4 +1,4 @@
-"""`allformers train` and `allformers data`: follow a recipe, draw what came of it, prepare a text."""
+"""`allformers train` and `allformers data`: train by a recipe, draw loss curves, tokenise a text."""
 
 import contextlib
 import dataclasses
@@ -20,18 +20,18 @@ from allformers.cli.threads import choose_threads
 
 if TYPE_CHECKING:
     from allformers.training.recipes import Recipe
-    from allformers.training.runs import Report
+    from allformers.training.runs import LogEntry
 
-FOLLOWS = {
+DERIVED_FIELDS = {
     "vocab_size": "the tokenizer",
     "context_length": "seq_length",
     "mlp_dim": "embedding_dim: four times as wide",
 }
-"""Sizes of a model that are not asked for, since they follow from others."""
+"""Fields of a model's configuration that are no options, and the setting that each follows from."""
 
 
 class _Recipes(TyperGroup):
-    """The recipes as commands, made when they are asked for: what they consist of takes a second to import."""
+    """Group of the recipes' commands, each made when it is first used, since its imports take a second."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         from allformers.training.recipes import RECIPES
@@ -56,11 +56,11 @@ train = typer.Typer(
     Every value of a recipe can be changed: allformers train RECIPE --help shows them all, and the loss to expect.""",
     no_args_is_help=True,
 )
-data = typer.Typer(name="data", help="Prepare texts to learn from.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Prepare texts to train on.", no_args_is_help=True)
 
 
 def documented(described: type) -> dict[str, str]:
-    """What a class says about each of its attributes, in its docstring or in a comment behind each."""
+    """Parse a description of each attribute from the docstring of a class, or from the comment behind each field."""
     section = (inspect.getdoc(described) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
     if entries:
@@ -70,7 +70,7 @@ def documented(described: type) -> dict[str, str]:
 
 
 def _without_names_first(comment: str) -> str:
-    """A field's comment, which begins with the field's names in `config.json`, with these names behind."""
+    """Move the names in `config.json`, with which a field's comment begins, to its end."""
     names, _, meaning = comment.partition(": ")
     if not all("_" in word for word in re.split(", | and ", names)):
         return comment
@@ -78,7 +78,7 @@ def _without_names_first(comment: str) -> str:
 
 
 def _option(owner: type, field: "dataclasses.Field[Any]", value: Any, panel: str) -> inspect.Parameter:
-    """A command-line option for a field of a dataclass, with that field's own words."""
+    """Make a command-line option of a dataclass's field, with the field's description as help."""
     kind = get_type_hints(owner)[field.name]
     about = documented(owner)[field.name].replace("if None", "if left out")
     option = typer.Option(help=about[0].upper() + about[1:], rich_help_panel=panel, show_default=value != "")
@@ -88,24 +88,24 @@ def _option(owner: type, field: "dataclasses.Field[Any]", value: Any, panel: str
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether a value of this type can be given on a command line."""
+    """True if a value of this type can be given on a command line."""
     kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return set(kinds) <= {bool, int, float, str, type(None)}
 
 
 def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
-    """The command that follows a recipe, with an option for each of its values."""
+    """Make the command that trains by a recipe, with an option for each of its fields."""
     from allformers.training.recipes import Recipe
     from allformers.training.runs import Budget
 
     recipe = make()
     shape = type(recipe.model)
     recipe_fields = [f for f in dataclasses.fields(Recipe) if _is_plain(get_type_hints(Recipe)[f.name])]
-    shape_fields = [f for f in dataclasses.fields(shape) if f.name not in FOLLOWS]
+    shape_fields = [f for f in dataclasses.fields(shape) if f.name not in DERIVED_FIELDS]
     budget_fields = dataclasses.fields(Budget)
 
     def follow(output: Path, file: Path | None, resume: bool, device: str, parallel: str, **given: Any) -> None:
-        from allformers.training.recipes import continuing
+        from allformers.training.recipes import init_from_checkpoint
 
         def chosen(fields: Any) -> dict[str, Any]:
             return {field.name: given[field.name] for field in fields}
@@ -118,12 +118,12 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
             recipe.model, **chosen(shape_fields), context_length=given["seq_length"], mlp_dim=wide
         )
         asked = dataclasses.replace(recipe, model=model, **chosen(recipe_fields))
-        if given["start"]:
+        if given["init_from"]:
             if changed:
                 raise ValueError(
-                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint {given['start']}"
+                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint {given['init_from']}"
                 )
-            asked = continuing(asked, given["start"])
+            asked = init_from_checkpoint(asked, given["init_from"])
         _follow(asked, output, file, resume, Budget(**chosen(budget_fields)), device, parallel, given["tensorboard"])
 
     def parameter(name: str, kind: Any, about: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -135,20 +135,20 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
     follow.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             parameter(
-                "output", Path, typer.Argument(metavar="OUTPUT", help="A folder for the run; made if it is not there.")
+                "output", Path, typer.Argument(metavar="OUTPUT", help="The run's folder; made if it does not exist.")
             ),
             parameter(
                 "file",
                 Path | None,
-                typer.Option(help="Where the recipe's corpus lies, if it need not be fetched; its digest is checked."),
+                typer.Option(help="The file of the recipe's corpus, instead of a download; its SHA-256 is checked."),
                 None,
             ),
-            parameter("resume", bool, typer.Option(help="Go on from the folder's newest checkpoint, if any."), False),
+            parameter("resume", bool, typer.Option(help="Resume from the folder's newest checkpoint, if any."), False),
             parameter("device", str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one."), "auto"),
             parameter(
                 "parallel",
                 str,
-                typer.Option(help="Under torchrun: ddp (each process has the model) or fsdp (each has a slice of it)."),
+                typer.Option(help="Under torchrun: ddp (each process has the model) or fsdp (each has a shard of it)."),
                 "ddp",
             ),
             parameter("tensorboard", bool, typer.Option(help="Write the metrics for TensorBoard too."), False),
@@ -171,13 +171,13 @@ def _follow(
     parallel: str,
     tensorboard: bool,
 ) -> None:
-    """Train, and show how it goes: on standard error, by the first process only."""
+    """Train, and show progress on standard error, by the main process only."""
     from allformers.training.runs import find_checkpoints, read_result
     from allformers.training.train import train as follow
 
     rows = (recipe.micro_batch_size or recipe.batch_size) * recipe.seq_length
     choose_threads(rows * 3 * recipe.model.embedding_dim**2)  # a linear layer of a decoder has about so many weights
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_main_process = os.environ.get("RANK", "0") == "0"
     columns = (
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
@@ -186,11 +186,11 @@ def _follow(
         TextColumn("{task.fields[mfu]:.0%} MFU"),
         TimeRemainingColumn(),
     )
-    report: Report | None = None
-    with _reading() as reading, contextlib.ExitStack() as shown:
-        bar = Progress(*columns, console=messages, disable=not is_first)
+    entry: LogEntry | None = None
+    with _PreparationBar() as on_progress, contextlib.ExitStack() as shown:
+        bar = Progress(*columns, console=messages, disable=not is_main_process)
         task = bar.add_task("", total=recipe.steps, loss=float("nan"), speed=0.0, mfu=0.0)
-        for report in follow(
+        for entry in follow(
             recipe,
             output,
             file=file,
@@ -199,35 +199,35 @@ def _follow(
             device=find_device(device),
             parallel=parallel,
             tensorboard=tensorboard,
-            report=reading,
+            on_progress=on_progress,
         ):
             if not bar.live.is_started:  # not before there is something to show
                 shown.enter_context(bar)
-            speed = report.tokens_per_second
-            bar.update(task, completed=report.step, loss=report.loss, speed=speed, mfu=report.mfu or 0.0)
-            if is_first and (report.validation_loss is not None or report.sample is not None):
-                _say(report)
-    if not is_first:
+            speed = entry.tokens_per_second
+            bar.update(task, completed=entry.step, loss=entry.loss, speed=speed, mfu=entry.mfu or 0.0)
+            if is_main_process and (entry.validation_loss is not None or entry.sample is not None):
+                _print_entry(entry)
+    if not is_main_process:
         return
     result = read_result(output)
     where = output if result["step"] == recipe.steps else find_checkpoints(output)[-1]
-    messages.print(f"{result['ended']}, at step {result['step']:,}, after {result['seconds']:,.0f} s of training")
+    messages.print(f"{result['stop_reason']}, at step {result['step']:,}, after {result['seconds']:,.0f} s of training")
     messages.print(f"write with it: allformers generate --model {where} PROMPT", soft_wrap=True, highlight=False)
 
 
-def _say(report: "Report") -> None:
-    """One measurement or sample, to stay on the screen."""
-    validation = "" if report.validation_loss is None else f", validation {report.validation_loss:.4f}"
+def _print_entry(entry: "LogEntry") -> None:
+    """Print a validation or a sample, above the progress bar."""
+    validation = "" if entry.validation_loss is None else f", validation {entry.validation_loss:.4f}"
     messages.print(
-        f"step {report.step:,}: loss {report.loss:.4f}{validation}, {report.tokens_per_second:,.0f} tokens/s, "
-        f"{report.seconds:,.0f} s"
+        f"step {entry.step:,}: loss {entry.loss:.4f}{validation}, {entry.tokens_per_second:,.0f} tokens/s, "
+        f"{entry.seconds:,.0f} s"
     )
-    if report.sample is not None:
-        messages.print(report.sample, style="dim", soft_wrap=True, markup=False, highlight=False)
+    if entry.sample is not None:
+        messages.print(entry.sample, style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
-class _reading:  # noqa: N801  (used as a function)
-    """Shows how far a text has been prepared; nothing for one that is done at once."""
+class _PreparationBar:
+    """Progress bar of a text's preparation, not shown for one that is done at once."""
 
     def __init__(self) -> None:
         self.bar = Progress(
@@ -240,7 +240,7 @@ class _reading:  # noqa: N801  (used as a function)
         )
         self.task: Any = None
 
-    def __enter__(self) -> "_reading":
+    def __enter__(self) -> "_PreparationBar":
         return self
 
     def __call__(self, done: int, total: int) -> None:
@@ -262,9 +262,9 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, to be drawn in one figure.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to put the figure, without its ending; by default `losses` in the first folder."),
+        typer.Option(help="The figure's path, without its ending; by default `losses` in the first folder."),
     ] = None,
-    by: Annotated[str, typer.Option(help="What to draw the loss against: steps, tokens or seconds.")] = "steps",
+    by: Annotated[str, typer.Option(help="The x axis: steps, tokens or seconds.")] = "steps",
 ) -> None:
     """Draw the loss curves of runs, as PNG and as SVG."""
     from allformers.inspection.figures import save
@@ -282,14 +282,12 @@ def prepare(
     ],
     output: Annotated[Path, typer.Argument(help="A new folder for the tokens.")],
     tokenizer: Annotated[str, typer.Option(help="bytes, characters or gpt2; or a checkpoint's name.")] = "bytes",
-    file: Annotated[
-        Path | None, typer.Option(help="Where a corpus with a name lies, if it need not be fetched.")
-    ] = None,
-    glob: Annotated[str, typer.Option(help="Which files of a folder to take.")] = "**/*",
+    file: Annotated[Path | None, typer.Option(help="The file of a named corpus, instead of a download.")] = None,
+    glob: Annotated[str, typer.Option(help="Pattern of the files to take from a folder.")] = "**/*",
 ) -> None:
-    """Cut a text into tokens, once: `allformers train RECIPE --corpus OUTPUT` then maps them into memory.
+    """Tokenise a text once: `allformers train RECIPE --corpus OUTPUT` then maps the tokens into memory.
 
-    So a text may be larger than memory. The digests tell whether two machines have prepared the same.
+    So a text may be larger than memory. The SHA-256 hashes tell whether two machines have prepared the same.
     """
     import allformers.training.data as texts
     from allformers.inputs.tokenizers import load_tokenizer
@@ -298,8 +296,10 @@ def prepare(
     chosen: Any = tokenizer
     if tokenizer not in texts.TOKENIZERS:
         chosen = load_tokenizer(tokenizer, load_config(tokenizer)[1].vocab_size)
-    with _reading() as reading:
-        tokens = texts.prepare(source, output, chosen, file=file, glob=glob, report=reading)
-    print(f"{len(tokens.ids):,} tokens of {tokens.tokenizer.vocab_size:,} kinds, from {tokens.size:,} bytes of text")
+    with _PreparationBar() as on_progress:
+        tokens = texts.prepare(source, output, chosen, file=file, glob=glob, on_progress=on_progress)
+    print(
+        f"{len(tokens.ids):,} tokens of {tokens.tokenizer.vocab_size:,} kinds, from {tokens.num_bytes:,} bytes of text"
+    )
     print(f"text    SHA-256 {tokens.text_sha256}")
     print(f"tokens  SHA-256 {tokens.tokens_sha256}")

@@ -139,9 +139,9 @@ def evaluate(
         "loss": found.loss,
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte(len(token_ids), size),
-        "word_perplexity": evaluation.exp(found.per_unit(len(token_ids), words)),
+        "word_perplexity": evaluation.perplexity(found.nats_per_unit(len(token_ids), words)),
         "tokens": len(token_ids),
-        "predicted": found.predicted,
+        "predicted_tokens": found.num_tokens,
         "bytes": size,
         "words": words,
         "window": window,
@@ -152,7 +152,7 @@ def evaluate(
     print(f"bits per byte       {figures['bits_per_byte']:.4f}")
     print(f"perplexity by word  {figures['word_perplexity']:,.4f}  (words are what white space parts)")
     print(
-        f"{found.predicted:,} of {len(token_ids):,} tokens predicted; {size:,} bytes, {words:,} words; "
+        f"{found.num_tokens:,} of {len(token_ids):,} tokens predicted; {size:,} bytes, {words:,} words; "
         f"window {window:,}, stride {figures['stride']:,}"
     )
     if output is not None:

@@ -104,7 +104,7 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
         torch.manual_seed(recipe.seed)
         trainer = Trainer(model_class(recipe.model), text[: -len(unseen)], recipe)
         for _ in range(steps):
-            trainer.advance()
+            trainer.train_step()
         with torch.no_grad():
             logits = trainer.model.eval()(windows[:, :-1])
             surprises = F.cross_entropy(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allformers.checkpoints.atomic import digest, replacing
+from allformers.checkpoints.atomic import replacing, sha256
 from allformers.practice.course import Entry, entries
 from allformers.practice.report import Report
 
@@ -72,14 +72,14 @@ class Folder:
         if found is None:
             return "started"
         said = "passed" if found == "passed" else f"fails at {found}"
-        return said if known.get("digest") == digest(path) else f"{said}, changed since"
+        return said if known.get("digest") == sha256(path) else f"{said}, changed since"
 
     def record(self, report: Report) -> None:
         """Remember what the checks found, and how many hints were given."""
         progress = self._progress()
         progress[report.name] = {
             "found": "passed" if report.passed else report.failure.check if report.failure else None,
-            "digest": digest(self.file(report.entry)),
+            "digest": sha256(self.file(report.entry)),
             "hints": len(report.hints),
         }
         with replacing(self.path / PROGRESS) as draft:

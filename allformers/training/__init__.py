@@ -1,5 +1,5 @@
-"""How a model learns, a file for each question.
+"""Training: `data` tokenises corpora and cuts batches; `recipes` are the configurations of runs.
 
-`data`: texts to batches. `recipe`: what decides a run. `loop`: a step. `runs`: a whole run, which can be interrupted.
-`processes`: many of them at once. `evaluation`: how good the model is.
+`loop` takes one step; `runs` is a whole run in a folder, which can be interrupted; `train` follows a recipe from text
+to model; `processes` is data parallelism; `evaluation` is perplexity and bits per byte; `curves` draws losses.
 """

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 AXES_OF_TIME = {"steps": "step", "tokens": "tokens", "seconds": "seconds"}
-"""What a loss can be drawn against, and what the metrics call it."""
+"""X axes of a loss curve, and their names in the metrics."""
 
 
 def loss_curves(runs: Sequence[str | Path], by: str = "steps") -> "Figure":
-    """Draw the losses of runs: of training as a thin line, of validation as a thick one with a mark at each figure.
+    """Draw the loss curves of runs: training as a thin line, validation as a thick one with a mark at each value.
 
     Args:
         runs: their folders.
-        by: what to draw the losses against, a key of `AXES_OF_TIME`.
+        by: the x axis, a key of `AXES_OF_TIME`.
 
     Raises:
         ValueError: there is no run, a folder holds none, or `by` is not known.

@@ -1,4 +1,4 @@
-"""Texts as token ids on disk, and batches cut from them.
+"""Corpora, their tokenisation to disk, and the batches cut from them.
 
 `prepare` turns a text into a folder: `tokens.bin` is all its token ids, one after the other, two bytes each (four if
 the vocabulary needs them); `data.json` says what they are; `tokenizer_config.json` how to read them. `open_tokens` maps
@@ -21,32 +21,32 @@ from einops import rearrange
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from allformers.checkpoints.atomic import digest, new_folder
+from allformers.checkpoints.atomic import new_folder, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
 from allformers.nn.shapes import checked
 
 TOKENIZERS = ("bytes", "characters", "gpt2")
-"""How a text can be cut into tokens: bytes, the characters that occur in it, or GPT-2's BPE."""
+"""Tokenizers by name: bytes, the characters that occur in the text, or GPT-2's BPE."""
 
 HELLO_WORLD = "Hello, world! I am a transformer, and this is the one sentence that I know by heart."
 
-_PIECE = 2**22
+_CHUNK = 2**22
 """Characters that are read at once."""
 
 
 class Remote(NamedTuple):
-    """A corpus that has to be fetched: where it is, and the SHA-256 that it must have."""
+    """A corpus to download: its address, and the SHA-256 that it must have."""
 
     url: str
     sha256: str
 
 
 def python_documentation() -> str:
-    """Python's own documentation of its syntax and semantics, some 465,000 characters.
+    """Return Python's own documentation of its syntax and semantics, some 465,000 characters.
 
     It comes with every CPython (`pydoc_data.topics`, what `help("for")` shows), so nothing has to be fetched. Its text
-    differs a little from version to version; the digest in `data.json` tells.
+    differs a little from version to version; the SHA-256 in `data.json` tells.
     """
     from pydoc_data.topics import topics
 
@@ -65,19 +65,19 @@ CORPORA: dict[str, Callable[[], str] | Remote] = {
 
 
 class Tokens(NamedTuple):
-    """A text that has been prepared.
+    """A tokenised text, mapped from disk.
 
     Attributes:
-        ids: its token ids, mapped from disk.
-        tokenizer: what made them.
-        size: bytes of the text, in UTF-8.
-        text_sha256: the digest of those bytes, to tell whether two runs read the same.
-        tokens_sha256: the digest of `tokens.bin`.
+        ids: its token ids.
+        tokenizer: the tokenizer that made them.
+        num_bytes: bytes of the text, in UTF-8.
+        text_sha256: SHA-256 of those bytes, to tell whether two runs read the same.
+        tokens_sha256: SHA-256 of `tokens.bin`.
     """
 
     ids: Integer[Tensor, "text"]
     tokenizer: Tokenizer
-    size: int
+    num_bytes: int
     text_sha256: str
     tokens_sha256: str
 
@@ -89,9 +89,9 @@ def prepare(
     *,
     file: str | Path | None = None,
     glob: str = "**/*",
-    report: Callable[[int, int], object] = lambda done, total: None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Tokens:
-    """Read a text, cut it into tokens and write them to a new folder.
+    """Tokenise a text and write the token ids to a new folder.
 
     Args:
         source: the name of a corpus (`CORPORA`), a text file, a folder of text files, or "-" for standard input. The
@@ -99,13 +99,13 @@ def prepare(
             stands after each.
         folder: where to write; it must not exist, or be empty.
         tokenizer: one of `TOKENIZERS`, or one that is there already, such as a checkpoint's.
-        file: where a corpus that would have to be fetched lies already; its digest is checked all the same.
+        file: where a corpus that would have to be fetched lies already; its SHA-256 is checked all the same.
         glob: which files of a folder to take; hidden ones are never taken.
-        report: called now and then with the bytes that are done and the bytes of the whole text.
+        on_progress: called now and then with the bytes that are done and the bytes of the whole text.
 
     Raises:
         ValueError: there is no such source, it is not UTF-8 text, holds nothing, cannot be fetched, or does not have
-            the digest that it should have.
+            the expected SHA-256.
         FileExistsError: the folder holds something already.
     """
     if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
@@ -115,28 +115,28 @@ def prepare(
         total = sum(document.stat().st_size for document in documents)
         if isinstance(tokenizer, str):
             tokenizer = _make_tokenizer(tokenizer, documents)
-        text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
+        text_hash, tokens_hash = hashlib.sha256(), hashlib.sha256()
         done = count = 0
         with (draft / "tokens.bin").open("wb") as output:
             for ids, text in _encode(documents, tokenizer):
                 packed = np.asarray(ids, dtype=_dtype(tokenizer.vocab_size)).tobytes()
                 output.write(packed)
-                tokens_digest.update(packed)
-                text_digest.update(text)
+                tokens_hash.update(packed)
+                text_hash.update(text)
                 count += len(ids)
                 done += len(text)
-                report(done, total)
+                on_progress(done, total)
         if not done:
-            raise ValueError(f"there is nothing to learn from: {source} holds no text")
+            raise ValueError(f"{source} holds no text to train on")
         description = {
             "source": source if source in CORPORA or source == "-" else Path(source).name,
             "files": len(documents),
             "bytes": done,
-            "text_sha256": text_digest.hexdigest(),
+            "text_sha256": text_hash.hexdigest(),
             "tokens": count,
             "vocab_size": tokenizer.vocab_size,
             "dtype": _dtype(tokenizer.vocab_size).name,
-            "tokens_sha256": tokens_digest.hexdigest(),
+            "tokens_sha256": tokens_hash.hexdigest(),
         }
         (draft / "data.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(draft)
@@ -144,11 +144,11 @@ def prepare(
 
 
 def open_tokens(folder: str | Path, *, verify: bool = False) -> Tokens:
-    """Map what `prepare` wrote.
+    """Map a folder that `prepare` wrote into memory.
 
     Args:
         folder: the folder.
-        verify: whether to read all tokens and compare their digest.
+        verify: True reads all tokens and compares their SHA-256.
 
     Raises:
         ValueError: the folder holds no such data, or the file is not what `data.json` says.
@@ -156,7 +156,7 @@ def open_tokens(folder: str | Path, *, verify: bool = False) -> Tokens:
     path = Path(folder) / "tokens.bin"
     description = read_json(path.with_name("data.json"))
     try:
-        count, vocab_size, size = (int(description[name]) for name in ("tokens", "vocab_size", "bytes"))
+        count, vocab_size, num_bytes = (int(description[name]) for name in ("tokens", "vocab_size", "bytes"))
         text_sha256, tokens_sha256 = str(description["text_sha256"]), str(description["tokens_sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}/data.json does not describe prepared data: {error!r}; prepare it again") from error
@@ -165,14 +165,14 @@ def open_tokens(folder: str | Path, *, verify: bool = False) -> Tokens:
     found = path.stat().st_size if path.is_file() else 0
     if found != expected:
         raise ValueError(f"{path} should have {expected:,} bytes but has {found:,}: prepare the data again")
-    if verify and digest(path) != tokens_sha256:
-        raise ValueError(f"{path} has not the digest that data.json gives: prepare the data again")
+    if verify and sha256(path) != tokens_sha256:
+        raise ValueError(f"{path} does not have the SHA-256 that data.json gives: prepare the data again")
     ids = torch.from_file(str(path), shared=False, size=count, dtype=getattr(torch, dtype.name))
-    return Tokens(ids, load_tokenizer(folder, vocab_size), size, text_sha256, tokens_sha256)
+    return Tokens(ids, load_tokenizer(folder, vocab_size), num_bytes, text_sha256, tokens_sha256)
 
 
 def is_prepared(source: str | Path) -> bool:
-    """Whether this is a folder that `prepare` wrote."""
+    """True if this is a folder that `prepare` wrote."""
     return (Path(source) / "data.json").is_file()
 
 
@@ -181,7 +181,7 @@ def _dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
 
 
 def _documents(source: str, file: str | Path | None, glob: str, scratch: Path) -> list[Path]:
-    """The files that a source consists of; what is not a file yet is written to `scratch`."""
+    """List the files of a source; a text that is in no file yet is written to one in `scratch`."""
     made = scratch / "text.txt"
     if source in CORPORA:
         corpus = CORPORA[source]
@@ -207,15 +207,15 @@ def _documents(source: str, file: str | Path | None, glob: str, scratch: Path) -
 
 
 def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
-    """Find a named corpus at `file` or in the cache, or download it; its digest is checked in any case."""
+    """Find a named corpus at `file` or in the cache, or download it; its SHA-256 is checked in any case."""
     if file is not None:
         path = Path(file)
         if not path.is_file():
             raise ValueError(f"there is no file {file}")
-        if digest(path) != corpus.sha256:
+        if sha256(path) != corpus.sha256:
             raise ValueError(
-                f"{file} is not {name}: its SHA-256 is {digest(path)}, expected {corpus.sha256}. "
-                "To learn from it as a text of its own, give it as the source"
+                f"{file} is not {name}: its SHA-256 is {sha256(path)}, expected {corpus.sha256}. "
+                "To train on it as a text of its own, give it as the source"
             )
         return path
     import pooch
@@ -229,7 +229,7 @@ def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
             f"{name} could not be fetched ({type(error).__name__}). Fetch {corpus.url} where there is a network, and "
             "say where the file is with --file"
         ) from error
-    except ValueError as error:  # the digest is wrong: somebody changed the file, here or there
+    except ValueError as error:  # the SHA-256 is wrong: somebody changed the file, here or there
         raise ValueError(f"{name} was fetched from {corpus.url}, but not with the SHA-256 {corpus.sha256}") from error
 
 
@@ -238,38 +238,38 @@ def _make_tokenizer(name: str, documents: Iterable[Path]) -> Tokenizer:
         return NAMED[name]()
     alphabet: set[str] = set()
     for document in documents:
-        for piece in _pieces(document):
-            alphabet.update(piece)
+        for chunk in _chunks(document):
+            alphabet.update(chunk)
     if not alphabet:
-        raise ValueError("there is nothing to learn from: the text is empty, so it has no characters")
+        raise ValueError("the text is empty: it has no characters to train on")
     return CharTokenizer("".join(alphabet))
 
 
 def _encode(documents: Iterable[Path], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bytes]]:
-    """The tokens of a text and the bytes that they were made from, piece by piece."""
+    """Tokenise documents in chunks; yield each chunk's token ids and the bytes that they were made from."""
     for document in documents:
-        for piece in _whole_words(_pieces(document)):
-            yield tokenizer.encode(piece), piece.encode()
+        for chunk in _cut_before_spaces(_chunks(document)):
+            yield tokenizer.encode(chunk), chunk.encode()
         if tokenizer.end_of_text is not None:
             yield [tokenizer.end_of_text], b""
 
 
-def _pieces(document: Path) -> Iterator[str]:
-    """A file's text as it is, line ends included."""
+def _chunks(document: Path) -> Iterator[str]:
+    """Read a file in chunks, its line ends unchanged."""
     try:
         with document.open(encoding="utf-8", newline="") as text:
-            yield from iter(partial(text.read, _PIECE), "")
+            yield from iter(partial(text.read, _CHUNK), "")
     except UnicodeDecodeError as error:
         raise ValueError(f"{document} is not UTF-8 text: {error}") from error
     except OSError as error:
         raise ValueError(f"{document} cannot be read: {error.strerror}") from error
 
 
-def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
-    """Cut a text in other places: before white space that follows something else, where no BPE token reaches across."""
+def _cut_before_spaces(chunks: Iterable[str]) -> Iterator[str]:
+    """Cut a text before white space that follows something else, where no BPE token reaches across."""
     rest = ""
-    for piece in pieces:
-        rest += piece
+    for chunk in chunks:
+        rest += chunk
         for cut in range(len(rest) - 1, 0, -1):
             if rest[cut].isspace() and not rest[cut - 1].isspace():
                 yield rest[:cut]
@@ -283,7 +283,7 @@ def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
 def split(
     tokens: Integer[Tensor, "text"], validation_fraction: float
 ) -> tuple[Integer[Tensor, "train_seq"], Integer[Tensor, "validation_seq"]]:
-    """Cut a text in two: the first part to learn from, the end to measure on."""
+    """Split a text in two: the beginning to train on, the end for validation."""
     cut = round(len(tokens) * (1 - validation_fraction))
     return tokens[:cut], tokens[cut:]
 
@@ -296,18 +296,17 @@ def draw_batch(
     generator: torch.Generator,
     rows: slice = slice(None),
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Cut `batch_size` random passages from a text: what the model reads, and what it should answer.
+    """Draw a batch of random passages from a text: inputs, and targets that are the inputs moved on by one.
 
-    The targets are the inputs moved on by one: at position s the model has read tokens 0 to s, and the right answer is
-    token s + 1. A decoder sees no later position, so all these questions are asked in one pass, and none gives the
-    answer to another away.
+    At position s the model has read tokens 0 to s, and the right answer is token s + 1. A decoder sees no later
+    position, so all these questions are asked in one pass, and none gives the answer to another away.
 
     Args:
-        tokens: the text.
+        tokens: the token ids of the text.
         batch_size: passages in the whole batch.
-        seq_length: tokens that each of them asks for.
-        generator: where the passages start is drawn from it: as many numbers whoever asks for which rows.
-        rows: the part of the batch to cut, when several processes share it.
+        seq_length: tokens that each passage predicts.
+        generator: the random generator of the passages' starts: the same starts are drawn for any `rows`.
+        rows: the rows of the batch to cut, when several processes share it.
 
     Raises:
         ValueError: the text is too short for one passage.

@@ -1,12 +1,13 @@
-"""How good a language model is on a text: how surprised it was, on average, by what came next.
+"""Evaluation of a language model on a text: negative log-likelihood (NLL), perplexity, bits per byte.
 
-The surprise at a token is minus the log of the probability that the model gave it. Its mean over a text is the loss (in
-nats a token); e to that power is the perplexity: as unsure as if it had chosen among that many equally likely tokens.
-Divided by ln 2 and by the bytes that a token stands for, it is bits per byte, which models with different vocabularies
-share.
+The NLL of a token is minus the log of the probability that the model gave it, its surprise. The mean over a text is the
+loss, in nats per token; e to that power is the perplexity: as unsure as if the model had chosen among that many equally
+likely tokens. Divided by ln 2 and by the mean bytes of a token, the loss is bits per byte, which compares models with
+different vocabularies.
 
-A model reads at most its context, so a longer text is read through a window that slides by a stride; at each place only
-what no earlier window has predicted counts. A short stride gives every token more context, and costs more.
+A model reads at most its context, so a longer text is read through a window that slides by a stride; of each window
+only the tokens that no earlier window has predicted count. A short stride gives every token more context, and costs
+more.
 """
 
 import math
@@ -20,60 +21,60 @@ from torch import Tensor, nn
 
 from allformers.generation.generate import evaluating
 from allformers.nn.shapes import checked
-from allformers.training.processes import ALONE, Processes
+from allformers.training.processes import SINGLE_PROCESS, Processes
 
 
-def exp(loss: float) -> float:
-    """The perplexity that belongs to a loss; infinite if it is too large to write down."""
+def perplexity(loss: float) -> float:
+    """Perplexity, e to the loss; infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 class Evaluation(NamedTuple):
-    """What a model's predictions of a text were worth.
+    """The total negative log-likelihood of a text, from which loss, perplexity and bits per byte follow.
 
     Attributes:
-        nats: the sum of all surprises.
-        predicted: how many tokens were predicted.
+        total_nll: the sum over the predicted tokens, in nats.
+        num_tokens: the number of predicted tokens.
     """
 
-    nats: float
-    predicted: int
+    total_nll: float
+    num_tokens: int
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
-        return self.nats / self.predicted
+        """Mean NLL, in nats per token."""
+        return self.total_nll / self.num_tokens
 
     @property
     def perplexity(self) -> float:
-        """E to the loss; infinite if that is too large to write down."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """Perplexity, e to the loss; infinite where that overflows."""
+        return perplexity(self.loss)
 
-    def per_unit(self, tokens: int, units: int) -> float:
-        """Nats for each byte (or word) of a text with so many tokens and so many bytes (or words)."""
-        return self.loss * tokens / units
+    def nats_per_unit(self, text_tokens: int, num_units: int) -> float:
+        """Convert the loss to nats per unit (byte, word) of a text of `text_tokens` tokens and `num_units` units."""
+        return self.loss * text_tokens / num_units
 
-    def bits_per_byte(self, tokens: int, size: int) -> float:
-        """Bits for each byte of a text of `tokens` tokens and `size` bytes."""
-        return self.per_unit(tokens, size) / math.log(2)
+    def bits_per_byte(self, text_tokens: int, num_bytes: int) -> float:
+        """Convert the loss to bits per byte of a text of `text_tokens` tokens and `num_bytes` bytes."""
+        return self.nats_per_unit(text_tokens, num_bytes) / math.log(2)
 
 
 class Window(NamedTuple):
     """A part of a text that the model reads at once.
 
     Attributes:
-        start: its first token.
-        stop: the one after its last.
-        predicted: how many of its tokens, at its end, are predicted in it.
+        start: the index of its first token.
+        stop: the index after its last token.
+        num_targets: the number of tokens, at its end, that are predicted in it.
     """
 
     start: int
     stop: int
-    predicted: int
+    num_targets: int
 
 
 def windows(length: int, window: int, stride: int) -> list[Window]:
-    """Cover a text with windows, so that no token is predicted twice.
+    """Cut a text into sliding windows, so that no token is predicted twice.
 
     A window's first token has nothing before it and is not predicted. With `stride = window` some tokens are therefore
     never predicted; with `stride = window - 1` all but the very first are, with as few windows as that takes.
@@ -90,9 +91,9 @@ def windows(length: int, window: int, stride: int) -> list[Window]:
     covered, found = 0, []
     for start in range(0, length, stride):
         stop = min(start + window, length)
-        predicted = stop - max(covered, start + 1)
-        if predicted > 0:
-            found.append(Window(start, stop, predicted))
+        num_targets = stop - max(covered, start + 1)
+        if num_targets > 0:
+            found.append(Window(start, stop, num_targets))
         covered = stop
         if stop == length:
             break
@@ -106,17 +107,17 @@ def evaluate(
     window: int,
     stride: int | None = None,
     batch_size: int = 32,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Measure a model on a text, without dropout.
+    """Evaluate a model on a text, without dropout.
 
     Args:
         model: takes token ids and gives logits.
-        tokens: the text.
+        tokens: the token ids of the text.
         window: tokens in a window. The last is predicted but never read, so one more than the context is possible.
-        stride: by how many tokens the window moves; by as many as leave no token out if None.
+        stride: tokens that the window moves by; if None, as many as leave no token out.
         batch_size: windows that are read at once.
-        processes: with several, each takes its share, and all get the result.
+        processes: with several, each takes its share, and all return the same result.
 
     Raises:
         ValueError: the text is too short, or window and stride do not fit; see `windows`.
@@ -126,26 +127,26 @@ def evaluate(
     for place in windows(len(tokens), window, window - 1 if stride is None else stride):
         alike = batches and _shape(batches[-1][0]) == _shape(place) and len(batches[-1]) < batch_size
         batches[-1].append(place) if alike else batches.append([place])
-    nats, predicted = 0.0, 0
+    total_nll, num_tokens = 0.0, 0
     with torch.no_grad(), evaluating(model):
         # Every process makes as many calls, since with `fsdp` a call takes all of them; the surplus does not count.
-        for first in range(0, len(batches), processes.count):
+        for first in range(0, len(batches), processes.world_size):
             mine = first + processes.rank
             batch = batches[min(mine, len(batches) - 1)]
             texts = torch.cat([rearrange(tokens[place.start : place.stop], "seq -> 1 seq") for place in batch]).long()
             texts = texts.to(device)
-            logits = model(texts[:, :-1])[:, -batch[0].predicted :]
-            surprises = F.cross_entropy(
+            logits = model(texts[:, :-1])[:, -batch[0].num_targets :]
+            nll = F.cross_entropy(
                 rearrange(logits, "batch seq vocab -> (batch seq) vocab").float(),
-                rearrange(texts[:, -batch[0].predicted :], "batch seq -> (batch seq)"),
+                rearrange(texts[:, -batch[0].num_targets :], "batch seq -> (batch seq)"),
                 reduction="none",
             )
             if mine < len(batches):
-                nats += surprises.sum(dtype=torch.float64).item()
-                predicted += surprises.numel()
-    return Evaluation(processes.sum(nats), round(processes.sum(predicted)))
+                total_nll += nll.sum(dtype=torch.float64).item()
+                num_tokens += nll.numel()
+    return Evaluation(processes.sum(total_nll), round(processes.sum(num_tokens)))
 
 
-def _shape(place: Window) -> tuple[int, int]:
-    """What windows in one batch have in common."""
-    return place.stop - place.start, place.predicted
+def _shape(window: Window) -> tuple[int, int]:
+    """Length and number of targets of a window; windows in one batch must have the same."""
+    return window.stop - window.start, window.num_targets

@@ -18,15 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from allformers.nn.shapes import checked
 from allformers.training.data import draw_batch
-from allformers.training.processes import ALONE, Processes
+from allformers.training.processes import SINGLE_PROCESS, Processes
 from allformers.training.recipes import Recipe
 
 
-class Progress(NamedTuple):
-    """What a training step reports. Reading a number waits for a GPU, so the tensors are left as they are.
+class StepMetrics(NamedTuple):
+    """The metrics of one training step. Loss and norm stay tensors: to read their values would wait for the GPU.
 
     Attributes:
-        step: how many steps have been taken.
+        step: the number of steps taken so far.
         loss: of this process's rows, in nats a token, before the step.
         learning_rate: of the step.
         gradient_norm: before clipping.
@@ -40,9 +40,9 @@ class Progress(NamedTuple):
 
 @checked
 def next_token_loss(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
-    """The mean surprise, in nats, at the tokens that came: minus the log of the probability each was given.
+    """Mean cross-entropy, in nats: minus the log of the probability given to the token that came, its surprise.
 
-    A model that knows nothing spreads its bets evenly and scores ln(vocab).
+    A model that knows nothing gives all tokens the same probability and scores ln(vocab).
     """
     return F.cross_entropy(
         rearrange(logits, "batch seq vocab -> (batch seq) vocab"), rearrange(targets, "batch seq -> (batch seq)")
@@ -50,7 +50,7 @@ def next_token_loss(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tenso
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Rise in a straight line, then fall along half a cosine: fast while far from the goal, careful at the end.
+    """Linear warm-up, then cosine decay: fast while far from the goal, careful at the end.
 
     Source: Loshchilov and Hutter 2016, "SGDR", arXiv:1608.03983, without its restarts.
     """
@@ -62,9 +62,10 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which decays matrices and embeddings only.
+    """Make an AdamW optimiser that decays matrices and embeddings only.
 
     A bias or a norm's gain has one number for each output: pulling it to zero limits nothing that needs limiting.
+    Source: Loshchilov and Hutter 2017, arXiv:1711.05101.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -75,7 +76,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def recompute(model: Any) -> None:
-    """Let each block keep only what enters it, and compute what is inside again when gradients come back, in place.
+    """Activation checkpointing: keep only each block's input, and recompute the block in the backward pass; in place.
 
     A training step then holds the activations of one block at a time and not of all. Dropout draws the same numbers
     again. Source: Chen et al. 2016, arXiv:1604.06174.
@@ -85,19 +86,19 @@ def recompute(model: Any) -> None:
 
 
 class Trainer:
-    """A model that learns: everything that changes from step to step, and how it changes.
+    """The training loop's state (model, optimiser, random generators, step) and one step of it, `train_step`.
 
     Attributes:
         model: trained in place.
-        optimizer: its AdamW.
-        batches: the generator that decides where batches are cut.
-        step: how many steps have been taken.
+        optimizer: AdamW over its parameters.
+        batches: the random generator that decides where batches are cut.
+        step: the number of steps taken so far.
 
     Args:
-        model: takes token ids and gives logits; on the processor if there are several processes.
-        tokens: the text to learn from.
-        recipe: how.
-        processes: which part of each batch is this process's.
+        model: takes token ids and gives logits; on the CPU if there are several processes.
+        tokens: the token ids of the training text.
+        recipe: the hyperparameters.
+        processes: this process's rank, which decides its rows of each batch, and the number of processes.
 
     Raises:
         ValueError: the batch does not divide into equal parts for the processes.
@@ -105,55 +106,56 @@ class Trainer:
 
     @checked
     def __init__(
-        self, model: nn.Module, tokens: Integer[Tensor, "text"], recipe: Recipe, processes: Processes = ALONE
+        self, model: nn.Module, tokens: Integer[Tensor, "text"], recipe: Recipe, processes: Processes = SINGLE_PROCESS
     ) -> None:
-        if recipe.batch_size % processes.count:
+        if recipe.batch_size % processes.world_size:
             raise ValueError(
-                f"a batch of {recipe.batch_size} sequences does not divide into equal parts for {processes.count} "
+                f"a batch of {recipe.batch_size} sequences does not divide into equal parts for {processes.world_size} "
                 "processes: change batch_size or the number of processes"
             )
-        rows = recipe.batch_size // processes.count
+        rows = recipe.batch_size // processes.world_size
         self.tokens, self.recipe, self.processes = tokens, recipe, processes
         self.rows = slice(processes.rank * rows, (processes.rank + 1) * rows)
         self.model = model.train()
         if recipe.recompute:
             recompute(model)
-        spread = processes.spread(model)
-        self.spread = spread
-        self.forward = torch.compile(spread) if recipe.compile else spread
+        wrapped = processes.wrap(model)
+        self.wrapped = wrapped
+        self.forward = torch.compile(wrapped) if recipe.compile else wrapped
         self.optimizer = make_optimizer(model, recipe)
         self.batches = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
-        if processes.rank:  # each drops other values; the first draws on from where drawing the weights ended
+        if processes.rank:  # each drops other values; rank 0 draws on from where drawing the weights ended
             torch.manual_seed(recipe.seed + processes.rank)
         if processes.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa in products, float32 in sums
         self._schedule()
 
-    def advance(self) -> Progress:
-        """Take one step."""
+    def train_step(self) -> StepMetrics:
+        """Take one optimiser step on the next batch."""
         recipe, processes = self.recipe, self.processes
 
-        # Batch: this process's rows of it, in parts that fit into memory.
+        # Batch: this process's rows of it, in micro-batches that fit into memory (gradient accumulation).
         inputs, targets = draw_batch(self.tokens, recipe.batch_size, recipe.seq_length, self.batches, self.rows)
-        part = recipe.micro_batch_size or len(inputs)
+        micro_batch_size = recipe.micro_batch_size or len(inputs)
         loss = torch.zeros((), device=processes.device)
-        for start in range(0, len(inputs), part):
-            some_inputs = self._place(inputs[start : start + part])
-            some_targets = self._place(targets[start : start + part])
-            processes.exchange_gradients(self.spread, now=start + part >= len(inputs))
+        for start in range(0, len(inputs), micro_batch_size):
+            stop = start + micro_batch_size
+            micro_inputs = self._to_device(inputs[start:stop])
+            micro_targets = self._to_device(targets[start:stop])
+            processes.set_gradient_sync(self.wrapped, enabled=stop >= len(inputs))
 
-            # Forward, and the loss: its mean over the batch is the sum of the parts' means, each by its share.
+            # Forward, and the loss: its mean over the batch is the micro-batches' means, each weighted by its share.
             with self.autocast():
-                logits = self.forward(some_inputs)
-                part_loss = next_token_loss(logits, some_targets) * (len(some_inputs) / len(inputs))
+                logits = self.forward(micro_inputs)
+                micro_loss = next_token_loss(logits, micro_targets) * (len(micro_inputs) / len(inputs))
 
             # Backward: adds to each parameter's gradient.
-            part_loss.backward()
-            loss += part_loss.detach()
+            micro_loss.backward()
+            loss += micro_loss.detach()
 
-        # Clip: one batch with a steep gradient must not undo what many have taught.
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        # Clip: one batch with a large gradient must not undo what many have taught.
+        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
 
         # Step, then the learning rate of the next one.
         self.optimizer.step()
@@ -161,18 +163,21 @@ class Trainer:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.step += 1
         self._schedule()
-        return Progress(self.step, loss, learning_rate, norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if hasattr(gradient_norm, "full_tensor"):  # sharded
+            gradient_norm = gradient_norm.full_tensor()
+        return StepMetrics(self.step, loss, learning_rate, gradient_norm)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision that the model runs in."""
+        """The autocast context of the recipe's precision; it does nothing for float32."""
         bfloat16 = self.recipe.precision == "bfloat16"
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=bfloat16)
 
     def state(self) -> dict[str, Tensor]:
-        """What, beside the weights and `step`, the next step depends on, by name; every process gets all of it.
+        """Collect the training state beside the weights and `step`, as tensors by name, whole in every process.
 
-        AdamW's averages for each parameter, and the state of all random generators. The averages are the optimiser's
-        own, not copies: the next step changes them. With several processes each has to call this.
+        That is AdamW's two moments for each parameter, and the state of all random generators: all else that the next
+        step depends on. The moments are not copies: the next step changes them. With several processes each has to
+        call this.
         """
         tensors = {"batches": self.batches.get_state()}
         for name, parameter in self.model.named_parameters():
@@ -184,7 +189,7 @@ class Trainer:
         return tensors
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go back to where `state` was taken. The number of processes may have changed.
+        """Restore the training state that `state` collected at `step`. The number of processes may have changed.
 
         Raises:
             ValueError: something is missing.
@@ -219,8 +224,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.recipe)
 
-    def _place(self, part: Tensor) -> Tensor:
-        """Bring a part of the batch to the device; from pinned memory a GPU fetches it while it still computes."""
+    def _to_device(self, part: Tensor) -> Tensor:
+        """Copy a micro-batch to the device; from pinned memory a GPU fetches it while it still computes."""
         if self.processes.device.type == "cuda":
             return part.pin_memory().to(self.processes.device, non_blocking=True)
         return part.to(self.processes.device)

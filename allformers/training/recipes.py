@@ -1,14 +1,14 @@
-"""Recipes: everything that decides a training run, in one frozen record; and particular ones, with the loss to expect.
+"""Recipes: the configuration of a training run as a frozen dataclass, and named ones with the loss to expect.
 
     >>> import tempfile
     >>> from allformers.training.recipes import hello_world
     >>> from allformers.training.train import train
     >>> recipe = dataclasses.replace(hello_world(), steps=2, log_every=1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [report.step for report in train(recipe, folder)]
+    ...     [entry.step for entry in train(recipe, folder)]
     [1, 2]
 
-What a report holds is in `allformers.training.runs.Report`.
+The fields of an entry are in `allformers.training.runs.LogEntry`.
 """
 
 import dataclasses
@@ -26,50 +26,50 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a training run does. The same recipe on the same machine gives the same weights.
+    """Configuration of a training run. The same recipe on the same machine gives the same weights.
 
     Attributes:
         model: the model's configuration, such as a `GPT2Config`; its `vocab_size` follows the tokenizer.
-        corpus: what to learn from: the name of a corpus, a text file, a folder, or - for standard input.
-        tokenizer: how the text is cut: bytes, characters or gpt2.
+        corpus: the training text: the name of a corpus, a text file, a folder, or - for standard input.
+        tokenizer: bytes, characters or gpt2.
         vocab_multiple: the vocabulary is padded to a multiple of this, since GPUs multiply round sizes faster.
-        start: a checkpoint to go on from (a folder or a name on the hub); fresh weights if empty.
+        init_from: a checkpoint to start from (a folder or a name on the hub); fresh weights if empty.
         steps: optimiser steps.
         batch_size: sequences in a step, of all processes together.
-        micro_batch_size: sequences that a process passes through the model at once; the gradients of a step's parts are
-            added up. All at once if None.
+        micro_batch_size: sequences that a process passes through the model at once; gradients are accumulated over
+            the micro-batches of a step. All at once if None.
         seq_length: tokens that each sequence predicts.
-        learning_rate: its highest value, reached after the warm-up.
-        final_learning_rate: where the cosine decay ends.
+        learning_rate: the highest, reached after the warm-up.
+        final_learning_rate: the lowest, where the cosine decay ends.
         warmup_steps: steps over which the learning rate rises from zero, while Adam's averages settle.
-        weight_decay: how strongly matrices are pulled towards zero; biases and norms are not.
-        beta1: memory of AdamW's average of gradients.
-        beta2: memory of AdamW's average of squared gradients.
-        clip_norm: gradients longer than this are shortened to it.
+        weight_decay: AdamW's pull of matrices and embeddings towards zero; biases and norms have none.
+        beta1: decay rate of AdamW's average of gradients (the first moment).
+        beta2: decay rate of AdamW's average of squared gradients (the second moment).
+        clip_norm: gradient clipping: a gradient whose norm is larger than this is scaled down to it.
         precision: float32, or bfloat16 for matrix products in bfloat16 (autocast) on weights in float32.
-        compile: whether to compile the model with `torch.compile`: a minute at the start, faster steps.
-        recompute: whether to keep only what enters each block, and compute the rest again on the way back: less memory,
-            more work.
-        seed: of the initial weights, the batches and dropout.
-        validation_fraction: how much of the text, at its end, is kept apart to measure on; 0 measures nothing.
-        validation_tokens: measure on that many of these tokens at most; on all if None.
-        validate_every: steps between two measurements; there is one at the end in any case.
-        sample_every: steps between two samples of what the model writes; 0 for none but the one at the end.
-        sample_tokens: how much a sample writes.
-        temperature: how freely; 0 is always the likeliest token.
-        prompt: what a sample goes on from; if empty, the end-of-text token or else the first token of the text.
+        compile: compile the model with `torch.compile`: a minute at the start, faster steps.
+        recompute: activation checkpointing: keep only each block's input, and recompute the rest in the backward pass:
+            less memory, more work.
+        seed: random seed of the initial weights, the batches and dropout.
+        validation_fraction: the fraction of the text, at its end, that is kept for the validation loss; 0 for none.
+        max_validation_tokens: validate on that many of these tokens at most; on all if None.
+        validate_every: steps between two validations; there is one at the end in any case.
+        sample_every: steps between two generated samples; 0 for none but the one at the end.
+        sample_tokens: tokens that a sample generates.
+        temperature: sampling temperature; 0 always takes the likeliest token.
+        prompt: the text that a sample continues; if empty, the end-of-text token or else the first token of the text.
         log_every: steps between two lines of metrics.
         save_every: steps between two checkpoints; there is one at the end in any case.
 
     Raises:
-        ValueError: a value is out of range; the message says which, and what would do.
+        ValueError: a value is out of range; the message names it and the range.
     """
 
     model: Any
     corpus: str
     tokenizer: str = "bytes"
     vocab_multiple: int = 1
-    start: str = ""
+    init_from: str = ""
     steps: int
     batch_size: int
     micro_batch_size: int | None = None
@@ -86,7 +86,7 @@ class Recipe:
     recompute: bool = False
     seed: int = 0
     validation_fraction: float = 0.1
-    validation_tokens: int | None = None
+    max_validation_tokens: int | None = None
     validate_every: int = 500
     sample_every: int = 0
     sample_tokens: int = 200
@@ -97,7 +97,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = ("vocab_multiple", "steps", "batch_size", "seq_length", "validate_every", "log_every", "save_every")
-        for name in (*counts, "micro_batch_size", "validation_tokens"):
+        for name in (*counts, "micro_batch_size", "max_validation_tokens"):
             value = getattr(self, name)
             if (value is not None or name in counts) and not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -126,7 +126,7 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one step learns to predict."""
+        """Predicted tokens in one step: batch size times sequence length."""
         return self.batch_size * self.seq_length
 
 
@@ -240,7 +240,7 @@ def gpt2_124m() -> Recipe:
         precision="bfloat16",
         compile=True,
         validation_fraction=0.0005,
-        validation_tokens=2_457_600,
+        max_validation_tokens=2_457_600,
         validate_every=1000,
         sample_every=1000,
         log_every=10,
@@ -254,11 +254,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """The recipes by the names that the command line uses."""
 
 
-def continuing(recipe: Recipe, start: str) -> Recipe:
-    """The same recipe from a checkpoint's weights and with its configuration, instead of fresh ones.
+def init_from_checkpoint(recipe: Recipe, checkpoint: str) -> Recipe:
+    """Change a recipe to start from a checkpoint's weights and configuration, instead of fresh ones.
 
     Raises:
         CheckpointError: there is no such checkpoint.
         ValueError: the checkpoint's context is shorter than the recipe's sequences.
     """
-    return dataclasses.replace(recipe, start=start, model=load_config(start)[1])
+    return dataclasses.replace(recipe, init_from=checkpoint, model=load_config(checkpoint)[1])

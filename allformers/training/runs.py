@@ -1,14 +1,14 @@
 """A whole training run in a folder: metrics, validation, samples, and checkpoints from which it can go on.
 
-    training.json           what was trained, on what, and what came of it
+    training.json           the recipe, the corpus, and the result
     metrics.jsonl           a line of JSON for each logged step
     data/                   the text as tokens
-    checkpoints/step-.../   a model that loads like any other, and state.safetensors: all else that the run needs
+    checkpoints/step-.../   a model that loads like any other, and state.safetensors: the rest of the training state
     model.safetensors ...   the trained model, once the recipe is done
 
 A checkpoint is written beside its place and then renamed, so it is either there and whole, or not there. The last two
-are kept. To be killed at any moment costs the steps since the last one; a run that goes on from a checkpoint reaches,
-on a processor, the same weights to the bit as one that was never stopped.
+are kept. A run that is killed at any moment loses the steps since the last one; one that is resumed from a checkpoint
+reaches, on a CPU, the same weights to the bit as one that was never stopped.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from allformers.checkpoints.atomic import digest, new_folder, remove_drafts, remove_folder, replacing
+from allformers.checkpoints.atomic import new_folder, remove_drafts, remove_folder, replacing, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.checkpoints.pretrained import write_pretrained
@@ -38,28 +38,28 @@ from allformers.training.evaluation import evaluate
 from allformers.training.loop import Trainer
 from allformers.training.recipes import Recipe
 
-KEPT = 2
-"""How many checkpoints of a run are kept."""
+MAX_CHECKPOINTS = 2
+"""The number of checkpoints of a run that are kept, the newest ones."""
 
-FREE = {
-    *("micro_batch_size", "compile", "recompute", "validation_tokens", "validate_every", "sample_every"),
+MUTABLE_FIELDS = {
+    *("micro_batch_size", "compile", "recompute", "max_validation_tokens", "validate_every", "sample_every"),
     *("sample_tokens", "temperature", "prompt", "log_every", "save_every"),
 }
-"""What of a recipe may change when a run goes on: it decides how the run is watched, or how much memory it takes."""
+"""Fields of a recipe that may change when a run is resumed: they decide logging, saving, memory, but no weight."""
 
 
 class RunError(ValueError):
-    """A run cannot begin, go on or be saved. The message says why, and what is still there."""
+    """Error of a run that cannot begin, resume or save. The message says why, and which checkpoint is intact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """When to stop early; a run that stopped so can be resumed.
+    """Limits at which a run stops early; it can be resumed.
 
     Attributes:
         max_steps: stop after that many steps of the run.
-        max_tokens: stop once the run has learned from that many tokens.
-        max_minutes: stop when so much time has passed since this command began training.
+        max_tokens: stop once the run has trained on that many tokens.
+        max_minutes: stop that long after this command has begun to train.
 
     Raises:
         ValueError: a limit is not above 0.
@@ -75,7 +75,7 @@ class Budget:
                 raise ValueError(f"{name} must be above 0, not {limit}")
 
     def spent(self, steps: int, tokens: int, minutes: float) -> str:
-        """Which limit has been reached; empty if none."""
+        """Name the limit that has been reached; empty if none."""
         for what, used, limit in (
             ("steps", steps, self.max_steps),
             ("tokens", tokens, self.max_tokens),
@@ -86,20 +86,20 @@ class Budget:
         return ""
 
 
-class Report(NamedTuple):
-    """One line of `metrics.jsonl`, where what is None is left out.
+class LogEntry(NamedTuple):
+    """One line of `metrics.jsonl`, in which fields that are None are left out.
 
     Attributes:
-        step: how many steps have been taken.
-        loss: of the step's batch, in nats a token, before the step.
+        step: the number of steps taken so far.
+        loss: of the step's batch, before the step, in nats per token.
         learning_rate: of the step.
         gradient_norm: before clipping.
-        tokens: learned from since the run began.
+        tokens: trained on since the run began.
         seconds: of training since the run began, without measurements, samples and checkpoints.
-        tokens_per_second: since the line before.
-        mfu: the share of the devices' arithmetic that went into the model's matrix products, if their limit is known.
-        validation_loss: nats a token on the text kept apart, if it was measured at this step.
-        sample: what the model wrote, if it was asked to at this step.
+        tokens_per_second: since the previous line.
+        mfu: model FLOPs utilisation, the share of the devices' peak that the model's matrix products took, if known.
+        validation_loss: in nats per token, if it was measured at this step.
+        sample: a text that the model generated, if one was due at this step.
     """
 
     step: int
@@ -116,36 +116,36 @@ class Report(NamedTuple):
 
 @dataclass
 class Run:
-    """A run in a folder, ready to go.
+    """A training run in a folder, ready to start or to resume.
 
     Attributes:
-        folder: where everything is kept.
-        trainer: what learns.
-        tokenizer: to write samples, and beside the weights.
-        measure: the text to measure on; may be empty.
-        record: what `training.json` says at the end, beside the result.
-        budget: when to stop early.
-        flops_per_token: of a training step, on average; None if not to be estimated.
-        peak_flops: what the device can do in a second.
-        tensorboard: whether to write the metrics for TensorBoard too.
-        seconds: of training so far.
-        stopped: why the run ended; empty while it has not.
+        folder: the run's folder.
+        trainer: the model and its training state.
+        tokenizer: decodes samples, and is saved beside the weights.
+        validation_tokens: the token ids that the validation loss is measured on; may be empty.
+        record: the contents of `training.json`, but for the result.
+        budget: limits at which to stop early.
+        flops_per_token: of a training step, on average; None for no MFU.
+        peak_flops: floating-point operations that the device can do in a second.
+        tensorboard: True writes the metrics for TensorBoard too.
+        seconds: training time so far.
+        stop_reason: why the run ended; empty while it goes on.
     """
 
     folder: Path
     trainer: Trainer
     tokenizer: Tokenizer
-    measure: Integer[Tensor, "validation_seq"]
+    validation_tokens: Integer[Tensor, "validation_seq"]
     record: Mapping[str, Any]
     budget: Budget = Budget()
     flops_per_token: float | None = None
     peak_flops: float | None = None
     tensorboard: bool = False
     seconds: float = 0.0
-    stopped: str = ""
+    stop_reason: str = ""
 
-    def go(self) -> Iterator[Report]:
-        """Train to the end of the recipe or of the budget, a report at a time; then write the trained model.
+    def run(self) -> Iterator[LogEntry]:
+        """Train to the end of the recipe or the budget, yielding a log entry at a time; then write the trained model.
 
         SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
 
@@ -155,82 +155,82 @@ class Run:
         trainer, recipe, processes = self.trainer, self.trainer.recipe, self.trainer.processes
         began = time.monotonic()
         saved, last_step, last_seconds = trainer.step, trainer.step, self.seconds
-        with _Signals() as signals, self._metrics() as write:
-            while trainer.step < recipe.steps and not self.stopped:
+        with _Signals() as signals, self._metrics_writer() as write:
+            while trainer.step < recipe.steps and not self.stop_reason:
                 clock = time.perf_counter()
-                progress = trainer.advance()
-                step, tokens = progress.step, progress.step * recipe.tokens_per_step
+                metrics = trainer.train_step()
+                step, tokens = metrics.step, metrics.step * recipe.tokens_per_step
                 is_last = step == recipe.steps
                 measuring, sampling, saving, logging = (
                     is_last or (every > 0 and step % every == 0)
                     for every in (recipe.validate_every, recipe.sample_every, recipe.save_every, recipe.log_every)
                 )
-                if processes.count == 1 or measuring or sampling or saving or logging:  # agreeing takes time
+                if processes.world_size == 1 or measuring or sampling or saving or logging:  # an all-reduce takes time
                     minutes = (time.monotonic() - began) / 60
                     reason = signals.received or self.budget.spent(step, tokens, minutes)
                     if processes.sum(bool(reason)) and not is_last:
-                        self.stopped = reason or "another process was told to stop"
+                        self.stop_reason = reason or "another process was told to stop"
                         measuring = sampling = saving = True
                 logging = logging or measuring or sampling
                 if logging or saving:
-                    loss = processes.mean(progress.loss)  # waits for the device, so that the time is that of the work
-                    norm = float(progress.gradient_norm)
+                    loss = processes.mean(metrics.loss)  # waits for the device, so that the time is that of the work
+                    norm = float(metrics.gradient_norm)
                     if not (math.isfinite(loss) and math.isfinite(norm)):
                         raise RunError(
-                            f"the loss is {loss} and its gradient {norm} long at step {step}: the run has come apart. "
-                            f"{self._whats_left(saved)}; a lower learning_rate or a longer warm-up may hold it together"
+                            f"training diverged: the loss is {loss} and the gradient norm {norm} at step {step}. "
+                            f"{self._intact_checkpoint(saved)}; a lower learning_rate or more warmup_steps may help"
                         )
                 self.seconds += time.perf_counter() - clock
 
                 if logging:
                     speed = (step - last_step) * recipe.tokens_per_step / max(1e-9, self.seconds - last_seconds)
                     last_step, last_seconds = step, self.seconds
-                    report = Report(
+                    entry = LogEntry(
                         step,
                         loss,
-                        progress.learning_rate,
+                        metrics.learning_rate,
                         norm,
                         tokens,
                         self.seconds,
                         speed,
                         self._mfu(speed),
-                        self._validation_loss() if measuring and len(self.measure) > 1 else None,
+                        self._validation_loss() if measuring and len(self.validation_tokens) > 1 else None,
                         self._sample() if sampling else None,
                     )
-                    with self._disk(step, saved):
-                        write(report)
+                    with self._catch_write_errors(step, saved):
+                        write(entry)
                 if saving:
-                    with self._disk(step, saved):
+                    with self._catch_write_errors(step, saved):
                         self._save()
                     saved = step
                 if logging:
-                    yield report
-        self.stopped = self.stopped or "the recipe is done"
-        with self._disk(trainer.step, saved):
+                    yield entry
+        self.stop_reason = self.stop_reason or "the recipe is done"
+        with self._catch_write_errors(trainer.step, saved):
             self._finish()
 
     def resume(self, checkpoint: Path) -> None:
-        """Go back to a checkpoint that `open_checkpoint` has found to be whole; the model has its weights already."""
+        """Restore the training state of a checkpoint that `open_checkpoint` has checked; the model has its weights."""
         state = read_json(checkpoint / "state.json")
         self.trainer.restore(int(state["step"]), safetensors.torch.load_file(checkpoint / "state.safetensors"))
         self.seconds = float(state["seconds"])
 
     def _validation_loss(self) -> float:
         recipe, processes = self.trainer.recipe, self.trainer.processes
-        rows = recipe.micro_batch_size or max(1, recipe.batch_size // processes.count)
-        limit = len(self.measure) if recipe.validation_tokens is None else recipe.validation_tokens + 1
+        rows = recipe.micro_batch_size or max(1, recipe.batch_size // processes.world_size)
+        limit = None if recipe.max_validation_tokens is None else recipe.max_validation_tokens + 1
         with self.trainer.autocast():
-            text = self.measure[:limit]
+            text = self.validation_tokens[:limit]
             return evaluate(self.trainer.model, text, recipe.seq_length + 1, None, rows, processes).loss
 
     def _sample(self) -> str | None:
-        """What the model writes now; None in processes that have no need to know."""
+        """Generate a sample; None in processes that need not take part."""
         trainer, recipe, processes = self.trainer, self.trainer.recipe, self.trainer.processes
-        if not (processes.is_first or processes.parallel == "fsdp"):
+        if not (processes.is_main_process or processes.parallel == "fsdp"):
             return None
         first = self.tokenizer.end_of_text
         start = self.tokenizer.encode(recipe.prompt) or [int(trainer.tokens[0]) if first is None else first]
-        with processes.gathered(trainer.model):
+        with processes.unsharded(trainer.model):
             (written,) = trainer.model.generate_batch(  # type: ignore[operator]
                 [start],
                 max_new_tokens=recipe.sample_tokens,
@@ -242,16 +242,16 @@ class Run:
         return self.tokenizer.decode(known)
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """Source: Chowdhery et al. 2022, "PaLM", arXiv:2204.02311, appendix B."""
+        """Model FLOPs utilisation. Source: Chowdhery et al. 2022, "PaLM", arXiv:2204.02311, appendix B."""
         if self.flops_per_token is None or self.peak_flops is None:
             return None
-        return tokens_per_second * self.flops_per_token / (self.peak_flops * self.trainer.processes.count)
+        return tokens_per_second * self.flops_per_token / (self.peak_flops * self.trainer.processes.world_size)
 
     def _save(self) -> None:
-        """Write a checkpoint. All processes have to call this; the first writes."""
+        """Write a checkpoint. All processes have to call this; the main process writes."""
         trainer = self.trainer
         tensors, state = checkpoint_tensors(trainer.model), trainer.state()  # type: ignore[arg-type]
-        if not trainer.processes.is_first:
+        if not trainer.processes.is_main_process:
             return
         folder = self.folder / "checkpoints"
         with new_folder(folder / f"step-{trainer.step:08d}") as draft:
@@ -264,25 +264,25 @@ class Run:
                 "recipe": dataclasses.asdict(trainer.recipe),
                 "tokens_sha256": self.record["corpus"]["tokens_sha256"],
                 "files": {
-                    file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in draft.iterdir()
+                    file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in draft.iterdir()
                 },
             }
             (draft / "state.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        for old in find_checkpoints(self.folder)[:-KEPT]:
+        for old in find_checkpoints(self.folder)[:-MAX_CHECKPOINTS]:
             remove_folder(old)
 
     def _finish(self) -> None:
-        """Write what came of it; the trained model too, if the recipe was followed to its end."""
+        """Write the result to `training.json`, and the trained model if the recipe is done."""
         trainer = self.trainer
         done = trainer.step == trainer.recipe.steps
         tensors = checkpoint_tensors(trainer.model) if done else {}  # type: ignore[arg-type]
-        if not trainer.processes.is_first:
+        if not trainer.processes.is_main_process:
             return
         if done:
             write_pretrained(self.folder, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
             self.tokenizer.save(self.folder)
         lines = read_metrics(self.folder)
-        result = {"ended": self.stopped, "step": trainer.step, "seconds": round(self.seconds, 1)}
+        result = {"stop_reason": self.stop_reason, "step": trainer.step, "seconds": round(self.seconds, 1)}
         measured = [(line["validation_loss"], line["step"]) for line in lines if "validation_loss" in line]
         if measured:
             best, best_step = min(measured)
@@ -293,10 +293,10 @@ class Run:
         write_record(self.folder, {**self.record, "result": result})
 
     @contextlib.contextmanager
-    def _metrics(self) -> Iterator[Any]:
-        """A function that appends a report to the metrics; what was written after the checkpoint is cut off first."""
-        if not self.trainer.processes.is_first:
-            yield lambda report: None
+    def _metrics_writer(self) -> Iterator[Any]:
+        """Yield a function that appends an entry to the metrics; those later than the checkpoint are removed first."""
+        if not self.trainer.processes.is_main_process:
+            yield lambda entry: None
             return
         path = self.folder / "metrics.jsonl"
         lines = [line for line in read_metrics(self.folder) if line["step"] <= self.trainer.step]
@@ -304,16 +304,16 @@ class Run:
             draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         board = _tensorboard(self.folder, self.trainer.step) if self.tensorboard else None
 
-        def write(report: Report) -> None:
-            line = {name: value for name, value in report._asdict().items() if value is not None}
+        def write(entry: LogEntry) -> None:
+            line = {name: value for name, value in entry._asdict().items() if value is not None}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             if board is not None:
                 for name, value in line.items():
                     if name == "sample":
-                        board.add_text(name, str(value), report.step)
+                        board.add_text(name, str(value), entry.step)
                     elif name != "step":
-                        board.add_scalar(name, value, report.step)
+                        board.add_scalar(name, value, entry.step)
 
         try:
             yield write
@@ -322,31 +322,31 @@ class Run:
                 board.close()
 
     @contextlib.contextmanager
-    def _disk(self, step: int, saved_step: int) -> Iterator[None]:
-        """Say what was being written, and what there still is, when the disk refuses."""
+    def _catch_write_errors(self, step: int, saved_step: int) -> Iterator[None]:
+        """Turn errors of writing into a RunError that says what was written and which checkpoint is intact."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             raise RunError(
-                f"step {step} could not be written to {self.folder}: {error}. {self._whats_left(saved_step)}; "
-                "mend that, and go on with --resume"
+                f"step {step} could not be written to {self.folder}: {error}. {self._intact_checkpoint(saved_step)}; "
+                "repair that, then resume with --resume"
             ) from error
 
-    def _whats_left(self, saved_step: int) -> str:
+    def _intact_checkpoint(self, saved_step: int) -> str:
         found = find_checkpoints(self.folder)
         return f"The checkpoint of step {saved_step} is intact" if found else "There is no earlier checkpoint"
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, the oldest first."""
+    """List a run's checkpoints, the oldest first."""
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
 def open_checkpoint(folder: Path, recipe: Recipe, tokens_sha256: str) -> Path | None:
-    """The newest checkpoint of a run, whole and of this recipe and this text; None if it has none yet.
+    """Check the newest checkpoint of a run against the recipe and the text, and return it; None if there is none yet.
 
     Raises:
-        RunError: it is damaged, or of another recipe or another text.
+        RunError: it is damaged, of another recipe or another text, or was saved by a version with other fields.
     """
     found = find_checkpoints(folder)
     if not found:
@@ -356,26 +356,32 @@ def open_checkpoint(folder: Path, recipe: Recipe, tokens_sha256: str) -> Path | 
     try:
         about = read_json(newest / "state.json")
         files, saved_recipe = dict(about["files"]), dict(about["recipe"])
-        fault = _damage(newest, files)
+        fault = _find_damage(newest, files)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"the checkpoint {newest} is damaged: {error}; {way_out}") from error
     if fault:
         raise RunError(f"the checkpoint {newest} is damaged: {fault}; {way_out}")
     saved, asked = _flat(saved_recipe), _flat(json.loads(json.dumps(dataclasses.asdict(recipe))))
+    unknown = sorted(saved.keys() - asked.keys())
+    if unknown:
+        raise RunError(
+            f"the run in {folder} was saved with fields that this recipe does not have ({', '.join(unknown)}): resume "
+            "it with the model and the version of allformers that began it, or begin again in another folder"
+        )
     other = [
         f"{name} was {saved.get(name)!r}, now {asked.get(name)!r}"
-        for name in sorted(saved.keys() | asked.keys())
-        if name not in FREE and saved.get(name) != asked.get(name)
+        for name in sorted(asked)
+        if name not in MUTABLE_FIELDS and saved.get(name) != asked.get(name)
     ]
     if other:
-        raise RunError(f"the run in {folder} cannot go on with another recipe: {'; '.join(other)}")
+        raise RunError(f"the run in {folder} cannot be resumed with another recipe: {'; '.join(other)}")
     if about.get("tokens_sha256") != tokens_sha256:
-        raise RunError(f"the run in {folder} has learned from another text, and cannot go on with this one")
+        raise RunError(f"the run in {folder} was trained on another text, and cannot be resumed with this one")
     return newest
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values by name, the model's among them."""
+    """Flatten a recipe to values by name, those of the model with `model.` before it."""
     model = recipe.get("model") or {}
     return {
         **{name: recipe[name] for name in recipe if name != "model"},
@@ -383,14 +389,14 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _damage(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is wrong with a checkpoint's files; empty if nothing is."""
+def _find_damage(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the first missing or changed file of a checkpoint; empty if all are intact."""
     for name, expected in files.items():
         path = checkpoint / name
         size = path.stat().st_size if path.is_file() else None
         if size != expected["bytes"]:
             return f"{name} has {size:,} bytes, expected {expected['bytes']:,}" if size is not None else f"no {name}"
-        if digest(path) != expected["sha256"]:
+        if sha256(path) != expected["sha256"]:
             return f"the contents of {name} have changed"
     return ""
 
@@ -402,9 +408,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What came of a run.
-
-    Empty while it has not ended.
+    """Read the result of a run from its `training.json`; empty while the run has not ended.
 
     Raises:
         CheckpointError: there is no run.
@@ -413,7 +417,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line that was not finished is left out.
+    """Read the lines of a run's `metrics.jsonl`; an unfinished last line is left out.
 
     Raises:
         RunError: a line is not a JSON object with a step.
@@ -433,7 +437,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a run's folder, and clear away what a process that was killed has left there."""
+    """Make a run's folder, and remove the drafts that a killed process has left in it."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     remove_drafts(folder)
     remove_drafts(folder / "checkpoints")
@@ -448,7 +452,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
 
 
 class _Signals:
-    """Notes that the run was asked to stop, so that it can finish its step; asked twice, it stops at once."""
+    """Handlers that note a signal, so that the run can finish its step; a second signal stops it at once."""
 
     def __init__(self) -> None:
         self.received = ""

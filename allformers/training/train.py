@@ -1,4 +1,4 @@
-"""Follow a recipe: text to tokens, a model, a run in a folder of its own, resumed if it was interrupted."""
+"""`train` follows a recipe: tokenise the text, make the model, run in a folder, resume if it was interrupted."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ from allformers.models.registry import class_for, load
 from allformers.speed import prepare as prepare_model
 from allformers.training.data import TOKENIZERS, Tokens, is_prepared, open_tokens, prepare, split
 from allformers.training.loop import Trainer
-from allformers.training.processes import Processes, join
+from allformers.training.processes import Processes, process_group
 from allformers.training.recipes import Recipe
-from allformers.training.runs import Budget, Report, Run, RunError, open_checkpoint, prepare_folder, write_record
+from allformers.training.runs import Budget, LogEntry, Run, RunError, open_checkpoint, prepare_folder, write_record
 
 
 def train(
@@ -33,23 +33,24 @@ def train(
     parallel: str = "ddp",
     peak_flops: float | None = None,
     tensorboard: bool = False,
-    report: Callable[[int, int], object] = lambda done, total: None,
-) -> Iterator[Report]:
-    """Follow a recipe in a folder of its own; what happens comes as it happens.
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[LogEntry]:
+    """Train by a recipe in a folder of its own, yielding log entries as they are made.
 
-    Under `torchrun` every process calls this, and the first one writes.
+    Under `torchrun` every process calls this, and the main process writes.
 
     Args:
-        recipe: what to do.
-        folder: where to keep everything; see `allformers.training.runs`.
+        recipe: the model, the text and the hyperparameters.
+        folder: the run's folder; see `allformers.training.runs`.
         file: where the recipe's corpus lies, if it would have to be fetched.
         resume: go on from the newest checkpoint in the folder; begin if there is none.
-        budget: when to stop early.
-        device: where to compute. With several processes each takes the GPU with its own number.
-        parallel: with several processes, "ddp" (each has the model) or "fsdp" (each has a slice of it).
-        peak_flops: what the device can do in a second, for the MFU; looked up or measured if None.
-        tensorboard: whether to write the metrics for TensorBoard too.
-        report: called with the bytes done and the bytes in all while the text is prepared.
+        budget: limits at which to stop early.
+        device: the device to train on. With several processes each takes the GPU of its local rank.
+        parallel: with several processes, "ddp" (each has the model) or "fsdp" (each has a shard of it).
+        peak_flops: floating-point operations that the device can do in a second, for the MFU; looked up or measured if
+            None.
+        tensorboard: True writes the metrics for TensorBoard too.
+        on_progress: called with the bytes done and the bytes in all while the text is prepared.
 
     Raises:
         RunError: the folder holds a run already (and `resume` is False), or a checkpoint of another recipe or text, or
@@ -63,15 +64,15 @@ def train(
         )
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; a run needs a folder")
-    with join(torch.device(device), parallel) as processes:
-        with processes.first_goes_first():
-            if processes.is_first:
+    with process_group(torch.device(device), parallel) as processes:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 if not resume and (folder / "training.json").exists():
                     raise RunError(f"{folder} holds a run already: go on with it (--resume), or choose another folder")
                 prepare_folder(folder)
-            tokens = _tokens(recipe, folder, file, report)
+            tokens = _tokens(recipe, folder, file, on_progress)
         run = _set_up(recipe, folder, tokens, processes, budget, peak_flops, tensorboard)
-        yield from run.go()
+        yield from run.run()
         del run  # before its processes part
 
 
@@ -84,17 +85,17 @@ def _set_up(
     peak: float | None,
     tensorboard: bool,
 ) -> Run:
-    """A run that has a model, a text, and the state of its checkpoint if there is one."""
-    learn, measure = split(tokens.ids, recipe.validation_fraction)
+    """Make a run with its model and text, and restore its checkpoint if there is one."""
+    train_tokens, validation_tokens = split(tokens.ids, recipe.validation_fraction)
     if recipe.prompt:
         tokens.tokenizer.encode(recipe.prompt)  # complains early about what it does not know
-    if not recipe.start:
+    if not recipe.init_from:
         padded = math.ceil(tokens.tokenizer.vocab_size / recipe.vocab_multiple) * recipe.vocab_multiple
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=padded))
     elif recipe.model.vocab_size < tokens.tokenizer.vocab_size:
         raise ValueError(
-            f"the text was cut into {tokens.tokenizer.vocab_size} kinds of tokens, but {recipe.start} has a vocabulary "
-            f"of {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
+            f"the vocabulary of the text's tokenizer is {tokens.tokenizer.vocab_size}, but that of {recipe.init_from} "
+            f"is {recipe.model.vocab_size}: prepare the text with that model's own tokenizer"
         )
     checkpoint = open_checkpoint(folder, recipe, tokens.tokens_sha256)
     model_class = class_for(recipe.model)
@@ -103,28 +104,28 @@ def _set_up(
     torch.manual_seed(recipe.seed)
     if checkpoint is not None:
         model = load(checkpoint)
-    elif recipe.start:
-        model = load(recipe.start, dtype=torch.float32)
+    elif recipe.init_from:
+        model = load(recipe.init_from, dtype=torch.float32)
     else:
         model = model_class(recipe.model)
     record = {
         "recipe": dataclasses.asdict(recipe),
         "corpus": {**read_json(_data_folder(recipe, folder) / "data.json")},
-        "tokens_to_learn_from": len(learn),
-        "tokens_to_measure_on": len(measure),
+        "train_tokens": len(train_tokens),
+        "validation_tokens": len(validation_tokens),
         "parameters": cost.parameters,
-        "processes": processes.count,
+        "processes": processes.world_size,
         "device": processes.device.type,
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
     }
-    if processes.is_first:
+    if processes.is_main_process:
         write_record(folder, record)
     run = Run(
         folder=folder,
-        trainer=Trainer(prepare_model(model, training=True), learn, recipe, processes),
+        trainer=Trainer(prepare_model(model, training=True), train_tokens, recipe, processes),
         tokenizer=tokens.tokenizer,
-        measure=measure,
+        validation_tokens=validation_tokens,
         record=record,
         budget=budget,
         flops_per_token=3 * cost.flops_per_token,  # each product has two in the backward pass
@@ -137,19 +138,19 @@ def _set_up(
 
 
 def _data_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where the text lies as tokens: where it was prepared before, or in the run's own folder."""
+    """Return the folder of the tokenised text: where it was prepared before, or in the run's own folder."""
     return Path(recipe.corpus) if is_prepared(recipe.corpus) else folder / "data"
 
 
-def _tokens(recipe: Recipe, folder: Path, file: str | Path | None, report: Callable[[int, int], object]) -> Tokens:
-    """The recipe's text as tokens, prepared if it has not been."""
+def _tokens(recipe: Recipe, folder: Path, file: str | Path | None, on_progress: Callable[[int, int], object]) -> Tokens:
+    """Open the recipe's text as tokens, or prepare it first."""
     place = _data_folder(recipe, folder)
     if is_prepared(place):
         return open_tokens(place)
     if recipe.tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {recipe.tokenizer!r}")
-    own = load_tokenizer(recipe.start, recipe.model.vocab_size) if recipe.start else recipe.tokenizer
-    return prepare(recipe.corpus, place, own, file=file, report=report)
+    own = load_tokenizer(recipe.init_from, recipe.model.vocab_size) if recipe.init_from else recipe.tokenizer
+    return prepare(recipe.corpus, place, own, file=file, on_progress=on_progress)
 
 
 PEAK_TFLOPS = {
@@ -157,11 +158,11 @@ PEAK_TFLOPS = {
     "H100": {"bfloat16": 989, "float32": 495},
     "H200": {"bfloat16": 989, "float32": 495},
 }
-"""What a GPU's tensor cores can do, from NVIDIA's data sheets: dense, SXM form, float32 as TF32."""
+"""Peak TFLOPS of GPUs' tensor cores, from NVIDIA's data sheets: dense, SXM form, float32 as TF32."""
 
 
 def peak_rate(device: torch.device, precision: str) -> float:
-    """The floating-point operations that a device can do in a second, in matrix products of a precision.
+    """Return a device's peak floating-point operations in a second, in matrix products of a precision.
 
     From its data sheet if it is known here, else measured: the best of several products of two 2048 x 2048 matrices.
     """

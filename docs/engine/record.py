@@ -520,7 +520,7 @@ def _example_generation() -> None:
 def _example_training() -> None:
     text = torch.tensor(ByteTokenizer().encode(PROMPT * 20))
     recipe = dataclasses.replace(hello_world(), model=GPT2Config.tiny(), batch_size=8, micro_batch_size=4)
-    Trainer(GPT2(recipe.model), text, recipe).advance()
+    Trainer(GPT2(recipe.model), text, recipe).train_step()
 
 
 def _example_rotary() -> None:

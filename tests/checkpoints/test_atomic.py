@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from allformers.checkpoints.atomic import digest, new_folder, remove_drafts, remove_folder, replacing
+from allformers.checkpoints.atomic import new_folder, remove_drafts, remove_folder, replacing, sha256
 
 
 def write_file(path: Path) -> None:
@@ -109,4 +109,4 @@ def test_a_folder_is_removed_whole(tmp_path: Path) -> None:
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert digest(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -123,7 +123,7 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["train", "builtin", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),
         (["train", "builtin", "somewhere", "--steps", "0"], "steps 0"),
         (["train", "builtin", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "100 3"),
-        (["train", "builtin", "somewhere", "--start", "bundled", "--num-layers", "2"], "num_layers"),
+        (["train", "builtin", "somewhere", "--init-from", "bundled", "--num-layers", "2"], "num_layers"),
         (["train", "builtin", "somewhere", "--max-minutes", "0"], "max_minutes 0"),
         (["train", "builtin", "somewhere", "--parallel", "magic"], "parallel ddp fsdp magic"),
         (["train", "gpt2-124m", "somewhere"], "corpus"),
@@ -291,6 +291,7 @@ def test_evaluate_prints_what_the_functions_give(run: Run, checkpoint: Path, tmp
     assert figures["bits_per_byte"] == pytest.approx(expected.loss / math.log(2))
     assert figures["word_perplexity"] == pytest.approx(math.exp(expected.loss * len(token_ids) / 100))
     assert (figures["tokens"], figures["bytes"], figures["words"]) == (660, 660, 100)
+    assert figures["predicted_tokens"] == expected.num_tokens == 659
     (printed,) = re.findall(r"^perplexity +([\d,.]+)$", result.output, re.MULTILINE)
     assert float(printed.replace(",", "")) == pytest.approx(expected.perplexity, rel=1e-5)
     assert "659 of 660 tokens predicted" in result.output

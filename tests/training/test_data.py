@@ -30,14 +30,14 @@ TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 �
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a few characters at a time, as if the text were large."""
-    monkeypatch.setattr(data, "_PIECE", 7)
+    monkeypatch.setattr(data, "_CHUNK", 7)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters", "gpt2"])
 def test_a_file_becomes_the_tokens_of_its_whole_text(
-    tmp_path: Path, kind: str, small_pieces: None, gpt2_vocabulary: None
+    tmp_path: Path, kind: str, small_chunks: None, gpt2_vocabulary: None
 ) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes((TEXT * 5).encode())
@@ -47,14 +47,14 @@ def test_a_file_becomes_the_tokens_of_its_whole_text(
     ]()
     expected = tokenizer.encode(TEXT * 5) + ([50256] if kind == "gpt2" else [])
     assert tokens.ids.tolist() == expected
-    assert tokens.size == len((TEXT * 5).encode())
+    assert tokens.num_bytes == len((TEXT * 5).encode())
     assert tokens.tokenizer.description() == tokenizer.description()
     assert open_tokens(tmp_path / "tokens", verify=True).ids.tolist() == expected
 
 
 @given(st.text(alphabet="ab' \n\t1é<|>", max_size=60), st.integers(1, 9))
 def test_cutting_a_text_into_pieces_changes_nothing_but_where_it_is_cut(text: str, size: int) -> None:
-    pieces = list(data._whole_words(text[start : start + size] for start in range(0, len(text), size)))
+    pieces = list(data._cut_before_spaces(text[start : start + size] for start in range(0, len(text), size)))
     assert "".join(pieces) == text
     for before, after in pairwise(pieces):
         assert after[0].isspace()
@@ -63,7 +63,7 @@ def test_cutting_a_text_into_pieces_changes_nothing_but_where_it_is_cut(text: st
 
 @given(text=st.text(alphabet="ab' \n\t1é.\u3000", max_size=60), size=st.integers(1, 9))
 def test_no_bpe_token_reaches_across_a_cut(text: str, size: int, tokenizer: GPT2Tokenizer) -> None:
-    pieces = data._whole_words(text[start : start + size] for start in range(0, len(text), size))
+    pieces = data._cut_before_spaces(text[start : start + size] for start in range(0, len(text), size))
     assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
 
 
@@ -118,10 +118,10 @@ def test_a_corpus_on_the_network_can_be_given_as_a_file_whose_digest_is_checked(
 ) -> None:
     file = tmp_path / "file.txt"
     file.write_text("To be, or not to be")
-    monkeypatch.setitem(CORPORA, "shakespeare", Remote("https://example.org/none.txt", data.digest(file)))
+    monkeypatch.setitem(CORPORA, "shakespeare", Remote("https://example.org/none.txt", data.sha256(file)))
     tokens = prepare("shakespeare", tmp_path / "tokens", "characters", file=file)
     assert (len(tokens.ids), tokens.tokenizer.vocab_size) == (19, len(set("To be, or not to be")))
-    assert tokens.text_sha256 == data.digest(file)
+    assert tokens.text_sha256 == data.sha256(file)
 
 
 @pytest.mark.network
@@ -154,7 +154,7 @@ def test_a_corpus_is_downloaded_once_and_its_digest_checked(tmp_path: Path, monk
 
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.setattr("pooch.core.choose_downloader", lambda url, progressbar=False: download)
-    monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", data.digest(source)))
+    monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", data.sha256(source)))
     for count in range(2):
         assert bytes(prepare("served", tmp_path / f"tokens{count}").ids.tolist()) == b"served"
     assert asked == ["https://example.org/served.txt"]
@@ -256,18 +256,18 @@ def test_damaged_data_is_named(tmp_path: Path) -> None:
         open_tokens(folder)
     (folder / "tokens.bin").write_bytes(content[:-2] + b"??")
     open_tokens(folder)
-    with pytest.raises(ValueError, match=r"tokens\.bin|digest"):
+    with pytest.raises(ValueError, match=r"tokens\.bin"):
         open_tokens(folder, verify=True)
     (folder / "data.json").write_text("{}")
     with pytest.raises(ValueError, match=r"data\.json"):
         open_tokens(folder)
 
 
-def test_progress_is_reported_in_bytes(tmp_path: Path, small_pieces: None) -> None:
+def test_progress_is_reported_in_bytes(tmp_path: Path, small_chunks: None) -> None:
     file = tmp_path / "text.txt"
     file.write_text(TEXT)
     reports: list[tuple[int, int]] = []
-    prepare(str(file), tmp_path / "tokens", report=lambda done, total: reports.append((done, total)))
+    prepare(str(file), tmp_path / "tokens", on_progress=lambda done, total: reports.append((done, total)))
     size = len(TEXT.encode())
     assert reports[-1] == (size, size)
     assert reports == sorted(reports)
@@ -301,5 +301,5 @@ def test_a_text_too_short_for_a_passage_is_refused() -> None:
 
 
 def test_the_text_is_cut_where_it_says() -> None:
-    learn, measure = split(torch.arange(100), 0.1)
-    assert (learn.tolist(), measure.tolist()) == (list(range(90)), list(range(90, 100)))
+    train, validation = split(torch.arange(100), 0.1)
+    assert (train.tolist(), validation.tolist()) == (list(range(90)), list(range(90, 100)))

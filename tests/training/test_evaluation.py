@@ -28,14 +28,14 @@ def test_windows_predict_each_token_once_with_all_the_context_they_can(
 ) -> None:
     stride = data.draw(st.integers(1, window))
     found = windows(length, window, stride)
-    predicted = [token for w in found for token in range(w.stop - w.predicted, w.stop)]
+    predicted = [token for w in found for token in range(w.stop - w.num_targets, w.stop)]
     assert predicted == sorted(set(predicted))
     never = set(range(length)) - set(predicted)
     assert never == ({w.start for w in found} | {0} if stride == window else {0}) | (never & {length - 1})
     assert not never & {length - 1} or (stride == window and (length - 1) % window == 0)
     for w in found:
         assert w.stop - w.start <= window
-        for token in range(w.stop - w.predicted, w.stop):
+        for token in range(w.stop - w.num_targets, w.stop):
             assert token - w.start >= min(token, window - stride)  # at least so much context
 
 
@@ -66,9 +66,9 @@ def test_the_loss_is_what_a_loop_over_windows_gives(model: GPT2, length: int, wi
         for place in windows(length, window, window - 1 if stride is None else stride):
             text = tokens[place.start : place.stop]
             surprises = F.cross_entropy(model(text[None, :-1])[0], text[1:], reduction="none")
-            total += surprises[-place.predicted :].sum().item()
-            count += place.predicted
-    assert found.predicted == count
+            total += surprises[-place.num_targets :].sum().item()
+            count += place.num_targets
+    assert found.num_tokens == count
     assert found.loss == pytest.approx(total / count, rel=1e-5)
 
 
@@ -95,16 +95,16 @@ def test_a_sliding_window_measures_as_the_reference_documents_it(model: GPT2) ->
             if stop == 300:
                 break
         found = evaluate(model, tokens, 128, stride)
-        assert found.predicted == count
+        assert found.num_tokens == count
         assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_the_figures_follow_from_the_sum() -> None:
-    found = Evaluation(nats=80 * math.log(2), predicted=40)
+    found = Evaluation(total_nll=80 * math.log(2), num_tokens=40)
     assert found.loss == pytest.approx(2 * math.log(2))
     assert found.perplexity == pytest.approx(4)
-    assert found.bits_per_byte(tokens=41, size=164) == pytest.approx(0.5)
-    assert Evaluation(nats=1e6, predicted=1).perplexity == math.inf
+    assert found.bits_per_byte(text_tokens=41, num_bytes=164) == pytest.approx(0.5)
+    assert Evaluation(total_nll=1e6, num_tokens=1).perplexity == math.inf
 
 
 def test_a_model_that_knows_nothing_needs_eight_bits_a_byte() -> None:

@@ -73,7 +73,9 @@ def test_the_learning_rate_rises_then_falls_to_its_end() -> None:
 def test_each_step_has_the_learning_rate_of_the_schedule() -> None:
     recipe = make_recipe(warmup_steps=2)
     trainer = Trainer(make_model(), TOKENS, recipe)
-    assert [trainer.advance().learning_rate for _ in range(5)] == [learning_rate_at(step, recipe) for step in range(5)]
+    assert [trainer.train_step().learning_rate for _ in range(5)] == [
+        learning_rate_at(step, recipe) for step in range(5)
+    ]
 
 
 def test_matrices_decay_and_vectors_do_not_and_each_weight_is_there_once() -> None:
@@ -145,7 +147,7 @@ def test_three_steps_of_adamw_reach_the_weights_that_the_reference_reaches() -> 
     before = weights(model)
     recipe = make_recipe(model=model.config, steps=3, warmup_steps=1, learning_rate=1e-2)
     trainer = Trainer(model, TOKENS, recipe)
-    steps = [trainer.advance() for _ in range(3)]
+    steps = [trainer.train_step() for _ in range(3)]
 
     batches = torch.Generator().manual_seed(recipe.seed)
     groups = [
@@ -182,7 +184,7 @@ def test_a_small_model_learns_a_sentence_by_heart() -> None:
     model = make_model()
     recipe = make_recipe(steps=120, batch_size=8, seq_length=32, learning_rate=1e-2, warmup_steps=10)
     trainer = Trainer(model, torch.tensor(list((sentence * 4).encode())), recipe)
-    losses = [trainer.advance().loss.item() for _ in range(120)]
+    losses = [trainer.train_step().loss.item() for _ in range(120)]
     assert losses[0] > 5  # near ln(256)
     assert losses[-1] < 0.3
     written = model.generate(torch.tensor([list(b"The quick")]), max_new_tokens=20, temperature=0)
@@ -193,7 +195,7 @@ def test_two_runs_from_one_seed_reach_the_same_weights() -> None:
     reached = []
     for seed in (0, 0, 1):
         trainer = Trainer(make_model(seed), TOKENS, make_recipe(seed=seed))
-        steps = [trainer.advance() for _ in range(5)]
+        steps = [trainer.train_step() for _ in range(5)]
         assert [step.step for step in steps] == [1, 2, 3, 4, 5]
         assert all(step.gradient_norm > 0 for step in steps)
         reached.append(weights(trainer.model))
@@ -208,7 +210,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole(part: int) -> None:
     whole = Trainer(make_model(dropout=0.0), TOKENS, make_recipe(**changes))
     parts = Trainer(make_model(dropout=0.0), TOKENS, make_recipe(**changes, micro_batch_size=part))
     for _ in range(3):
-        one, other = whole.advance(), parts.advance()
+        one, other = whole.train_step(), parts.train_step()
         assert other.loss.item() == pytest.approx(one.loss.item(), rel=1e-5)
         assert other.gradient_norm.item() == pytest.approx(one.gradient_norm.item(), rel=1e-4)
 
@@ -216,7 +218,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole(part: int) -> None:
 def test_parts_of_a_batch_never_pass_through_the_model_together() -> None:
     model, seen = make_model(), []
     model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    Trainer(model, TOKENS, make_recipe(batch_size=8, micro_batch_size=3)).advance()
+    Trainer(model, TOKENS, make_recipe(batch_size=8, micro_batch_size=3)).train_step()
     assert seen == [3, 3, 2]
 
 
@@ -226,7 +228,7 @@ def test_long_gradients_are_clipped() -> None:
     for clip_norm in (1.0, 1e-12):
         model = make_model()
         before = weights(model)
-        Trainer(model, TOKENS, make_recipe(steps=1, clip_norm=clip_norm, weight_decay=0.0)).advance()
+        Trainer(model, TOKENS, make_recipe(steps=1, clip_norm=clip_norm, weight_decay=0.0)).train_step()
         moved.append((weights(model) - before).abs().max().item())
     assert moved[1] < moved[0] / 100
 
@@ -238,7 +240,7 @@ def test_bfloat16_computes_in_bfloat16_on_weights_that_stay_float32() -> None:
     trainer = Trainer(model, TOKENS, make_recipe(precision="bfloat16"))
     exact = Trainer(make_model(dropout=0.0), TOKENS, make_recipe())
     for _ in range(3):
-        loss, expected = trainer.advance().loss, exact.advance().loss
+        loss, expected = trainer.train_step().loss, exact.train_step().loss
         assert loss.dtype is torch.float32
         assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
         assert loss.item() != expected.item()
@@ -257,7 +259,7 @@ def test_a_model_that_recomputes_learns_the_same_from_fewer_activations() -> Non
             return saved
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-            losses[again] = [trainer.advance().loss.item() for _ in range(3)]
+            losses[again] = [trainer.train_step().loss.item() for _ in range(3)]
         assert trainer.model.generate(torch.zeros(1, 3, dtype=torch.long), max_new_tokens=2).shape == (1, 5)
     assert losses[True] == losses[False]
     assert sum(sizes[True]) < 0.5 * sum(sizes[False])
@@ -268,7 +270,7 @@ def test_a_compiled_model_learns_the_same() -> None:
     compiled = Trainer(make_model(dropout=0.0), TOKENS, make_recipe(compile=True))
     eager = Trainer(make_model(dropout=0.0), TOKENS, make_recipe())
     for _ in range(3):
-        assert compiled.advance().loss.item() == pytest.approx(eager.advance().loss.item(), rel=1e-5)
+        assert compiled.train_step().loss.item() == pytest.approx(eager.train_step().loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
@@ -276,7 +278,7 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(taken: int) -> None:
     recipe = make_recipe(steps=6)
     straight = Trainer(make_model(), TOKENS, recipe)
     for _ in range(taken):
-        straight.advance()
+        straight.train_step()
     copied = {name: tensor.clone() for name, tensor in straight.model.state_dict().items()}
     state = {name: tensor.clone() for name, tensor in straight.state().items()}
     if taken == 0:
@@ -284,14 +286,14 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(taken: int) -> None:
             Trainer(make_model(), TOKENS, recipe).restore(0, state)
         return
     for _ in range(3):
-        straight.advance()
+        straight.train_step()
 
     other = make_model(seed=99)
     other.load_state_dict(copied)
     resumed = Trainer(other, TOKENS, recipe)
     resumed.restore(taken, state)
     for _ in range(3):
-        resumed.advance()
+        resumed.train_step()
     assert torch.equal(weights(straight.model), weights(resumed.model))
 
 
@@ -352,6 +354,6 @@ def test_the_bundled_model_has_the_loss_that_its_record_says() -> None:
     record, text = json.loads((BUNDLED / "training.json").read_text()), python_documentation()
     if record["corpus"]["text_sha256"] != hashlib.sha256(text.encode()).hexdigest():
         pytest.skip("this Python's documentation is not the one that the bundled model was measured on")
-    _, measure = split(torch.tensor(list(text.encode())), record["recipe"]["validation_fraction"])
-    loss = evaluate(GPT2.from_pretrained("bundled"), measure, record["recipe"]["seq_length"] + 1).loss
+    _, validation_tokens = split(torch.tensor(list(text.encode())), record["recipe"]["validation_fraction"])
+    loss = evaluate(GPT2.from_pretrained("bundled"), validation_tokens, record["recipe"]["seq_length"] + 1).loss
     assert loss == pytest.approx(record["result"]["validation_loss_nats_per_token"], abs=1e-4)

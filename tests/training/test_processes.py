@@ -11,7 +11,7 @@ import torch
 
 from allformers.models.gpt2.gpt2 import GPT2
 from allformers.training.loop import Trainer
-from allformers.training.processes import ALONE, Processes, join
+from allformers.training.processes import SINGLE_PROCESS, Processes, process_group
 from allformers.training.runs import find_checkpoints, read_metrics, read_result
 
 together = pytest.mark.xdist_group("processes")  # they share a run, and would take the machine from each other
@@ -103,14 +103,14 @@ def test_what_goes_wrong_is_said_once_and_nobody_waits_for_ever(alone: Path, tmp
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    assert ALONE.is_first
-    assert ALONE.sum(2.5) == ALONE.mean(torch.tensor(2.5)) == 2.5
-    assert ALONE.gather("one") == ["one"]
-    with join(torch.device("cpu")) as processes:
-        assert (processes.rank, processes.count) == (0, 1)
+    assert SINGLE_PROCESS.is_main_process
+    assert SINGLE_PROCESS.sum(2.5) == SINGLE_PROCESS.mean(torch.tensor(2.5)) == 2.5
+    assert SINGLE_PROCESS.gather("one") == ["one"]
+    with process_group(torch.device("cpu")) as processes:
+        assert (processes.rank, processes.world_size) == (0, 1)
     with (
         pytest.raises(ValueError, match=r"parallel .*'magic'"),
-        join(torch.device("cpu"), "magic"),
+        process_group(torch.device("cpu"), "magic"),
     ):
         pass
 
@@ -120,4 +120,4 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
     recipe = hello_world()
     with pytest.raises(ValueError, match=r"1 sequences .* 2 processes"):
-        Trainer(GPT2(recipe.model), torch.zeros(200, dtype=torch.long), recipe, Processes(rank=0, count=2))
+        Trainer(GPT2(recipe.model), torch.zeros(200, dtype=torch.long), recipe, Processes(rank=0, world_size=2))

@@ -21,11 +21,11 @@ import pytest
 import torch
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.atomic import digest
+from allformers.checkpoints.atomic import sha256
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training import data, recipes
 from allformers.training.recipes import Recipe
-from allformers.training.runs import Budget, Report, RunError, find_checkpoints, read_metrics, read_result
+from allformers.training.runs import Budget, LogEntry, RunError, find_checkpoints, read_metrics, read_result
 from allformers.training.train import peak_rate, train
 from conftest import perturb
 
@@ -59,14 +59,14 @@ def few_of(moments: range) -> list[Any]:
     return [pytest.param(at, marks=pytest.mark.slow if place % 4 else ()) for place, at in enumerate(moments)]
 
 
-def follow(folder: Path, recipe: Recipe | None = None, **options: Any) -> list[Report]:
+def follow(folder: Path, recipe: Recipe | None = None, **options: Any) -> list[LogEntry]:
     return list(train(recipe or make_recipe(), folder, peak_flops=1e9, **options))
 
 
 def follow_and(folder: Path, step: int, act: Callable[[], object], recipe: Recipe | None = None) -> None:
     """Follow a recipe, and do something when a step has been reported."""
-    for report in train(recipe or make_recipe(), folder, peak_flops=1e9):
-        if report.step == step:
+    for entry in train(recipe or make_recipe(), folder, peak_flops=1e9):
+        if entry.step == step:
             act()
 
 
@@ -93,7 +93,7 @@ def test_a_run_leaves_a_model_its_metrics_and_its_last_checkpoints(straight: Pat
     assert steps(straight) == [10, 12]
     result = read_result(straight)
     assert result["step"] == 12
-    assert result["ended"] == "the recipe is done"
+    assert result["stop_reason"] == "the recipe is done"
     assert result["validation_loss_nats_per_token"] == round(lines[-1]["validation_loss"], 4)
     model = GPT2.from_pretrained(straight)
     assert model.config == MODEL
@@ -116,13 +116,13 @@ def test_mfu_is_the_share_of_the_peak_that_went_into_matrix_products(straight: P
 
 @pytest.mark.parametrize("at", [1, 4, 5, 11])
 def test_a_resumed_run_reaches_the_same_bits(tmp_path: Path, straight: Path, at: int) -> None:
-    reports = follow(tmp_path, budget=Budget(max_steps=at))
-    assert reports[-1].step == at
+    entries = follow(tmp_path, budget=Budget(max_steps=at))
+    assert entries[-1].step == at
     assert not (tmp_path / "model.safetensors").exists()
-    assert read_result(tmp_path)["ended"] == f"the budget of {at} steps is spent"
+    assert read_result(tmp_path)["stop_reason"] == f"the budget of {at} steps is spent"
     more = follow(tmp_path, resume=True)
-    assert [report.step for report in more] == list(range(at + 1, 13))
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert [entry.step for entry in more] == list(range(at + 1, 13))
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
     untimed = [
         [{k: v for k, v in line.items() if k not in {"seconds", "tokens_per_second", "mfu"}} for line in lines]
         for lines in (read_metrics(tmp_path), read_metrics(straight))
@@ -135,7 +135,7 @@ def test_a_resumed_run_reaches_the_same_bits(tmp_path: Path, straight: Path, at:
 
 def test_watching_a_run_more_closely_changes_nothing(tmp_path: Path, straight: Path) -> None:
     follow(tmp_path, make_recipe(validate_every=1, sample_every=1, save_every=1, log_every=3, temperature=1.0))
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def start(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
@@ -170,7 +170,7 @@ def test_killed_at_random_steps_it_reaches_the_same_bits(tmp_path: Path) -> None
     assert process.returncode == 0
     whole.communicate()
     assert whole.returncode == 0
-    assert digest(tmp_path / "killed" / "model.safetensors") == digest(tmp_path / "whole" / "model.safetensors")
+    assert sha256(tmp_path / "killed" / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
     assert [line["step"] for line in read_metrics(tmp_path / "killed")] == list(range(1, 121))
     assert not list(tmp_path.rglob(".*.draft"))
 
@@ -179,16 +179,16 @@ def test_killed_at_random_steps_it_reaches_the_same_bits(tmp_path: Path) -> None
 def test_asked_to_stop_it_saves_and_ends(tmp_path: Path, straight: Path, number: signal.Signals) -> None:
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     seen = []
-    for report in train(make_recipe(), tmp_path, peak_flops=1e9):
-        seen.append(report.step)
-        if report.step == 3:
+    for entry in train(make_recipe(), tmp_path, peak_flops=1e9):
+        seen.append(entry.step)
+        if entry.step == 3:
             os.kill(os.getpid(), number)
     assert seen == [1, 2, 3, 4]
     assert steps(tmp_path) == [4]
-    assert read_result(tmp_path)["ended"] == f"{number.name} was received"
+    assert read_result(tmp_path)["stop_reason"] == f"{number.name} was received"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     follow(tmp_path, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,18 @@ def test_another_recipe_is_refused_by_what_differs(stopped: Path, changes: dict[
     follow(stopped, resume=True)
 
 
+@pytest.mark.parametrize(("new", "old"), [("init_from", "start"), ("max_validation_tokens", "validation_tokens")])
+def test_a_run_saved_with_old_names_is_refused_by_these(stopped: Path, new: str, old: str) -> None:
+    path = find_checkpoints(stopped)[-1] / "state.json"
+    path.write_text(path.read_text().replace(f'"{new}"', f'"{old}"'))
+    with pytest.raises(RunError, match=rf"\b{old}\b"):
+        follow(stopped, resume=True)
+    assert [line["step"] for line in read_metrics(stopped)] == list(range(1, 12))
+
+
 def test_what_does_not_shape_the_weights_may_change(stopped: Path, straight: Path) -> None:
     follow(stopped, make_recipe(validate_every=1, prompt="I am", save_every=1), resume=True)
-    assert digest(stopped / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(stopped / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def test_another_text_is_refused(stopped: Path) -> None:
@@ -273,7 +282,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_intact(
     assert file in str(e.value)
     shutil.rmtree(find_checkpoints(stopped)[-1])
     follow(stopped, resume=True)
-    assert digest(stopped / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(stopped / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def test_a_checkpoint_without_its_description_is_damaged(stopped: Path) -> None:
@@ -283,15 +292,15 @@ def test_a_checkpoint_without_its_description_is_damaged(stopped: Path) -> None:
 
 
 def test_a_finished_run_has_nothing_left_to_do(straight: Path) -> None:
-    before = digest(straight / "model.safetensors")
+    before = sha256(straight / "model.safetensors")
     assert follow(straight, resume=True) == []
-    assert digest(straight / "model.safetensors") == before
-    assert read_result(straight)["ended"] == "the recipe is done"
+    assert sha256(straight / "model.safetensors") == before
+    assert read_result(straight)["stop_reason"] == "the recipe is done"
 
 
 def test_resume_begins_where_there_is_nothing(tmp_path: Path, straight: Path) -> None:
     follow(tmp_path / "new", resume=True)
-    assert digest(tmp_path / "new" / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "new" / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 # -- When the disk or the numbers give out -----------------------------------------------------------------------------
@@ -315,7 +324,7 @@ def test_when_the_disk_refuses_the_earlier_checkpoint_is_intact(tmp_path: Path, 
     assert steps(tmp_path) == [5]
     assert not list(tmp_path.rglob(".*"))
     follow(tmp_path, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 @pytest.mark.parametrize("at", few_of(range(12)))
@@ -343,7 +352,7 @@ def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
     assert steps(tmp_path) in ([5], [5, 10])
     assert not list(tmp_path.rglob(".*"))
     follow(tmp_path, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def die_at(at: int, folder: Path, recipe: Recipe) -> None:
@@ -385,11 +394,11 @@ def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: P
     assert child.exitcode == -signal.SIGKILL
     assert steps(tmp_path)[-1] in (6, 9)
     follow(tmp_path, recipe, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_run_that_comes_apart_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     wild = make_recipe(learning_rate=1e30, warmup_steps=0, clip_norm=1e30, save_every=1)
     with pytest.raises(RunError, match=r"step 2\b.*step 1\b"):
         follow(tmp_path, wild)
@@ -412,10 +421,10 @@ def test_an_unfinished_last_line_of_metrics_is_left_out_and_any_other_is_named(t
 
 def test_a_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
     """Fine-tuning: the first loss is the checkpoint's own, and the tokenizer is its tokenizer."""
-    bundled = recipes.continuing(recipes.builtin(), "bundled")
+    bundled = recipes.init_from_checkpoint(recipes.builtin(), "bundled")
     recipe = dataclasses.replace(bundled, corpus="hello-world", steps=2, batch_size=2, seq_length=30, sample_tokens=3)
-    reports = follow(tmp_path, recipe)
-    assert reports[0].loss < 4  # a fresh model starts at ln(256) = 5.5
+    entries = follow(tmp_path, recipe)
+    assert entries[0].loss < 4  # a fresh model starts at ln(256) = 5.5
     assert GPT2.from_pretrained(tmp_path).config == GPT2Config.bundled()
 
 
@@ -423,7 +432,7 @@ def test_a_text_with_more_kinds_of_tokens_than_the_checkpoint_is_refused(tmp_pat
     perturb(small := GPT2(MODEL))
     small.save_pretrained(tmp_path / "small")
     data.prepare("hello-world", tmp_path / "bytes", "bytes")
-    recipe = recipes.continuing(make_recipe(), str(tmp_path / "small"))
+    recipe = recipes.init_from_checkpoint(make_recipe(), str(tmp_path / "small"))
     with pytest.raises(ValueError, match=r"\b256\b.*\b24\b"):
         follow(tmp_path / "run", dataclasses.replace(recipe, corpus=str(tmp_path / "bytes")))
     assert json.loads((tmp_path / "bytes" / "data.json").read_text())["tokens"] == 84
@@ -447,7 +456,7 @@ def test_the_vocabulary_is_padded_to_a_round_number(tmp_path: Path) -> None:
         ({"corpus": ""}, "corpus"),
         ({"tokenizer": "runes"}, "tokenizer .*'runes'"),
         ({"prompt": "Zürich"}, "ü"),
-        ({"start": "./nowhere"}, "./nowhere"),
+        ({"init_from": "./nowhere"}, "./nowhere"),
         ({"validation_fraction": 0.95}, r"\b4 tokens.*\b8\b"),
     ],
 )
@@ -470,12 +479,12 @@ def test_a_folder_without_a_run_has_no_result(tmp_path: Path) -> None:
 
 def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    reports = follow(tmp_path, tensorboard=True)
+    entries = follow(tmp_path, tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [round(event.value, 5) for event in events.Scalars("loss")] == [round(r.loss, 5) for r in reports]
+    assert [round(event.value, 5) for event in events.Scalars("loss")] == [round(entry.loss, 5) for entry in entries]
     assert len(events.Scalars("validation_loss")) == 3
 
 

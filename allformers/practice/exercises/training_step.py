@@ -162,7 +162,7 @@ exercise = Exercise(
         between backward and step, the gradients would be gone before anybody has used them.
         """
     ),
-    page="training.html#Trainer.advance.part",
-    part_of="allformers.training.loop.Trainer.advance",
+    page="training.html#Trainer.train_step.micro_batch_size",
+    part_of="allformers.training.loop.Trainer.train_step",
     after=("gpt2", "loss"),
 )
