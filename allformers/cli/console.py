@@ -32,8 +32,8 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-class Layout(StrEnum):
-    """How the weights of linear layers lie in memory."""
+class WeightFormat(StrEnum):
+    """Formats of the weights of linear layers."""
 
     plain = "plain"
     packed = "packed"
@@ -41,17 +41,17 @@ class Layout(StrEnum):
     int4 = "int4"
 
 
-LAYOUT_HELP = (
-    "How the weights lie in memory: plain; packed for speed, after some seconds and in twice the memory; or rounded to "
-    "int8 or int4, which takes less memory and some of the quality."
+WEIGHTS_HELP = (
+    "The format of the weights: plain; packed, which is faster and takes some seconds first and twice the memory; or "
+    "quantized to int8 or int4, which takes less memory and costs some quality."
 )
 
 
-def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
-    """Prepare a model for inference.
+def prepare_for_inference(model: Any, weights: WeightFormat = WeightFormat.plain) -> None:
+    """Prepare a model for inference, with the weights in one of the formats.
 
     Raises:
-        ValueError: its weights cannot lie so.
+        ValueError: its weights cannot have that format.
     """
     from allformers.speed.linear import PackedLinear, prepare
 
@@ -59,7 +59,7 @@ def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
         prepare(model, weights)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    if weights is Layout.packed and not any(isinstance(layer, PackedLinear) for layer in model.modules()):
+    if weights is WeightFormat.packed and not any(isinstance(layer, PackedLinear) for layer in model.modules()):
         messages.print("[dim]no layer of this model is large enough to gain from packing[/dim]")
 
 
@@ -157,7 +157,7 @@ def load_model(model: str, device: str = "cpu") -> tuple[Any, "Tokenizer"]:
 
     announce(model)
     loaded = allformers.load(model, device=find_device(device))
-    lay_out(loaded)
+    prepare_for_inference(loaded)
     return loaded, tokenizer_of(loaded, model)
 
 

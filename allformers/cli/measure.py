@@ -11,16 +11,16 @@ import typer
 from rich.console import Console
 
 from allformers.cli.console import (
-    LAYOUT_HELP,
+    WEIGHTS_HELP,
     Dtype,
-    Layout,
+    WeightFormat,
     announce,
     find_config,
     find_device,
     find_presets,
     in_bytes,
-    lay_out,
     messages,
+    prepare_for_inference,
     read_text,
     require_decoder,
 )
@@ -100,7 +100,7 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one.")] = "auto",
-    weights: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = Layout.plain,
+    weights: Annotated[WeightFormat, typer.Option(help=WEIGHTS_HELP)] = WeightFormat.plain,
     output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
 ) -> None:
     """Measure how well a model predicts a text: perplexity and bits per byte.
@@ -120,8 +120,8 @@ def evaluate(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
-    product = mean_product(loaded)  # before weights are rounded
-    lay_out(loaded, weights)
+    product = mean_product(loaded)  # before weights are quantized
+    prepare_for_inference(loaded, weights)
     token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
     context = loaded.config.context_length
     window = context if window is None else window

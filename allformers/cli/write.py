@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allformers.cli.console import (
-    LAYOUT_HELP,
+    WEIGHTS_HELP,
     Dtype,
-    Layout,
+    WeightFormat,
     announce,
     find_device,
-    lay_out,
     messages,
+    prepare_for_inference,
     require_decoder,
 )
 from allformers.cli.threads import choose_threads, mean_product
@@ -64,7 +64,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
-    weights: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = Layout.plain,
+    weights: Annotated[WeightFormat, typer.Option(help=WEIGHTS_HELP)] = WeightFormat.plain,
     prefill: Annotated[
         int | None, typer.Option(help="Read a long prompt in pieces of so many tokens, which takes less memory.")
     ] = None,
@@ -89,7 +89,7 @@ def generate(
     require_decoder(loaded, model)
     product = mean_product(loaded)
     choose_threads(product)
-    lay_out(loaded, weights)
+    prepare_for_inference(loaded, weights)
     chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
     token_ids = chosen.encode(text)
     if not token_ids:

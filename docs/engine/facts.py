@@ -309,11 +309,11 @@ def bounds(name: str = "benchmark.json") -> Markup:
     return table(("what", "floor", "linear layers alone", "everything else", "whole", "compiled"), lines, title)
 
 
-def layouts() -> Markup:
-    """What each way to lay out weights costs: bytes of the linear layers, and the loss on text not learned from."""
+def weight_formats() -> Markup:
+    """The cost of each weight format: bytes of the linear layers, and the loss on text not learned from."""
     rows = [
         (name, bytes_text(found["bytes"]), f"{found['loss']:.4f}", f"{math.exp(found['loss']):.4f}")
-        for name, found in prepared("layouts").items()
+        for name, found in prepared("weight_formats").items()
     ]
     return table(("weights", "linear layers", "loss, nats a byte", "perplexity"), rows, "The bundled model")
 
@@ -441,7 +441,7 @@ NAMES: Mapping[str, Any] = {
         benchmark_table,
         bounds,
         decoding,
-        layouts,
+        weight_formats,
         scaling,
         damages,
         family,
