@@ -163,32 +163,30 @@ def bench(
     rows: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Rows to measure, by part of their names: prefill, decode, train, load, import, call, linear; of an "
-            "encoder, read; and scale, which is left out if nothing is asked for."
+            help="Rows to measure, by part of their names: prefill, decode, train, load, import, call, linear; for "
+            "encoders, forward; and scale, which runs only on request. Default: all but scale."
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="A preset of any model of the family.")] = "gpt2-small",
-    rounds: Annotated[int, typer.Option(help="How often each contender is measured.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads for everybody; PyTorch's own choice if left out.")
-    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds, in each of which every contender runs once.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Threads of all contenders. Default: PyTorch's choice.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the weights, except in training.")] = Dtype.float32,
     precision: Annotated[str, typer.Option(help="Of training: float32, or bfloat16 by autocast.")] = "float32",
     compile: Annotated[  # noqa: A002
-        bool, typer.Option(help="Compile everybody's model for training and single calls, transformers' elsewhere too.")
+        bool, typer.Option(help="Compile all models for training and single calls, and transformers' for all rows.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
 ) -> None:
     """Measure this package beside transformers: same weights, same threads, one process, in turns; checks on.
 
-    A ratio is how many times as much time, or memory, the most frugal peer takes: above 1, allformers takes less. The
-    floor is the least that the machine could take, by its own rates in the same run.
+    The ratio is the speed-up over the fastest peer: peer time / our time, median over rounds; likewise for memory. The
+    roofline is the least that the machine could take, by its peak rates in the same run.
     """
     import torch
     from rich.table import Table
 
-    from allformers.benchmark.contenders import OURS, Setting
+    from allformers.benchmark.contenders import OURS, Settings
     from allformers.benchmark.run import run
     from allformers.generation.decoder import Decoder
     from allformers.training.recipes import PRECISIONS
@@ -204,31 +202,28 @@ def bench(
         raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets)}")
     model_class, config = presets[preset.replace("_", "-")]
     if not issubclass(model_class, Decoder):
-        messages.print(f"[dim]a {model_class.__name__} does not write: there are no rows decode and train for it[/dim]")
-    setting = Setting(str(find_device(device)), dtype, precision, compile)
+        messages.print(f"[dim]{model_class.__name__} is an encoder: it has no rows decode and train[/dim]")
+    settings = Settings(str(find_device(device)), dtype, precision, compile)
     measured = []
     try:
-        for row in run(config, rows or (), rounds, setting):
+        for row in run(config, rows or (), rounds, settings):
             measured.append(row)
             messages.print(f"[dim]{row.name}: {row.ratio():.2f}[/dim]")
     except ImportError as error:
         raise ValueError(str(error)) from error
     how = f"{dtype}{', compiled' if compile else ''}, {device}, {torch.get_num_threads()} threads"
     table = Table(title=f"{preset}, {how}, median of {rounds} ± half the spread", box=None, title_justify="left")
-    for name in ("", "", "time", "ratio", "times the floor"):
+    for name in ("", "", "time", "ratio", "times the roofline"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for row in measured:
         for place, name in enumerate(row.measured):
             ratio = f"{row.ratio(name):.2f}" if name.startswith(OURS) else ""
             taken = f"{row.median(name):,.1f} {row.unit} ±{row.spread(name):4.0%}"
-            floor = f"{row.median(name) / row.floor:.2f}" if row.floor else ""
-            table.add_row("" if place else row.name, name, taken, ratio, floor)
+            roofline = f"{row.median(name) / row.roofline:.2f}" if row.roofline else ""
+            table.add_row("" if place else row.name, name, taken, ratio, roofline)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if output is not None:
-        figures = {
-            row.name: {"unit": row.unit, "floor": row.floor, "measured": row.measured, "ratio": row.ratio()}
-            for row in measured
-        }
+        figures = {row.name: row.to_record() for row in measured}
         about = {"preset": preset, "torch": torch.__version__, "threads": torch.get_num_threads()}
         about |= {"transformers": version("transformers"), "device": device, "dtype": dtype, "precision": precision}
         about |= {"compile": compile, "rounds": rounds, "command": shlex.join(["allformers", *sys.argv[1:]])}
