@@ -11,7 +11,7 @@ from rich.console import Console
 from allformers.cli.console import (
     Model,
     Out,
-    announce,
+    announce_download,
     encode,
     find_device,
     prepare_for_inference,
@@ -50,7 +50,7 @@ def inspect(
 
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    announce(model)
+    announce_download(model)
     loaded = allformers.load(model, device=find_device(device))
     prepare_for_inference(loaded)
     look = _look_at_image if isinstance(loaded, Classifier) else _look_at_text
