@@ -143,7 +143,7 @@ def with_packed(models: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def compiled_peer(models: dict[str, Any], steps: bool = False) -> Any:
-    """The reference's fastest variant, compiled: the whole module, or with `steps` its forward pass in `generate`."""
+    """The reference's last variant, compiled: the whole module, or with `steps` the forward pass of its `generate`."""
     best = [model for name, model in models.items() if name in PEERS][-1]
     if not steps:
         return torch.compile(best)

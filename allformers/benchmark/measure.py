@@ -142,7 +142,7 @@ def flops_of(model: Any, inputs: Tensor) -> float:
 
 
 def weight_bytes_read(model: Any) -> float:
-    """Bytes of the weights that a decoding step multiplies by; embeddings do not count, and 0 stands for a router."""
+    """Bytes of the weights that a decoding step multiplies by, so without embeddings; 0 if a router selects them."""
     if "experts" in model.config.axes:
         return 0
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}

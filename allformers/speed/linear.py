@@ -52,7 +52,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def prepare(model: Model, weights: str = "plain", *, training: bool = False) -> Model:
-    """Make a model faster, in place, and return it.
+    """Optimise the linear layers of a model, in place, and return it.
 
     Args:
         model: any model of the family, or any other module.
@@ -94,7 +94,7 @@ def prepare(model: Model, weights: str = "plain", *, training: bool = False) -> 
 
 
 def unprepare(model: Model) -> Model:
-    """Give a model its plain `nn.Linear` layers back, in place, and return it; the parameters stay the same objects.
+    """Undo `prepare` in place and return the model: its layers are `nn.Linear` again, with the same parameters.
 
     Raises:
         ValueError: the weights were quantized, which cannot be undone.
@@ -112,7 +112,7 @@ def _quantization(model: nn.Module) -> set[str]:
 
 
 def _refuse_quantized(model: nn.Module) -> None:
-    """Raise the error of `prepare` and `unprepare` for a model whose weights were quantized."""
+    """Raise a ValueError for a model whose weights were quantized, which cannot be undone."""
     if formats := _quantization(model):
         raise ValueError(
             f"this model's weights were quantized to {', '.join(formats)}, which cannot be undone: load it again"
