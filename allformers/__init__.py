@@ -1,9 +1,9 @@
-"""Transformers to read: each model in named axes, checked at run time, proven equal to the reference.
+"""Readable transformers: each model in one file, every axis named and checked, equal to Hugging Face's logits.
 
     >>> from allformers import GPT2, GPT2Config, Llama, load
 
-Importing this package imports nothing else: a model is imported when its name is first used, and `load` imports what
-the checkpoint at hand needs.
+Importing this package imports nothing else: a model is imported when its name is first used, and `load` imports the
+model of the checkpoint.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -56,14 +56,14 @@ __all__ = [
 
 
 def load(name: "str | Path", **options: Any) -> Any:
-    """Load a checkpoint of any model here: its `config.json` says which class it is for.
+    """Load a checkpoint of any model of the package; the class comes from its `config.json`.
 
     Args:
         name: a folder, or a model's name on the Hugging Face hub.
         options: `revision`, `dtype`, `device`, as for the model's `from_pretrained`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is broken, or it is of a family that is not here.
+        CheckpointError: there is no such checkpoint, it is broken, or its architecture is not supported.
     """
     from allformers.models.registry import load
 
@@ -77,11 +77,11 @@ def __getattr__(name: str) -> Any:
 
         entry = next(entry for entry in READING_ORDER if entry.class_name == name.removesuffix("Config"))
         found = getattr(entry.import_module(), name)
-        globals()[name] = found  # so that this is asked once for each name
+        globals()[name] = found  # so that each name is looked up once
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """All names, those of models included that have not been imported yet."""
+    """List all names, including models that have not been imported yet."""
     return sorted({*globals(), *__all__})

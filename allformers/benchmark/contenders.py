@@ -19,29 +19,29 @@ OURS = "allformers"
 
 PACKED = "allformers, packed"
 
-STEPS = "allformers, compiled"
+COMPILED = "allformers, compiled"
 
 UNCHECKED = "allformers, unchecked"
 
-FLOOR = "floor"
+ROOFLINE = "roofline"
 
 RECOMPUTING = "allformers, recomputing"
 
 PEERS = {"transformers, eager": "eager", "transformers, sdpa": "sdpa"}
 
-COMPILED = "transformers, compiled"
+COMPILED_PEER = "transformers, compiled"
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What the contenders run on and in.
+class Settings:
+    """Settings that all contenders share.
 
     Attributes:
-        device: where.
+        device: that the models are on.
         dtype: of the weights, except in training, where they are float32.
         precision: of matrix products in training, as in a recipe.
-        compile: whether everybody's model is compiled, for training and single calls; and whether transformers' is
-            otherwise. Our own steps are always compiled too.
+        compile: True to compile all models for training and single calls, and transformers' for everything else. Our
+            own steps are always compiled too.
     """
 
     device: str = "cpu"
@@ -50,8 +50,8 @@ class Setting:
     compile: bool = False
 
 
-def contenders(config: Any, seed: int = 0, setting: Setting = Setting()) -> dict[str, Any]:
-    """Our model and the reference's variants, all with the same random weights, room for all rows, and no dropout.
+def contenders(config: Any, seed: int = 0, settings: Settings = Settings()) -> dict[str, Any]:
+    """Build our model and the reference's variants: the same random weights, a context for all rows, no dropout.
 
     Raises:
         ImportError: transformers is not installed.
@@ -61,13 +61,13 @@ def contenders(config: Any, seed: int = 0, setting: Setting = Setting()) -> dict
     models: dict[str, Any] = {OURS: ours}
     for name in peers_of(config):
         models[name] = contender(name, config)
-        _give_weights(ours, models[name])
-    dtype = getattr(torch, setting.dtype)
-    return {name: model.to(setting.device, dtype) for name, model in models.items()}
+        _copy_weights(ours, models[name])
+    dtype = getattr(torch, settings.dtype)
+    return {name: model.to(settings.device, dtype) for name, model in models.items()}
 
 
-def _give_weights(ours: Any, peer: Any) -> None:
-    """Make a peer the same model as ours, by way of a file where it names its weights otherwise than its files do."""
+def _copy_weights(ours: Any, peer: Any) -> None:
+    """Copy our weights to a peer, through a file where a peer's names in memory differ from those in its files."""
     if not ours.checkpoint_format().load_via_files:
         peer.load_state_dict(checkpoint_tensors(ours), strict=False)  # the tied head is not among them
         return
@@ -76,46 +76,45 @@ def _give_weights(ours: Any, peer: Any) -> None:
         peer.load_state_dict(type(peer).from_pretrained(folder).state_dict())
 
 
-def model_of(config: Any) -> Any:
-    """The model that a configuration is for."""
-    return class_for(config)
-
-
 def peers_of(config: Any) -> list[str]:
-    """The reference's variants that there are of a model: not every one can use PyTorch's fused attention.
+    """The variants of the reference that a model has: some models there cannot use PyTorch's fused attention (SDPA).
 
     Raises:
         ImportError: transformers is not installed.
     """
-    peer = getattr(import_transformers(), model_of(config).checkpoint_format().architecture)
-    return [name for name, kind in PEERS.items() if kind != "sdpa" or peer._supports_sdpa]
+    peer = getattr(import_transformers(), class_for(config).checkpoint_format().architecture)
+    return [name for name, attention in PEERS.items() if attention != "sdpa" or peer._supports_sdpa]
 
 
 def contender(name: str, config: Any) -> Any:
-    """One of them, with fresh weights.
+    """Build one contender, with new weights.
 
     Raises:
-        ImportError: it is one of transformers', which is not installed.
+        ImportError: the contender is transformers', and it is not installed.
     """
-    model_class = model_of(config)
-    room = {"context_length": max(config.context_length, 1024)} if issubclass(model_class, Decoder) else {}
-    config = dataclasses.replace(config, dropout=0.0, **room)
+    model_class = class_for(config)
+    longer = {"context_length": max(config.context_length, 1024)} if issubclass(model_class, Decoder) else {}
+    config = dataclasses.replace(config, dropout=0.0, **longer)
     if name.startswith(OURS):
         model = prepare(model_class(config).eval())  # as the commands do
         if name == RECOMPUTING:
             recompute(model)
         return model
     transformers = import_transformers()
-    description = write_config(model_class.checkpoint_format(), config)
-    description |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    reference: Any = transformers.AutoConfig.for_model(**description)
-    reference._attn_implementation = PEERS[name]
-    peer: Any = getattr(transformers, model_class.checkpoint_format().architecture)(reference)
+    fields = write_config(model_class.checkpoint_format(), config)
+    fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    peer_config: Any = transformers.AutoConfig.for_model(**fields)
+    peer_config._attn_implementation = PEERS[name]
+    peer: Any = getattr(transformers, model_class.checkpoint_format().architecture)(peer_config)
     return peer.eval()
 
 
 def import_transformers() -> Any:
-    """The reference, without what it and the libraries that it imports would say on the side."""
+    """Import transformers, with its messages and those of its libraries silenced.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     quiet_torchao()  # which transformers imports where it is installed
     try:
         import transformers
@@ -125,17 +124,17 @@ def import_transformers() -> Any:
     return transformers
 
 
-def largest_difference(models: dict[str, Any], given: Tensor) -> float:
+def largest_difference(models: dict[str, Any], inputs: Tensor) -> float:
     """The largest difference between any peer's logits and ours, relative to the largest logit."""
     with torch.inference_mode():
-        ours = models[OURS](given)
-        peers = [models[name](given).logits for name in models if name in PEERS]
+        ours = models[OURS](inputs)
+        peers = [models[name](inputs).logits for name in models if name in PEERS]
         return max(((peer - ours).abs().max() / ours.abs().max()).item() for peer in peers)
 
 
-def with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """The models, and ours once more, prepared for inference where that changes anything."""
-    if setting.device != "cpu":
+def with_packed(models: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The models, and ours once more with packed weights; on a GPU, where packing changes nothing, only the models."""
+    if settings.device != "cpu":
         return models
     if PACKED not in models:
         shared = {id(one): one for one in models[OURS].parameters()}
@@ -144,7 +143,7 @@ def with_packed(models: dict[str, Any], setting: Setting) -> dict[str, Any]:
 
 
 def compiled_peer(models: dict[str, Any], steps: bool = False) -> Any:
-    """The reference's best variant, compiled; its steps too, which its own loop takes."""
+    """The reference's last variant, compiled: the whole module, or with `steps` the forward pass of its `generate`."""
     best = [model for name, model in models.items() if name in PEERS][-1]
     if not steps:
         return torch.compile(best)
@@ -153,6 +152,6 @@ def compiled_peer(models: dict[str, Any], steps: bool = False) -> Any:
     return best
 
 
-def smallest(config: Any) -> Any:
+def smallest_preset(config: Any) -> Any:
     """The smallest preset of the same model."""
     return entry_for(config).sizes()[0].config

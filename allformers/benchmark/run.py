@@ -1,12 +1,12 @@
-"""Run a benchmark: each round times every contender once, one after the other."""
+"""The loop of the benchmark: each round times every contender once, one after the other."""
 
 import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from allformers.benchmark.contenders import FLOOR, Setting, contenders
-from allformers.benchmark.measure import Limits, Row, limits
+from allformers.benchmark.contenders import ROOFLINE, Settings, contenders
+from allformers.benchmark.measure import Peak, Result, peak
 from allformers.benchmark.rows import rows_for
 
 
@@ -14,47 +14,49 @@ def run(
     config: Any,
     rows: Sequence[str] = (),
     rounds: int = 5,
-    setting: Setting = Setting(),  # noqa: B008  (immutable)
-) -> Iterator[Row]:
-    """Measure the rows whose names contain one of `rows`, or are one of them, one after the other.
+    settings: Settings = Settings(),  # noqa: B008  (immutable)
+) -> Iterator[Result]:
+    """Measure the rows whose names are or contain one of `rows`, one after the other, and yield each result.
 
-    All but those of scale if none is given.
+    Without `rows`, measure all but those of scale.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no row is called so, or there are no rounds.
+        ValueError: no row has such a name, or there are no rounds.
     """
-    there = rows_for(config)
+    available = rows_for(config)
     chosen = {
         name: make
-        for name, make in there.items()
+        for name, make in available.items()
         if (
-            any(part == name or (part in name and part not in there) for part in rows)
+            any(part == name or (part in name and part not in available) for part in rows)
             if rows
             else not name.startswith("scale")
         )
     }
     if not chosen:
-        raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(there)}")
+        raise ValueError(f"no row is called {' or '.join(rows)}; there are: {', '.join(available)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     models: dict[str, Any] = {}
     if any(
-        any(part in name for part in ("prefill", "decode", "train", "read")) and "memory" not in name for name in chosen
+        any(part in name for part in ("prefill", "decode", "train", "forward")) and "memory" not in name
+        for name in chosen
     ):
-        models = contenders(config, setting=setting)
-    bounds: Limits | None = None
+        models = contenders(config, settings=settings)
+    machine: Peak | None = None
     for name, make in chosen.items():
-        measurement = make(models, config, setting)
-        if bounds is None and (measurement.flops or measurement.nbytes):
-            bounds = limits(setting)
+        measurement = make(models, config, settings)
+        if machine is None and (measurement.flops or measurement.nbytes):
+            machine = peak(settings)
         measured: dict[str, list[float]] = {contender: [] for contender in measurement.jobs}
-        once = measurement.unit == "MiB"  # memory is no matter of luck
+        once = measurement.unit == "MiB"  # memory does not vary
         with measurement.folder or contextlib.nullcontext():
             for count in range(1 if once else rounds + 1):
                 for contender, job in measurement.jobs.items():
                     taken = job()
-                    if count or once:  # the first round of times only warms up
+                    if count or once:  # the first round of times is the warm-up
                         measured[contender].append(taken)
-        least = measured.pop(FLOOR, None)
-        yield Row(name, measurement.unit, measured, statistics.median(least) if least else measurement.floor(bounds))
+        timed = measured.pop(ROOFLINE, None)
+        roofline = statistics.median(timed) if timed else measurement.roofline(machine)
+        yield Result(name, measurement.unit, measured, roofline)

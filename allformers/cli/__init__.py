@@ -1,4 +1,4 @@
-"""The command `allformers`: write with a model, train one, look inside one, say how good and how fast it is."""
+"""The command `allformers`: generate text, train, evaluate, inspect and benchmark models."""
 
 import os
 import sys
@@ -12,13 +12,13 @@ from allformers.cli.inspect import inspect
 from allformers.cli.learn import data, train
 from allformers.cli.measure import bench, evaluate, family, summary
 from allformers.cli.practice import practice
-from allformers.cli.threads import let_waiting_threads_sleep
+from allformers.cli.threads import set_passive_wait_policy
 from allformers.cli.trace import trace
 from allformers.cli.write import generate
 
 app = typer.Typer(
     name="allformers",
-    help="Transformers to read and run: write with a model, train one, look inside one, time one.",
+    help="Readable transformers: generate text, train, evaluate, inspect and benchmark models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,9 +42,9 @@ def options(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of the command as a whole."""
-    if context.invoked_subcommand != "bench":  # which measures everybody with PyTorch's own settings
-        let_waiting_threads_sleep()
+    """Apply the options of the whole command."""
+    if context.invoked_subcommand != "bench":  # which measures all contenders with PyTorch's own settings
+        set_passive_wait_policy()
 
 
 app.command()(generate)
@@ -69,21 +69,22 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:  # the reader of our output has gone: nothing is wrong
+    except BrokenPipeError:  # the reader of the output has closed it, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except (ValueError, TypeError, OSError, typer.Abort) as error:
-        status = _complain(error)
+        status = _print_error(error)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not a usage error: ours to mend, so show where it happened
+        if not hasattr(error, "format_message"):  # not a usage error but a bug: show where it happened
             raise
-        status = _complain(error)
+        status = _print_error(error)
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def _complain(error: BaseException) -> int:
+def _print_error(error: BaseException) -> int:
+    """Print an error in one line and return the exit status."""
     describe = getattr(error, "format_message", None)
     message = describe() if describe else str(error) or type(error).__name__
-    if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike one speaks
+    if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike, only one prints
         print("allformers:", "; ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
     return 2

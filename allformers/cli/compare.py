@@ -1,4 +1,4 @@
-"""`allformers compare`: put two runs side by side."""
+"""`allformers compare`: compare two texts in one model, or two models on one text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 
 def compare(
     prompts: Annotated[
-        list[str], typer.Argument(help="Two texts or more, the first compared with each; or one, with --with.")
+        list[str],
+        typer.Argument(help="Two texts or more, the first compared with each other one; or one text, with --with."),
     ],
     model: Model = "bundled",
     other: Annotated[
-        str | None, typer.Option("--with", help="Another model, to compare with on one text: a folder or a hub name.")
+        str | None, typer.Option("--with", help="A second model for one text: a folder or a hub name.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="With --with: relative differences that do not count.")] = 1e-5,
+    tolerance: Annotated[
+        float, typer.Option(help="With --with: the largest relative difference that counts as equal.")
+    ] = 1e-5,
     out: Out = None,
 ) -> None:
-    """Put two runs side by side: one model on several texts, or two models on one text.
+    """Compare two runs: one model on several texts, or two models on one text.
 
-    Shows where they part, how far apart the next-token distributions are (Jensen-Shannon divergence, in bits), and how
-    alike the residual streams are by layer.
+    Prints the first position that differs, the Jensen-Shannon divergence of the next-token distributions in bits, and
+    the cosine similarity of the residual streams by layer.
     """
     loaded, tokenizer = load_model(model)
     require_decoder(loaded, model)
@@ -37,7 +40,7 @@ def compare(
             raise ValueError(f"two models are compared on one text, not {len(texts)}")
         _compare_models(loaded, model, other, texts[0], tokenizer, tolerance, out)
     elif len(texts) < 2:
-        raise ValueError("name a second text to compare with, or another model (--with)")
+        raise ValueError("compare needs a second text, or a second model (--with)")
     else:
         _compare_texts(loaded, prompts, texts, tokenizer, out)
 
@@ -70,7 +73,7 @@ def _compare_texts(
         blocks = [*map(str, range(len(comparisons[0].similarity) - 1)), "end"]
         sections = {
             "Divergence by position": (
-                "How far the two next-token distributions are apart: 0 for equal ones, 1 for ones that share nothing.",
+                "The Jensen-Shannon divergence of the next-token distributions: 0 if equal, 1 if they share no token.",
                 figures.lines_by_place(divergence, labels, "position in the first text", "bits"),
             ),
             "Similarity by block": (
@@ -105,7 +108,7 @@ def _compare_models(
                 ),
             ),
             "Divergence by position": (
-                "How far the two next-token distributions are apart.",
+                "The Jensen-Shannon divergence of the two next-token distributions.",
                 figures.lines_by_place({"divergence": comparison.divergence}, labels, "position", "bits"),
             ),
         }

@@ -1,4 +1,4 @@
-"""What the commands share: where they write, what they take for a device or a dtype, how they say a size."""
+"""Helpers that the commands share: options, loading, devices, formatting, output of figures."""
 
 import sys
 from enum import StrEnum
@@ -15,25 +15,27 @@ if TYPE_CHECKING:
     from allformers.inputs.tokenizers import Tokenizer
 
 messages = Console(stderr=True)
-"""For what is said beside a command's output."""
+"""The console for messages: standard error, so that standard output holds only results."""
 
-Model = Annotated[str, typer.Option(help="A folder, a model's name on the Hugging Face hub, or the bundled model.")]
+MODEL_HELP = "A folder, a name on the Hugging Face hub, or bundled."
+
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 
 Out = Annotated[
-    Path | None, typer.Option("--out", help="A folder for figures (PNG and SVG), or a file.html for all in one page.")
+    Path | None, typer.Option("--out", help="Write figures: to a folder (PNG and SVG), or to one page (name.html).")
 ]
 
 
 class Dtype(StrEnum):
-    """What a number is stored as."""
+    """Floating-point dtypes."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-class Layout(StrEnum):
-    """How the weights of linear layers lie in memory."""
+class WeightFormat(StrEnum):
+    """Formats of the weights of linear layers."""
 
     plain = "plain"
     packed = "packed"
@@ -41,17 +43,17 @@ class Layout(StrEnum):
     int4 = "int4"
 
 
-LAYOUT_HELP = (
-    "How the weights lie in memory: plain; packed for speed, after some seconds and in twice the memory; or rounded to "
-    "int8 or int4, which takes less memory and some of the quality."
+WEIGHTS_HELP = (
+    "The format of the weights: plain; packed, which is faster and takes some seconds first and twice the memory; or "
+    "quantized to int8 or int4, which takes less memory and costs some quality."
 )
 
 
-def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
-    """Prepare a model for inference.
+def prepare_for_inference(model: Any, weights: WeightFormat = WeightFormat.plain) -> None:
+    """Prepare a model for inference, with the weights in one of the formats.
 
     Raises:
-        ValueError: its weights cannot lie so.
+        ValueError: its weights cannot have that format.
     """
     from allformers.speed.linear import PackedLinear, prepare
 
@@ -59,12 +61,12 @@ def lay_out(model: Any, weights: Layout = Layout.plain) -> None:
         prepare(model, weights)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    if weights is Layout.packed and not any(isinstance(layer, PackedLinear) for layer in model.modules()):
+    if weights is WeightFormat.packed and not any(isinstance(layer, PackedLinear) for layer in model.modules()):
         messages.print("[dim]no layer of this model is large enough to gain from packing[/dim]")
 
 
-def announce(model: str) -> None:
-    """Say so before what may take a while: asking the hub."""
+def announce_download(model: str) -> None:
+    """Print a notice before a hub download."""
     from allformers.checkpoints.hub import is_hub_name
 
     if is_hub_name(model):
@@ -72,17 +74,17 @@ def announce(model: str) -> None:
 
 
 def find_presets() -> dict[str, tuple[Any, Any]]:
-    """All sizes that are known by name, each with its model's class and its configuration."""
+    """All presets by name, each with its model class and its configuration."""
     from allformers.models.registry import READING_ORDER
 
     return {size.name: (entry.load(), size.config) for entry in READING_ORDER for size in entry.sizes()}
 
 
 def find_config(name: str) -> tuple[Any, Any]:
-    """The class and the configuration that a preset's name, a folder or a hub name stands for; nothing is loaded.
+    """The class and the configuration of a preset, a folder or a hub name; no weights are loaded.
 
     Raises:
-        ValueError: it stands for none; the message lists the presets.
+        ValueError: the name is none of these; the message lists the presets.
     """
     from allformers.checkpoints import CheckpointError
     from allformers.models.registry import load_config
@@ -90,7 +92,7 @@ def find_config(name: str) -> tuple[Any, Any]:
     presets = find_presets()
     if name.replace("_", "-") in presets:
         return presets[name.replace("_", "-")]
-    announce(name)
+    announce_download(name)
     try:
         return load_config(name)
     except CheckpointError as error:
@@ -98,10 +100,10 @@ def find_config(name: str) -> tuple[Any, Any]:
 
 
 def find_device(name: str) -> Any:
-    """The device of that name, if it can be used; "auto" is a GPU if there is one.
+    """The device of a name; "auto" is a GPU if there is one.
 
     Raises:
-        ValueError: it cannot be used here.
+        ValueError: the device cannot be used here.
     """
     import torch
 
@@ -116,20 +118,20 @@ def find_device(name: str) -> Any:
 
 
 def require_decoder(model: Any, name: str) -> None:
-    """Refuse a model that cannot predict what comes next.
+    """Refuse a model that is not a decoder.
 
     Raises:
-        ValueError: it reads in both directions, or images.
+        ValueError: the model is an encoder.
     """
     from allformers.generation.decoder import Decoder
 
-    kind = model if isinstance(model, type) else type(model)
-    if not issubclass(kind, Decoder):
-        raise ValueError(f"{name} is a {kind.__name__}, which does not predict what comes next: choose a decoder")
+    model_class = model if isinstance(model, type) else type(model)
+    if not issubclass(model_class, Decoder):
+        raise ValueError(f"{name} is a {model_class.__name__}, which is not a decoder: choose a model that is")
 
 
-def in_bytes(number: float) -> str:
-    """A size in a unit that suits it."""
+def format_bytes(number: float) -> str:
+    """Format a number of bytes with a unit that suits it."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= scale:
             return f"{number / scale:,.1f} {unit}"
@@ -137,10 +139,10 @@ def in_bytes(number: float) -> str:
 
 
 def read_text(source: str) -> str:
-    """The text of a file, or of standard input if the source is "-", with its line ends as they are.
+    """Read a text file, or standard input if the source is "-"; line ends stay as they are.
 
     Raises:
-        ValueError: it cannot be read, or is not UTF-8.
+        ValueError: the file cannot be read, or is not UTF-8.
     """
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -152,12 +154,12 @@ def read_text(source: str) -> str:
 
 
 def load_model(model: str, device: str = "cpu") -> tuple[Any, "Tokenizer"]:
-    """A model that reads text, and its tokenizer."""
+    """Load a model that reads text, prepare it for inference, and return it with its tokenizer."""
     import allformers
 
-    announce(model)
+    announce_download(model)
     loaded = allformers.load(model, device=find_device(device))
-    lay_out(loaded)
+    prepare_for_inference(loaded)
     return loaded, tokenizer_of(loaded, model)
 
 
@@ -165,39 +167,43 @@ def tokenizer_of(loaded: Any, model: str) -> "Tokenizer":
     """The tokenizer of a model that reads text.
 
     Raises:
-        ValueError: it reads images.
+        ValueError: the model reads images.
     """
     from allformers.checkpoints.pretrained import Classifier
     from allformers.inputs.tokenizers import load_tokenizer
 
     if isinstance(loaded, Classifier):
-        raise ValueError(f"{model} is a {type(loaded).__name__}, which reads images and no text")
+        raise ValueError(f"{model} is a {type(loaded).__name__}, which reads images, not text")
     return load_tokenizer(model, loaded.config.vocab_size)
 
 
 def encode(text: str, tokenizer: "Tokenizer", context_length: int) -> "Tensor":
-    """The token ids of a text that is to be looked at, axis `seq`.
+    """Encode a prompt as token ids, axis `seq`.
 
     Raises:
-        ValueError: it is empty, or longer than the model's context.
+        ValueError: the prompt is empty, or longer than the model's context.
     """
     import torch
 
     token_ids = tokenizer.encode(text)
     if not token_ids:
-        raise ValueError("there is nothing to look at: the prompt is empty")
+        raise ValueError("the prompt is empty")
     if len(token_ids) > context_length:
-        raise ValueError(f"the prompt has {len(token_ids)} tokens; this model reads {context_length} at most")
+        raise ValueError(f"the prompt has {len(token_ids)} tokens; the model's context is {context_length}")
     return torch.tensor(token_ids)
 
 
 def write_figures(title: str, sections: dict[str, tuple[str, "Figure"]], out: Path) -> None:
-    """Put figures in a folder, or in a page of their own."""
+    """Write figures to a folder, or to one HTML page.
+
+    Raises:
+        ValueError: the page's folder does not exist, or the folder is a file.
+    """
     from allformers.inspection import figures
 
     if out.suffix == ".html":
         if not out.parent.is_dir():
-            raise ValueError(f"there is no folder {out.parent} to put {out.name} in")
+            raise ValueError(f"{out.name} cannot be written: there is no folder {out.parent}")
         out.write_text(figures.to_html(title, sections), encoding="utf-8")
         print(out)
         return

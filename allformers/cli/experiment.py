@@ -1,4 +1,4 @@
-"""`allformers experiment`: answer a learner's question."""
+"""`allformers experiment`: run experiments that answer a learner's questions."""
 
 from typing import Annotated
 
@@ -11,12 +11,13 @@ def experiment(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="causal-mask, pre-norm, positions, shifted-targets, sampling, scale, kv-cache, weight-tying; or all."
+            help="causal-mask, pre-norm, positions, shifted-targets, sampling, scale, kv-cache, weight-tying. "
+            "Default: all."
         ),
     ] = None,
     out: Out = None,
 ) -> None:
-    """Answer a learner's question by an experiment: numbers, a figure, and what they say."""
+    """Run an experiment that answers a learner's question: numbers, a figure and a conclusion."""
     from allformers.experiments import EXPERIMENTS
 
     unknown = [name for name in names or () if name not in EXPERIMENTS]

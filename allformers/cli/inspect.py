@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from allformers.cli.console import Model, Out, announce, encode, find_device, lay_out, tokenizer_of, write_figures
+from allformers.cli.console import (
+    Model,
+    Out,
+    announce_download,
+    encode,
+    find_device,
+    prepare_for_inference,
+    tokenizer_of,
+    write_figures,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,9 +50,9 @@ def inspect(
 
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    announce(model)
+    announce_download(model)
     loaded = allformers.load(model, device=find_device(device))
-    lay_out(loaded)
+    prepare_for_inference(loaded)
     look = _look_at_image if isinstance(loaded, Classifier) else _look_at_text
     look(loaded, model, prompt, (layer, head), top, out)
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from typer.core import TyperGroup
 
 from allformers.cli.console import find_device, messages
-from allformers.cli.threads import choose_threads
+from allformers.cli.threads import set_threads_for
 
 if TYPE_CHECKING:
     from allformers.training.recipes import Recipe
@@ -176,7 +176,7 @@ def _follow(
     from allformers.training.train import train as follow
 
     rows = (recipe.micro_batch_size or recipe.batch_size) * recipe.seq_length
-    choose_threads(rows * 3 * recipe.model.embedding_dim**2)  # a linear layer of a decoder has about so many weights
+    set_threads_for(rows * 3 * recipe.model.embedding_dim**2)  # a linear layer of a decoder has about so many weights
     is_main_process = os.environ.get("RANK", "0") == "0"
     columns = (
         BarColumn(bar_width=20),

@@ -1,4 +1,4 @@
-"""`allformers summary`, `evaluate` and `bench`: what a model is made of, how good it is, how fast it is."""
+"""`allformers summary`, `evaluate`, `bench` and `family`: parameters and costs, perplexity, speed, the family tree."""
 
 import json
 import shlex
@@ -11,20 +11,21 @@ import typer
 from rich.console import Console
 
 from allformers.cli.console import (
-    LAYOUT_HELP,
+    MODEL_HELP,
+    WEIGHTS_HELP,
     Dtype,
-    Layout,
-    announce,
+    WeightFormat,
+    announce_download,
     find_config,
     find_device,
     find_presets,
-    in_bytes,
-    lay_out,
+    format_bytes,
     messages,
+    prepare_for_inference,
     read_text,
     require_decoder,
 )
-from allformers.cli.threads import choose_threads, mean_product
+from allformers.cli.threads import mean_macs_per_row, set_threads_for
 
 if TYPE_CHECKING:
     from allformers.inspection import Summary
@@ -38,11 +39,11 @@ def summary(
             help="A preset (tiny, bundled, gpt2-small, llama3-1-8b ...), a folder or a hub name.",
         ),
     ],
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights and the cache.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the weights and the KV cache.")] = Dtype.float32,
 ) -> None:
-    """Show what a model is made of, with named axes, and what it costs.
+    """Print a model's weights with named axes, and its parameters, FLOPs and memory.
 
-    Nothing of the model is allocated, so this takes as little for the largest as for the smallest.
+    No memory is allocated for the model, so this works for the largest as for the smallest.
     """
     import torch
 
@@ -78,35 +79,37 @@ def _print_summary(summary: "Summary", name: str, config: Any, dtype: str) -> No
     console.print(table)
     axes = ", ".join(f"{axis} {size:,}" for axis, size in config.axes.items())
     console.print(f"\naxes: {axes}")
-    console.print(f"weights in {dtype}: {in_bytes(summary.weight_bytes)}")
+    console.print(f"weights in {dtype}: {format_bytes(summary.weight_bytes)}")
     whole = summary.cache_bytes_per_token * config.context_length
     console.print(
-        f"cache in {dtype}: {in_bytes(summary.cache_bytes_per_token)} for each token, "
-        f"{in_bytes(whole)} for a whole context of {config.context_length:,}"
+        f"cache in {dtype}: {format_bytes(summary.cache_bytes_per_token)} for each token, "
+        f"{format_bytes(whole)} for a whole context of {config.context_length:,}"
     )
     console.print(
-        "parameters: biases counted in; FLOPs: of a pass over a whole context, for each token, matrix products only"
+        "parameters include biases; FLOPs are per token, of a forward pass over a whole context, matrix products only"
     )
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder, a model's name on the Hugging Face hub, or bundled.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     text: Annotated[str, typer.Argument(help="A text file, or - for standard input.")],
     stride: Annotated[
-        int | None, typer.Option(help="Tokens by which the window moves; a whole window if left out.")
+        int | None, typer.Option(help="Tokens by which the window moves. Default: a whole window.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens in a window; the model's context if left out.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows that are read at once.")] = 1,
+    window: Annotated[int | None, typer.Option(help="Tokens in a window. Default: the model's context.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 1,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one.")] = "auto",
-    weights: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = Layout.plain,
-    output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="The dtype of the weights. Default: the checkpoint's.")] = None,
+    device: Annotated[
+        str, typer.Option(help="The device: cpu, cuda, mps ...; auto is a GPU if there is one.")
+    ] = "auto",
+    weights: Annotated[WeightFormat, typer.Option(help=WEIGHTS_HELP)] = WeightFormat.plain,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
     """Measure how well a model predicts a text: perplexity and bits per byte.
 
-    The model reads the text through a window of at most its context. A window's first token has nothing before it and
-    is not counted; a short stride gives every other token more to go by, and takes longer.
+    The text is evaluated in windows of at most the model's context. A window's first token has no
+    context and is not predicted. A short stride gives all other tokens more context, and takes longer.
     """
     import torch
 
@@ -115,24 +118,24 @@ def evaluate(
     from allformers.training import evaluation
 
     content = read_text(text)
-    announce(model)
+    announce_download(model)
     loaded = allformers.load(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
-    product = mean_product(loaded)  # before weights are rounded
-    lay_out(loaded, weights)
+    macs = mean_macs_per_row(loaded)  # before weights are quantized
+    prepare_for_inference(loaded, weights)
     token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
     context = loaded.config.context_length
     window = context if window is None else window
     if window > context + 1:
         raise ValueError(
-            f"a window of {window} tokens is too wide: {model} reads {context}, so with the one predicted after them "
-            f"it can be {context + 1} at most"
+            f"a window of {window} tokens is too long: the context of {model} is {context}, so a window has at most "
+            f"{context + 1} tokens, the last of which is only predicted"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    choose_threads(min(window, len(token_ids)) * batch_size * product)
+    set_threads_for(min(window, len(token_ids)) * batch_size * macs)
     found = evaluation.evaluate(loaded, token_ids, window, window if stride is None else stride, batch_size)
     size, words = len(content.encode()), max(1, len(content.split()))
     figures = {
@@ -150,7 +153,7 @@ def evaluate(
     print(f"perplexity          {figures['perplexity']:,.4f}")
     print(f"loss                {figures['loss']:.4f} nats a token")
     print(f"bits per byte       {figures['bits_per_byte']:.4f}")
-    print(f"perplexity by word  {figures['word_perplexity']:,.4f}  (words are what white space parts)")
+    print(f"perplexity by word  {figures['word_perplexity']:,.4f}  (words are separated by white space)")
     print(
         f"{found.num_tokens:,} of {len(token_ids):,} tokens predicted; {size:,} bytes, {words:,} words; "
         f"window {window:,}, stride {figures['stride']:,}"
@@ -163,32 +166,32 @@ def bench(
     rows: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Rows to measure, by part of their names: prefill, decode, train, load, import, call, linear; of an "
-            "encoder, read; and scale, which is left out if nothing is asked for."
+            help="Rows to measure, by part of their names: prefill, decode, train, load, import, call, linear; for "
+            "encoders, forward; and scale, which runs only on request. Default: all but scale."
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="A preset of any model of the family.")] = "gpt2-small",
-    rounds: Annotated[int, typer.Option(help="How often each contender is measured.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads for everybody; PyTorch's own choice if left out.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights, except in training.")] = Dtype.float32,
-    precision: Annotated[str, typer.Option(help="Of training: float32, or bfloat16 by autocast.")] = "float32",
+    rounds: Annotated[int, typer.Option(help="Rounds, in each of which every contender runs once.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Threads of all contenders. Default: PyTorch's choice.")] = None,
+    device: Annotated[str, typer.Option(help="The device: cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the weights, except in training.")] = Dtype.float32,
+    precision: Annotated[
+        str, typer.Option(help="The precision of training: float32, or bfloat16 by autocast.")
+    ] = "float32",
     compile: Annotated[  # noqa: A002
-        bool, typer.Option(help="Compile everybody's model for training and single calls, transformers' elsewhere too.")
+        bool, typer.Option(help="Compile all models for training and single calls, and transformers' for all rows.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
     """Measure this package beside transformers: same weights, same threads, one process, in turns; checks on.
 
-    A ratio is how many times as much time, or memory, the most frugal peer takes: above 1, allformers takes less. The
-    floor is the least that the machine could take, by its own rates in the same run.
+    The ratio is the speed-up over the fastest peer: peer time / our time, median over rounds; likewise for memory. The
+    roofline is the least that the machine could take, by its peak rates in the same run.
     """
     import torch
     from rich.table import Table
 
-    from allformers.benchmark.contenders import OURS, Setting
+    from allformers.benchmark.contenders import OURS, Settings
     from allformers.benchmark.run import run
     from allformers.generation.decoder import Decoder
     from allformers.training.recipes import PRECISIONS
@@ -204,31 +207,28 @@ def bench(
         raise ValueError(f"there is no preset {preset}; there are: {', '.join(presets)}")
     model_class, config = presets[preset.replace("_", "-")]
     if not issubclass(model_class, Decoder):
-        messages.print(f"[dim]a {model_class.__name__} does not write: there are no rows decode and train for it[/dim]")
-    setting = Setting(str(find_device(device)), dtype, precision, compile)
+        messages.print(f"[dim]{model_class.__name__} is an encoder: it has no rows decode and train[/dim]")
+    settings = Settings(str(find_device(device)), dtype, precision, compile)
     measured = []
     try:
-        for row in run(config, rows or (), rounds, setting):
+        for row in run(config, rows or (), rounds, settings):
             measured.append(row)
             messages.print(f"[dim]{row.name}: {row.ratio():.2f}[/dim]")
     except ImportError as error:
         raise ValueError(str(error)) from error
     how = f"{dtype}{', compiled' if compile else ''}, {device}, {torch.get_num_threads()} threads"
     table = Table(title=f"{preset}, {how}, median of {rounds} ± half the spread", box=None, title_justify="left")
-    for name in ("", "", "time", "ratio", "times the floor"):
+    for name in ("", "", "time", "ratio", "times the roofline"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for row in measured:
         for place, name in enumerate(row.measured):
             ratio = f"{row.ratio(name):.2f}" if name.startswith(OURS) else ""
             taken = f"{row.median(name):,.1f} {row.unit} ±{row.spread(name):4.0%}"
-            floor = f"{row.median(name) / row.floor:.2f}" if row.floor else ""
-            table.add_row("" if place else row.name, name, taken, ratio, floor)
+            roofline = f"{row.median(name) / row.roofline:.2f}" if row.roofline else ""
+            table.add_row("" if place else row.name, name, taken, ratio, roofline)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if output is not None:
-        figures = {
-            row.name: {"unit": row.unit, "floor": row.floor, "measured": row.measured, "ratio": row.ratio()}
-            for row in measured
-        }
+        figures = {row.name: row.to_record() for row in measured}
         about = {"preset": preset, "torch": torch.__version__, "threads": torch.get_num_threads()}
         about |= {"transformers": version("transformers"), "device": device, "dtype": dtype, "precision": precision}
         about |= {"compile": compile, "rounds": rounds, "command": shlex.join(["allformers", *sys.argv[1:]])}
@@ -236,7 +236,7 @@ def bench(
 
 
 def family() -> None:
-    """Print the family tree, drawn from the imports of the models' files, with what each added."""
+    """Print the family tree of the models, from the imports of their files, with what each added."""
     from rich.tree import Tree
 
     from allformers.inspection.family import family as members

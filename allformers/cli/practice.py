@@ -1,4 +1,4 @@
-"""`allformers practice`: write a transformer part by part, and have each part checked."""
+"""`allformers practice`: a course of exercises, from splitting heads to a whole GPT-2, each with its checks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,28 +14,29 @@ from allformers.practice.report import WIDTH, Report
 
 practice = typer.Typer(
     name="practice",
-    help="""Learn by writing: a transformer part by part, each checked for what it should do.
+    help="""Exercises: write a transformer part by part, and have each part checked.
 
-    Without a command: the exercises, and how far you have come.""",
+    Without a command, list the exercises and their state.""",
     invoke_without_command=True,
 )
 
-Place = Annotated[
-    Path | None, typer.Option("--folder", help="Where your files are: `practice`, unless you are in such a folder.")
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--folder", help="The folder of your files. Default: the current one if it is such, or `practice`."),
 ]
 STYLES = {"heading": "bold", "passed": "green", "failed": "bold red", "noted": "yellow", "hint": "cyan", "detail": ""}
 
 
 @practice.callback()
-def overview(context: typer.Context, folder: Place = None) -> None:
-    """List the exercises in teaching order, each with how far you have come."""
+def overview(context: typer.Context, folder: FolderOption = None) -> None:
+    """List the exercises in teaching order, each with its state."""
     context.obj = folder
     if context.invoked_subcommand is None:
         _list(_folder(context, folder))
 
 
 def _folder(context: typer.Context, given: Path | None) -> Folder:
-    """The folder that is meant: the one that was named, the one that we are in, or `practice`."""
+    """The folder of the exercises: the given one, the current one if it is such, or `practice`."""
     is_one = Path(TESTS).is_file() and not Path("practice").is_dir()
     return Folder(given or context.obj or Path("." if is_one else "practice"))
 
@@ -66,17 +67,18 @@ def _list(folder: Folder) -> None:
 def start(
     context: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="The next one that you have not started if none.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Exercises. Default: the next one that is not started."),
     ] = None,
-    folder: Place = None,
+    folder: FolderOption = None,
 ) -> None:
-    """Write the file that an exercise begins with: its task, and what is to be written without a body."""
+    """Start an exercise: write its file, with the task and functions without a body."""
     place = _folder(context, folder)
     chosen = [find(name) for name in names or []]
     if not chosen:
         chosen = [entry for entry in entries() if place.state(entry) == "not started"][:1]
     if not chosen:
-        raise ValueError("every exercise has been started: see `allformers practice`")
+        raise ValueError("all exercises have been started: see `allformers practice`")
     given = folder or context.obj
     option = "" if given is None else f" --folder {given}"
     for entry in chosen:
@@ -91,30 +93,30 @@ def start(
 def check(
     context: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Everything that you have started if none.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Exercises. Default: all that are started.")
     ] = None,
-    hint: Annotated[bool, typer.Option("--hint", help="Give the next hint.")] = False,
-    seconds: Annotated[float, typer.Option(help="How long one exercise may take.")] = 20,
-    folder: Place = None,
+    hint: Annotated[bool, typer.Option("--hint", help="Print the next hint.")] = False,
+    timeout: Annotated[float, typer.Option(help="The most seconds that an exercise may take.")] = 20,
+    folder: FolderOption = None,
 ) -> None:
-    """Check what you wrote, one check after the other, up to the first that fails.
+    """Run the checks of exercises, each up to its first failure.
 
-    The exit status is 0 if everything passes, and 1 if not.
+    The exit status is 0 if all pass, and 1 otherwise.
     """
     from allformers.practice.worker import Worker
 
     place = _folder(context, folder)
     chosen = [find(name) for name in names or []] or place.started()
     if not chosen:
-        raise ValueError(f"nothing has been started in {place.path}: begin with `allformers practice start`")
+        raise ValueError(f"no exercise has been started in {place.path}: begin with `allformers practice start`")
     for entry in chosen:
         if not place.file(entry).is_file():
-            raise ValueError(f"{place.file(entry)} is not there: begin with `allformers practice start {entry.name}`")
+            raise ValueError(f"{place.file(entry)} does not exist: begin with `allformers practice start {entry.name}`")
     if hint and len(chosen) > 1:
-        raise ValueError("a hint is for one exercise: name it")
+        raise ValueError("--hint needs the name of one exercise")
     shown = Console(highlight=False, soft_wrap=True)
     reports: list[Report] = []
-    with Worker(place, seconds) as worker:
+    with Worker(place, timeout) as worker:
         for entry in chosen:
             report = worker.check(entry.name)
             report.give_hints(place.hints(entry), another=hint and place.hints(entry) > 0)
@@ -134,7 +136,7 @@ def check(
 
 @practice.command()
 def solution(name: Annotated[str, typer.Argument(help="The exercise.")]) -> None:
-    """Print an exercise's solution, and where it is explained."""
+    """Print the solution of an exercise, and the page that explains it."""
     from allformers.practice.source import answer
 
     exercise = find(name).load()

@@ -1,4 +1,4 @@
-"""`allformers generate`: write with a model."""
+"""`allformers generate`: continue a prompt with a model."""
 
 import sys
 import time
@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allformers.cli.console import (
-    LAYOUT_HELP,
+    WEIGHTS_HELP,
     Dtype,
-    Layout,
-    announce,
+    Model,
+    WeightFormat,
+    announce_download,
     find_device,
-    lay_out,
     messages,
+    prepare_for_inference,
     require_decoder,
 )
-from allformers.cli.threads import choose_threads, mean_product
+from allformers.cli.threads import mean_macs_per_row, set_threads_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class TokenizerName(StrEnum):
-    """Which tokenizer reads the prompt."""
+    """Tokenizers for the prompt; "auto" is the checkpoint's."""
 
     auto = "auto"
     gpt2 = "gpt2"
@@ -37,42 +38,39 @@ class TokenizerName(StrEnum):
 
 
 def generate(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue; read from standard input if left out or -.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="A folder, a model's name on the Hugging Face hub, or the bundled model.")
-    ] = "bundled",
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue. Default, and -: standard input.")] = None,
+    model: Model = "bundled",
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
     tokenizer: Annotated[
-        TokenizerName, typer.Option(help="What turns the prompt into tokens; the checkpoint says, if it can.")
+        TokenizerName, typer.Option(help="The tokenizer; auto is the checkpoint's.")
     ] = TokenizerName.auto,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
             "--max-new-tokens",
             "-n",
-            help="Tokens to write, at most; if left out 200, or what the model's context has room for.",
+            help="The most tokens to generate. Default: 200, or fewer if the context is full before.",
             show_default=False,
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is always the likeliest token; higher is freer.")] = 0.7,
-    top_k: Annotated[int | None, typer.Option(help="Choose among that many likeliest tokens.")] = None,
+    temperature: Annotated[float, typer.Option(help="The softmax temperature; 0 is greedy decoding.")] = 0.7,
+    top_k: Annotated[int | None, typer.Option(help="Sample from that many likeliest tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest tokens with that much probability.")
+        float | None,
+        typer.Option(help="Nucleus sampling: from the likeliest tokens that together have this probability."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as in the checkpoint if left out.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
-    weights: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = Layout.plain,
+    seed: Annotated[int | None, typer.Option(help="The random seed: the same seed gives the same text.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="The dtype of the weights. Default: the checkpoint's.")] = None,
+    device: Annotated[str, typer.Option(help="The device: cpu, cuda, cuda:1, mps ...")] = "cpu",
+    weights: Annotated[WeightFormat, typer.Option(help=WEIGHTS_HELP)] = WeightFormat.plain,
     prefill: Annotated[
-        int | None, typer.Option(help="Read a long prompt in pieces of so many tokens, which takes less memory.")
+        int | None, typer.Option(help="Prefill in chunks of so many tokens, which takes less memory.")
     ] = None,
     compile: Annotated[  # noqa: A002
-        bool, typer.Option(help="Compile all that happens between two tokens; takes some 10 to 30 seconds first.")
+        bool, typer.Option(help="Compile the decoding step; this takes some 10 to 30 seconds first.")
     ] = False,
 ) -> None:
-    """Continue a text, and show it as it is written.
+    """Generate text that continues a prompt, and print each token as it comes.
 
     The prompt and its continuation go to standard output; the speed goes to standard error.
     """
@@ -82,19 +80,19 @@ def generate(
     import allformers
     from allformers.inputs.tokenizers import NAMED, load_tokenizer
 
-    announce(model)
+    announce_download(model)
     loaded = allformers.load(
         model, revision=revision, dtype=getattr(torch, dtype) if dtype else None, device=find_device(device)
     )
     require_decoder(loaded, model)
-    product = mean_product(loaded)
-    choose_threads(product)
-    lay_out(loaded, weights)
+    macs = mean_macs_per_row(loaded)
+    set_threads_for(macs)
+    prepare_for_inference(loaded, weights)
     chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
     token_ids = chosen.encode(text)
     if not token_ids:
         if chosen.end_of_text is None:
-            raise ValueError("there is nothing to continue: the prompt is empty")
+            raise ValueError("the prompt is empty, and the tokenizer has no token to begin a text with")
         token_ids = [chosen.end_of_text]
     if max_new_tokens is None:
         room = loaded.config.context_length - len(token_ids)
@@ -119,20 +117,20 @@ def generate(
             list(islice(stream(), 2))
     seq = len(token_ids) if prefill is None else min(prefill, len(token_ids))
     rows = _rows_read(seq, len(token_ids), loaded.config.context_length)
-    _write(text, chosen, _with_threads(stream(), rows, product), stop_tokens)
+    _write(text, chosen, _with_threads(stream(), rows, macs), stop_tokens)
 
 
 def _rows_read(prefill: int, prompt: int, context: int) -> Iterator[int]:
-    """Positions that the model reads for each new token: the prompt's, then one, and all once the window slides."""
+    """Positions computed for each new token: the prompt's, then one, then a whole context once the window slides."""
     yield min(prefill, context)
     for length in count(prompt):
         yield 1 if length < context else context
 
 
-def _with_threads(tokens: "Iterator[Tensor]", rows: Iterator[int], product: float) -> Iterator[int]:
-    """The token ids as they come, each step with the threads that its work is worth."""
+def _with_threads(tokens: "Iterator[Tensor]", rows: Iterator[int], macs: float) -> Iterator[int]:
+    """Yield the token ids as they come, and set the number of threads before each step by its size."""
     for seq in rows:
-        choose_threads(seq * product)
+        set_threads_for(seq * macs)
         token = next(tokens, None)
         if token is None:
             return
@@ -140,16 +138,20 @@ def _with_threads(tokens: "Iterator[Tensor]", rows: Iterator[int], product: floa
 
 
 def _prompt(prompt: str | None) -> str:
-    """The prompt, from the command line or standard input."""
+    """The prompt, from the command line or standard input.
+
+    Raises:
+        ValueError: there is none.
+    """
     if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
-        raise ValueError('there is nothing to continue: give a prompt, as in allformers generate "The for statement"')
+        raise ValueError('there is no prompt: give one, as in allformers generate "The for statement"')
     return sys.stdin.read()
 
 
 def _write(prompt: str, tokenizer: "Tokenizer", token_ids: Iterator[int], stop_tokens: tuple[int, ...]) -> None:
-    """Print a text as it grows, then say how fast it did."""
+    """Print a text as it grows, then its speed in tokens a second."""
     times: list[float] = []
 
     def timed() -> Iterator[int]:

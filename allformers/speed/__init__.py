@@ -1,4 +1,6 @@
-"""Speed without a word in the models: `prepare`, undone by `unprepare`, and `compile_steps` for decoding.
+"""Inference optimisation: `prepare` swaps linear layers, `unprepare` undoes it, `compile_steps` compiles decoding.
+
+No model file knows of it.
 
 >>> import allformers
 >>> model = prepare(allformers.load("bundled"))  # faster, the same to rounding

@@ -1,6 +1,6 @@
-"""`nn.Linear` by oneDNN's kernel, where that is the faster one.
+"""A linear layer that calls oneDNN's kernel where that is the faster one.
 
-Most of a transformer's time goes into linear layers, and for float32 on a processor PyTorch does not always choose the
+Most of a transformer's time goes into linear layers, and for float32 on a CPU PyTorch does not always choose the
 fastest kernel that it has: `allformers bench linear` shows the difference on the machine at hand. The other kernel is
 oneDNN's, a part of PyTorch that `torch.compile` calls too. Here it is called directly, forwards and backwards.
 
@@ -16,35 +16,35 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_WORTHWHILE = 2**20
-"""Multiplications from which on a direct call pays: it takes longer to set up than `F.linear` does."""
+_MIN_MACS = 2**20
+"""The fewest multiply-accumulates (MACs) for which oneDNN is called: such a call has more overhead than `F.linear`."""
 
 
 class OneDNNLinear(nn.Linear):
     """`nn.Linear` with the same parameters and the same result, to rounding. Its copies and pickles are `nn.Linear`."""
 
-    added: tuple[str, ...] = ()
-    """The attributes that it has and `nn.Linear` has not."""
+    extra_attributes: tuple[str, ...] = ()
+    """The attributes that are not `nn.Linear`'s, and are left out of copies and pickles."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer along the last axis: `(..., inputs)` to `(..., outputs)`."""
         weight, bias = self.weight, self.bias
-        if x.numel() * self.out_features < _WORTHWHILE or not _onednn_serves(x, weight, bias):
+        if x.numel() * self.out_features < _MIN_MACS or not _can_use_onednn(x, weight, bias):
             return F.linear(x, weight, bias)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return _OneDNNFunction.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return onednn(x, weight, bias)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What a copy or a pickle takes along: the plain layer."""
+        """Copy or pickle the layer as a plain `nn.Linear`."""
         if not type(self).__module__.startswith(__package__):  # PyTorch has put a class of its own on top
             return super().__reduce_ex__(protocol)
-        state = {name: value for name, value in vars(self).items() if name not in self.added}
+        state = {name: value for name, value in vars(self).items() if name not in self.extra_attributes}
         return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
 
 
-def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN may be called directly: float32 on the processor, with nothing watching or rewriting the call.
+def _can_use_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """True if oneDNN may be called directly: float32 on the CPU, and nothing observes or rewrites the call.
 
     Compilers, autocast, function transforms and dispatch modes (FLOP counters, fake tensors) want the usual operator.
     """
@@ -63,12 +63,12 @@ def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The layer by oneDNN's kernel; `weight` may be packed for it."""
+    """Apply a linear layer with oneDNN's kernel; `weight` may be in its blocked format."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _OneDNNFunction(torch.autograd.Function):
-    """The layer with its derivative, each of whose two contractions is a linear layer again."""
+    """Autograd function of the layer: each of the two contractions of the backward pass is a linear layer again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ class _OneDNNFunction(torch.autograd.Function):
 
 
 def _contract(rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows columnsᵀ`, differentiable in its turn."""
+    """Matrix product `rows columnsᵀ`, differentiable again."""
     if torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad):
         return _OneDNNFunction.apply(rows, columns, None)  # type: ignore[no-untyped-call]
     return onednn(rows, columns)

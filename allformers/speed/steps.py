@@ -1,4 +1,4 @@
-"""A decoder's step, from a token to the logits of the next, compiled into one program."""
+"""Compiled decoding steps: from a token to the logits of the next in one program."""
 
 import copy
 import functools
@@ -12,31 +12,31 @@ from torch import Tensor, nn
 from allformers.generation.decoder import Decoder
 from allformers.nn.cache import Cache
 from allformers.nn.shapes import unchecked
-from allformers.speed.linear import WORTHWHILE, can_compile, multiply_row, written_down
+from allformers.speed.linear import MIN_WEIGHTS, can_compile, gemv, materialize
 
-_DYNAMO = {"specialize_float": True, "recompile_limit": 64}
-"""While steps are compiled: constants stay constants, and there may be a program for each kind of batch and window."""
+_DYNAMO_CONFIG = {"specialize_float": True, "recompile_limit": 64}
+"""Dynamo's settings: constants stay constants, and each kind of batch and window may have a program of its own."""
 
-Writer = TypeVar("Writer", bound=Decoder)
+DecoderT = TypeVar("DecoderT", bound=Decoder)
 
 
-def compile_steps(model: Writer) -> Writer:
-    """Have a decoder's steps compiled, and return it; prompts are read as before.
+def compile_steps(model: DecoderT) -> DecoderT:
+    """Compile a decoder's decoding steps, in place, and return it; prefill stays as it was.
 
-    All that happens between a token and the logits of the next one becomes one program: the small operations between
-    the linear layers are fused, and Python is asked once a step and not for each of them. Compiling takes some 10 to 30
-    seconds at the first step; blocks are alike, so one is compiled for all. The program serves texts of any length. For
-    several texts at once there is another, but only in small models without a router: where there is much to multiply,
-    several rows are multiplied faster by `prepare`'s kernels, and a router sends them different ways.
+    A whole step, from a token to the logits of the next one, becomes one program: the small operations between the
+    linear layers are fused, and Python is called once a step and not once for each of them. Compilation takes some 10
+    to 30 seconds at the first step; all blocks have the same code, so one is compiled for all. The program serves texts
+    of any length. Batches have a program of their own, but only in small models without a router: in large ones
+    `prepare`'s kernels are faster for several rows, and a router sends each row to other experts.
 
     A compiled model can still be trained, saved, moved, cast and copied. Where there is no compiler, a warning says so
     and the model stays as it is.
 
     Raises:
-        ValueError: the model does not write, so it takes no steps.
+        ValueError: the model is not a decoder, so it takes no steps.
     """
     if not isinstance(model, Decoder):
-        raise ValueError(f"{type(model).__name__} does not write, so there are no steps to compile")
+        raise ValueError(f"{type(model).__name__} is not a decoder, so it has no steps to compile")
     if next(model.parameters()).device.type != "cpu" or can_compile():
         vars(model)["decode_step"] = CompiledSteps(model)
     return model
@@ -50,98 +50,99 @@ class CompiledSteps:
 
     @functools.cached_property
     def compiled(self) -> Any:
-        """What is compiled: the same parts in another shell, in which blocks are marked as being alike."""
+        """The compiled `decode_step` of a shallow copy, whose blocks are marked as having the same code."""
         # PyTorch would trace the parsing of each pattern anew for each use.
         for function in (rearrange, reduce, repeat, einsum):
             torch._dynamo.allow_in_graph(function)
-        shell = copy.copy(self.model)
-        blocks = nn.ModuleList(_Region(_gathering(block)) for block in shell.blocks)
-        shell._modules = {**shell._modules, "blocks": blocks}
-        del vars(shell)["decode_step"]
-        return torch.compile(shell.decode_step, backend=_compile, fullgraph=True, dynamic=True)
+        clone = copy.copy(self.model)
+        blocks = nn.ModuleList(_Region(_with_gather(block)) for block in clone.blocks)
+        clone._modules = {**clone._modules, "blocks": blocks}
+        del vars(clone)["decode_step"]
+        return torch.compile(clone.decode_step, backend=_compile, fullgraph=True, dynamic=True)
 
     @functools.cached_property
     def is_small(self) -> bool:
-        """Whether several rows are better compiled: there is little to multiply, and all of them go the same way."""
+        """True if compilation pays for batches too: all linear layers are small, and there is no router."""
         return "experts" not in self.model.config.axes and all(
-            layer.weight.numel() < WORTHWHILE for layer in self.model.modules() if isinstance(layer, nn.Linear)
+            layer.weight.numel() < MIN_WEIGHTS for layer in self.model.modules() if isinstance(layer, nn.Linear)
         )
 
     def __call__(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        """Take one step; a prompt goes the ordinary way."""
+        """Take one step; a prompt, or a batch in a large model, takes the model's own `decode_step`."""
         batch, seq = token_ids.shape
         if seq > 1 or not cache.length or (batch > 1 and not self.is_small):
             return type(self.model).decode_step(self.model, token_ids, cache)
         cache.ensure_capacity(1)
-        with torch.inference_mode(), unchecked(), torch._dynamo.config.patch(_DYNAMO):
+        with torch.inference_mode(), unchecked(), torch._dynamo.config.patch(_DYNAMO_CONFIG):
             return self.compiled(token_ids, cache)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledSteps":
-        """For a copy of the model."""
+        """Copy the model, with compiled steps of its own."""
         return CompiledSteps(copy.deepcopy(self.model, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What a pickle takes along: the model."""
+        """Pickle the model; the program is compiled anew."""
         return CompiledSteps, (self.model,)
 
 
-def _gathering(module: nn.Module) -> nn.Module:
-    """A module with `gather` in the place of `dispatch` in its experts; it shares all parameters with the original.
+def _with_gather(module: nn.Module) -> nn.Module:
+    """A shallow copy of a module whose experts use `gather` instead of `dispatch`; it shares all parameters.
 
-    A program has to know all sizes beforehand, and `dispatch` does not: an expert's tokens depend on the text.
+    A compiled program has to know all sizes beforehand, and in `dispatch` the tokens per expert depend on the text.
     """
-    parts = {name: _gathering(part) for name, part in module.named_children()}
+    parts = {name: _with_gather(part) for name, part in module.named_children()}
     gather = getattr(module, "gather", None)
     if gather is None and all(part is module._modules[name] for name, part in parts.items()):
         return module
-    shell = copy.copy(module)
-    shell._modules = {**module._modules, **parts}
+    clone = copy.copy(module)
+    clone._modules = {**module._modules, **parts}
     if gather is not None:
-        vars(shell)["dispatch"] = shell.gather
-    return shell
+        vars(clone)["dispatch"] = clone.gather
+    return clone
 
 
 class _Region(nn.Module):
-    """A block as the compiler is to see it: something that comes again and again."""
+    """A block as a nested region: the compiler compiles it once, and reuses the code for every layer."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
     @torch.compiler.nested_compile_region
-    def forward(self, *given: Any) -> Tensor:
-        """What the block makes of it."""
-        return self.block(*given)
+    def forward(self, *inputs: Any) -> Tensor:
+        """Call the block."""
+        return self.block(*inputs)
 
 
-def _compile(graph: Any, given: Any) -> Any:
-    """PyTorch's compiler, told that a product with one row is what `multiply_row` says."""
+def _compile(graph: Any, inputs: Any) -> Any:
+    """Compile a graph with Inductor, where products with one row are decomposed into `gemv`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own modules, about one another
         from torch._inductor.compile_fx import compile_fx
         from torch._inductor.decomposition import select_decomp_table
 
-        rewritten = {"mm": _row_times_matrix, "addmm": _row_times_matrix_plus, "bmm": _rows_times_matrices}
-        rows: dict[Any, Any] = {getattr(torch.ops.aten, name).default: function for name, function in rewritten.items()}
-        return compile_fx(graph, given, decompositions={**select_decomp_table(), **rows})
+        functions = {"mm": _mm, "addmm": _addmm, "bmm": _bmm}
+        one_row: dict[Any, Any] = {getattr(torch.ops.aten, name).default: one for name, one in functions.items()}
+        return compile_fx(graph, inputs, decompositions={**select_decomp_table(), **one_row})
 
 
-def _row_times_matrix(row: Tensor, matrix: Tensor) -> Tensor:
-    """`mm`, if it is of one row."""
-    return _row_times_matrix_plus(matrix.new_zeros(matrix.shape[1]), row, matrix)
+def _mm(row: Tensor, matrix: Tensor) -> Tensor:
+    """Decompose `mm` if it has one row."""
+    return _addmm(matrix.new_zeros(matrix.shape[1]), row, matrix)
 
 
-def _row_times_matrix_plus(shift: Tensor, row: Tensor, matrix: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """`addmm`, if it is of one row."""
+def _addmm(bias: Tensor, row: Tensor, matrix: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Decompose `addmm` if it has one row and no factors."""
     if row.shape[0] != 1 or beta != 1 or alpha != 1 or row.device.type != "cpu":
         return NotImplemented
-    return multiply_row(written_down(row), rearrange(matrix, "inputs outputs -> outputs inputs"), shift)
+    return gemv(materialize(row), rearrange(matrix, "inputs outputs -> outputs inputs"), bias)
 
 
-def _rows_times_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
-    """`bmm`, if it is of one row with each matrix."""
+def _bmm(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Decompose `bmm` if it has one row for each matrix."""
     if rows.shape[1] != 1 or rows.device.type != "cpu":
         return NotImplemented
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    products = written_down(rows).to(wide) * rearrange(matrices, "... inputs outputs -> ... outputs inputs").to(wide)
+    compute_dtype = torch.promote_types(rows.dtype, torch.float32)
+    weights = rearrange(matrices, "... inputs outputs -> ... outputs inputs").to(compute_dtype)
+    products = materialize(rows).to(compute_dtype) * weights
     return reduce(products, "... outputs inputs -> ... 1 outputs", "sum").to(rows.dtype)

@@ -16,8 +16,8 @@ import torch
 import yaml
 from markupsafe import Markup
 
-from allformers.benchmark.contenders import OURS, PACKED, PEERS, STEPS
-from allformers.benchmark.measure import Row
+from allformers.benchmark.contenders import COMPILED, OURS, PACKED, PEERS
+from allformers.benchmark.measure import Result
 from allformers.experiments import EXPERIMENTS
 from allformers.experiments.experiment import question_of
 from allformers.generation.decoder import Decoder
@@ -237,9 +237,9 @@ def family_parity() -> Markup:
     return table(header, rows, "Logits of every model beside those of the reference")
 
 
-def rows_of(found: Any) -> dict[str, Row]:
-    """The rows of a benchmark's record."""
-    return {what: Row(what, row["unit"], row["measured"], row["floor"]) for what, row in found["rows"].items()}
+def rows_of(found: Any) -> dict[str, Result]:
+    """The results in a benchmark's record."""
+    return {what: Result.from_record(what, row) for what, row in found["rows"].items()}
 
 
 def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") -> Markup:
@@ -259,20 +259,20 @@ def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") ->
                 f"{what}, {row.unit}",
                 *(f"{row.median(one):,.1f}" if one in row.measured else "" for one in contenders),
                 f"{row.ratio(row.best):.2f}",
-                f"{row.median(row.best) / row.floor:.2f}" if row.floor else "",
+                f"{row.median(row.best) / row.roofline:.2f}" if row.roofline else "",
             )
         )
     title = (
         f"{about}: {found['preset']}, {found['dtype']}, {found['device']}, {found['threads']} threads, medians of "
         f"{found['rounds']} rounds; transformers {found['transformers']}, PyTorch {found['torch']}"
     )
-    return table(("what", *contenders, "ratio", "times the floor"), lines, title)
+    return table(("what", *contenders, "ratio", "times the roofline"), lines, title)
 
 
 def decoding() -> Markup:
     """What a token takes in each size of the family that was measured, beside the reference."""
     sizes = {size.name: size.parameters for entry in READING_ORDER for size in entry.sizes()}
-    ours = (OURS, PACKED, STEPS)
+    ours = (OURS, PACKED, COMPILED)
     lines = []
     for path in sorted(RECORDS.glob("decode/*.json"), key=lambda path: sizes[path.stem]):
         found = record(f"decode/{path.name}")
@@ -283,7 +283,7 @@ def decoding() -> Markup:
         lines.append(
             (path.stem, count, *times, f"{row.ratio(row.best):.2f}", f"{found['threads']}", f"{found['rounds']}")
         )
-    header = ("preset", "million parameters", *ours, "the faster peer", "ratio", "threads", "rounds")
+    header = ("preset", "million parameters", *ours, "the fastest peer", "ratio", "threads", "rounds")
     return table(header, lines, "Decoding one text, ms a token, float32")
 
 
@@ -303,17 +303,17 @@ def bounds(name: str = "benchmark.json") -> Markup:
     for what, rows in (("prefill 1x512", 512), ("decode 128+64, batch 1", 1), ("decode 128+64, batch 8", 8)):
         row = measured[what]
         linear, whole = timed[rows] * (inner + head), row.median(PACKED)
-        compiled = f"{row.median(STEPS):.1f}" if STEPS in row.measured else ""
-        lines.append((what, f"{row.floor:.1f}", f"{linear:.1f}", f"{whole - linear:.1f}", f"{whole:.1f}", compiled))
+        compiled = f"{row.median(COMPILED):.1f}" if COMPILED in row.measured else ""
+        lines.append((what, f"{row.roofline:.1f}", f"{linear:.1f}", f"{whole - linear:.1f}", f"{whole:.1f}", compiled))
     title = f"What bounds a pass, in ms: {found['preset']}, {found['dtype']}, packed"
-    return table(("what", "floor", "linear layers alone", "everything else", "whole", "compiled"), lines, title)
+    return table(("what", "roofline", "linear layers alone", "everything else", "whole", "compiled"), lines, title)
 
 
-def layouts() -> Markup:
-    """What each way to lay out weights costs: bytes of the linear layers, and the loss on text not learned from."""
+def weight_formats() -> Markup:
+    """The cost of each weight format: bytes of the linear layers, and the loss on text not learned from."""
     rows = [
         (name, bytes_text(found["bytes"]), f"{found['loss']:.4f}", f"{math.exp(found['loss']):.4f}")
-        for name, found in prepared("layouts").items()
+        for name, found in prepared("weight_formats").items()
     ]
     return table(("weights", "linear layers", "loss, nats a byte", "perplexity"), rows, "The bundled model")
 
@@ -441,7 +441,7 @@ NAMES: Mapping[str, Any] = {
         benchmark_table,
         bounds,
         decoding,
-        layouts,
+        weight_formats,
         scaling,
         damages,
         family,

@@ -1,4 +1,4 @@
-"""What takes long and is therefore prepared: experiments' answers, models' costs, ways to round the bundled model.
+"""What takes long and is therefore prepared: experiments' answers, models' costs, quantization of the bundled model.
 
 Each function gives the contents of one file; `docs.engine.prepare` says when it is made anew.
 """
@@ -38,10 +38,10 @@ def costs(name: str) -> str:
     return json.dumps({preset: {one: getattr(cost, one) for one in measures} for preset, cost in told.items()})
 
 
-def layouts() -> str:
-    """For each way to round the bundled model's weights: the bytes of its linear layers, and its loss."""
+def weight_formats() -> str:
+    """The bytes of the linear layers and the loss of the bundled model, for each weight format."""
     from allformers.models.gpt2.gpt2 import GPT2
-    from allformers.speed.linear import RoundedLinear, prepare
+    from allformers.speed.linear import QuantizedLinear, prepare
 
     found: dict[str, dict[str, float]] = {}
     for weights in ("plain", "int8", "int4"):
@@ -50,8 +50,8 @@ def layouts() -> str:
         size = sum(layer.weight.nbytes for layer in linear)
         if weights != "plain":
             prepare(model, weights)
-            rounded = [module for module in model.modules() if isinstance(module, RoundedLinear)]
-            size = sum(layer.numbers.nbytes + layer.scale.nbytes for layer in rounded) or size
+            quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+            size = sum(layer.qweight.nbytes + layer.scale.nbytes for layer in quantized) or size
         found[weights] = {"bytes": size, "loss": loss_of(model)}
     return json.dumps(found, indent=1)
 

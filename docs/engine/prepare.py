@@ -38,7 +38,7 @@ MAKERS = "docs.engine.measure"
 TOLD = {
     "experiment": "experiments",
     "costs": "what models cost",
-    "layouts": "ways to round weights",
+    "weight_formats": "weight formats",
     "live_weights": "the live model's weights",
 }
 """What a part is called while it is made."""
@@ -89,10 +89,10 @@ def parts() -> list[Part]:
         for name, run in EXPERIMENTS.items()
     ]
     loss = ("allformers.training.data", "allformers.training.evaluation", "allformers.training.recipes")
-    layouts = Part("layouts", "", (GPT2, "allformers.speed.linear", *loss), bundled)
+    weight_formats = Part("weight_formats", "", (GPT2, "allformers.speed.linear", *loss), bundled)
     weights = Part("live_weights", "", (GPT2, "docs.engine.live"), bundled, "js")
     costs = [Part("costs", entry.name, (entry.module, "allformers.inspection.summary")) for entry in READING_ORDER]
-    return [*experiments, layouts, weights, *costs]
+    return [*experiments, weight_formats, weights, *costs]
 
 
 def files() -> Mapping[str, Path]:

@@ -81,7 +81,7 @@ def test_generate_writes_with_any_checkpoint_in_a_folder(run: Run, checkpoint: P
 
 
 @pytest.mark.parametrize("weights", ["packed", "int8", "int4"])
-def test_weights_can_be_laid_out_for_speed(run: Run, weights: str) -> None:
+def test_every_weight_format_writes(run: Run, weights: str) -> None:
     plain = run("generate", "The for statement", "-n", 20, "--temperature", 0)
     other = run("generate", "The for statement", "-n", 20, "--temperature", 0, "--weights", weights, "--prefill", 5)
     assert other.status == 0
@@ -89,7 +89,7 @@ def test_weights_can_be_laid_out_for_speed(run: Run, weights: str) -> None:
     assert (other.output == plain.output) or weights == "int4"
 
 
-def test_what_rounding_costs_can_be_measured(run: Run, tmp_path: Path) -> None:
+def test_the_cost_of_quantization_can_be_measured(run: Run, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The for statement is used to iterate over the elements of a sequence. " * 6)
     found = {}

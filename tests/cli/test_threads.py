@@ -12,13 +12,13 @@ from allformers.cli import app
 
 CHOOSE = """
 import os, torch
-from allformers.cli.threads import choose_threads
+from allformers.cli.threads import set_threads_for
 everyone = torch.get_num_threads()
 for size in (2**10, 2**30):
-    choose_threads(size)
+    set_threads_for(size)
     print(torch.get_num_threads() if torch.get_num_threads() != everyone else "everyone")
 os.environ["OMP_NUM_THREADS"] = "3"
-choose_threads(2**10)
+set_threads_for(2**10)
 print(torch.get_num_threads() if torch.get_num_threads() != everyone else "everyone")
 """
 

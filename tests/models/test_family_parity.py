@@ -241,7 +241,7 @@ def test_logits_greedy_tokens_and_files(case: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", IDS)
 def test_every_setting(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)  # so that small layers, too, go the way that large ones go
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 0)  # so that small layers, too, go the way that large ones go
     reference, token_ids = make_case(case), prompt()
     ours, logits = assert_equal(case, reference, token_ids, tmp_path)
 

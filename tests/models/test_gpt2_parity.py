@@ -196,7 +196,7 @@ def test_greedy_decoding_is_identical_over_200_tokens(tmp_path: Path) -> None:
 @pytest.mark.slow  # it compiles a program for each size of matrix
 @pytest.mark.parametrize("rows", [1, 2])
 def test_prepared_for_inference(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 0)
     reference, prompt = make_reference(n_positions=256, std=0.4), make_prompt(rows)
     theirs = their_answer(reference, prompt, 200)
     assert_equal("prepared for inference", prepare(reload(reference, tmp_path), "packed"), theirs, prompt, FLOAT32_BAR)

@@ -177,7 +177,7 @@ def test_bad_input_is_one_clear_line_and_status_2(run: Run, arguments: list[str]
 def test_more_bad_input(run: Run) -> None:
     run("start", "split-heads", "softmax")
     assert "hint" in run("check", "--hint").errors
-    assert "0 seconds" in run("check", "--seconds", 0).errors
+    assert "0 seconds" in run("check", "--timeout", 0).errors
     Path("practice/.progress.json").write_text("[]")
     broken = run()
     assert broken.status == 2

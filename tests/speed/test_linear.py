@@ -31,8 +31,8 @@ KINDS: dict[str, type[nn.Linear]] = {"plain": OneDNNLinear, "training": OneDNNLi
 @pytest.fixture(autouse=True)
 def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send products as small as those of the tests to oneDNN, and compile nothing."""
-    monkeypatch.setattr(onednn_module, "_WORTHWHILE", 0)
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(onednn_module, "_MIN_MACS", 0)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 0)
     monkeypatch.setattr(linear_module, "can_compile", lambda: False)
 
 
@@ -102,10 +102,10 @@ def test_what_counts_is_how_a_model_was_prepared_last() -> None:
         for way in ("plain", "plain", "packed", "packed", "training", "packed", "plain"):
             prepare(model, **WAYS[way])
             assert kinds(model) == {KINDS[way]}
-            assert ("laid_out" in vars(model.unembedding)) == (way == "packed")
+            assert ("packed_weights" in vars(model.unembedding)) == (way == "packed")
             assert difference(model(given), expected) < 1e-5
-        held = prepare(model, "packed").unembedding.laid_out
-        assert prepare(model, "packed").unembedding.laid_out is held  # it is not packed twice
+        held = prepare(model, "packed").unembedding.packed_weights
+        assert prepare(model, "packed").unembedding.packed_weights is held  # it is not packed twice
         assert torch.equal(unprepare(model)(given), expected)
 
 

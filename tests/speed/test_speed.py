@@ -17,7 +17,7 @@ from allformers.models.registry import READING_ORDER, class_for
 from allformers.nn.cache import Cache, FixedState
 from allformers.speed import linear as linear_module
 from allformers.speed import steps as steps_module
-from allformers.speed.linear import GROUP, PackedLinear, RoundedLinear, prepare, unprepare
+from allformers.speed.linear import GROUP_SIZE, PackedLinear, QuantizedLinear, prepare, unprepare
 from allformers.speed.steps import CompiledSteps, compile_steps
 from conftest import perturb
 
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _small_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare layers as small as those of the tests; once where nothing can be compiled, and once where it can."""
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 0)
     if request.param == "as it is":
         monkeypatch.setattr(linear_module, "can_compile", lambda: False)
         monkeypatch.setattr(steps_module, "can_compile", lambda: True)  # which is done at the first step, if at all
@@ -102,7 +102,7 @@ def test_layers_too_small_to_gain_are_left_alone(monkeypatch: pytest.MonkeyPatch
     plain = make()
     sizes = sorted(layer.weight.numel() for layer in linears(plain))
     assert sizes[0] < sizes[-1]
-    monkeypatch.setattr(linear_module, "WORTHWHILE", sizes[-1])
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", sizes[-1])
     for layer in linears(prepare(plain, "packed")):
         assert isinstance(layer, PackedLinear) == (layer.weight.numel() == sizes[-1])
 
@@ -165,49 +165,49 @@ def test_it_steps_aside_under_autocast_and_for_compilers() -> None:
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 20])
-def test_a_rounded_layer_multiplies_the_weights_that_it_says_it_has(rows: int, bias: bool, kind: str) -> None:
-    plain = nn.Linear(2 * GROUP, 48, bias=bias)
-    rounded, x = RoundedLinear(plain, kind), torch.randn(2, rows, 2 * GROUP)[:1]
+def test_a_quantized_layer_multiplies_the_weights_that_it_says_it_has(rows: int, bias: bool, kind: str) -> None:
+    plain = nn.Linear(2 * GROUP_SIZE, 48, bias=bias)
+    quantized, x = QuantizedLinear(plain, kind), torch.randn(2, rows, 2 * GROUP_SIZE)[:1]
     with torch.inference_mode():
-        assert difference(rounded(x), F.linear(x, rounded.dequantised(), plain.bias)) < 1e-6
+        assert difference(quantized(x), F.linear(x, quantized.dequantize(), plain.bias)) < 1e-6
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])
-def test_rounding_is_to_the_nearest_step(kind: str, steps: int) -> None:
-    plain = nn.Linear(4 * GROUP, 48)
-    off = (RoundedLinear(plain, kind).dequantised() - plain.weight).detach().abs()
-    group = 4 * GROUP if kind == "int8" else GROUP
+def test_quantization_is_to_the_nearest_step(kind: str, steps: int) -> None:
+    plain = nn.Linear(4 * GROUP_SIZE, 48)
+    off = (QuantizedLinear(plain, kind).dequantize() - plain.weight).detach().abs()
+    group = 4 * GROUP_SIZE if kind == "int8" else GROUP_SIZE
     largest = plain.weight.detach().abs().unflatten(1, (-1, group)).amax(-1, keepdim=True)
     assert (off.unflatten(1, (-1, group)) <= 0.51 * largest / steps).all()
     assert off.max() > 0.3 * largest.max() / steps
 
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", 0.27), ("int4", 0.16)])
-def test_a_rounded_model_takes_less_memory_and_keeps_its_embeddings(kind: str, share: float) -> None:
+def test_a_quantized_model_takes_less_memory_and_keeps_its_embeddings(kind: str, share: float) -> None:
     plain = make()
     layers = sum(layer.weight.nbytes for layer in linears(plain))
-    rounded = prepare(copy.deepcopy(plain), kind)
-    made = [module for module in rounded.modules() if isinstance(module, RoundedLinear)]
-    assert sum(module.numbers.nbytes + module.scale.nbytes for module in made) < share * layers
-    assert torch.equal(rounded.token_embedding.weight, plain.token_embedding.weight)
+    quantized = prepare(copy.deepcopy(plain), kind)
+    made = [module for module in quantized.modules() if isinstance(module, QuantizedLinear)]
+    assert sum(module.qweight.nbytes + module.scale.nbytes for module in made) < share * layers
+    assert torch.equal(quantized.token_embedding.weight, plain.token_embedding.weight)
     given = read(plain)
     with torch.inference_mode():
-        off = difference(rounded(given), plain(given))
+        off = difference(quantized(given), plain(given))
     assert 1e-5 < off < 0.5
-    assert prepare(rounded, kind) is rounded
-    assert made == [module for module in rounded.modules() if isinstance(module, RoundedLinear)]
+    assert prepare(quantized, kind) is quantized
+    assert made == [module for module in quantized.modules() if isinstance(module, QuantizedLinear)]
     for other in {"plain", "packed", "int8", "int4"} - {kind}:
         with pytest.raises(ValueError, match=kind):
-            prepare(rounded, other)
+            prepare(quantized, other)
     with pytest.raises(ValueError, match=kind):
-        prepare(rounded, training=True)
+        prepare(quantized, training=True)
     with pytest.raises(ValueError, match=kind):
-        unprepare(rounded)
+        unprepare(quantized)
 
 
 def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     config = GPT2Config(
-        vocab_size=64, context_length=8, embedding_dim=2 * GROUP, num_layers=1, num_heads=2, mlp_dim=GROUP + 8
+        vocab_size=64, context_length=8, embedding_dim=2 * GROUP_SIZE, num_layers=1, num_heads=2, mlp_dim=GROUP_SIZE + 8
     )
     model = GPT2(config)
     with pytest.raises(ValueError, match=r"plain, packed, int8, int4.*'int2'"):
@@ -220,11 +220,11 @@ def test_what_cannot_be_prepared_is_refused_and_left_as_it_was(monkeypatch: pyte
         patch.setitem(sys.modules, "torchao", None)
         with pytest.raises(ImportError, match=r"allformers\[quantise\]"):
             prepare(model, "int8")
-    layer = nn.Linear(GROUP, 8)
+    layer = nn.Linear(GROUP_SIZE, 8)
     with pytest.raises(ValueError, match="by itself"):
         prepare(layer, "int8")
     monkeypatch.setattr(linear_module, "pack_weight", lambda weight: 1 / 0 if len(weight) == 64 else weight)
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 0)
     with pytest.raises(ZeroDivisionError):  # some layers are packed already
         prepare(model, "packed")
     assert all(type(module) is nn.Linear for module in [layer, *linears(model)])
@@ -243,7 +243,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return compiler(graph, given)
 
     monkeypatch.setattr(steps_module, "_compile", noting)
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 2**17)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 2**17)
     return graphs
 
 
@@ -295,7 +295,7 @@ def test_a_copy_of_a_compiled_model_has_steps_of_its_own(tmp_path: Path) -> None
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Bert"):
         compile_steps(make("bert"))
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 2**17)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHTS", 2**17)
     assert CompiledSteps(make()).is_small
     assert not CompiledSteps(make("mixtral")).is_small  # several texts go different ways, one by one
     monkeypatch.setattr(steps_module, "can_compile", lambda: False)
