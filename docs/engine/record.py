@@ -83,11 +83,16 @@ class Module:
                 yield Unit(self._assigned(node), self._start(node, first), end, False)
 
     def _start(self, node: ast.stmt, earliest: int) -> int:
-        """Where a statement begins, decorators and the comments right above it included."""
+        """The first line of a statement, with its decorators and the comments above it, empty lines between or not."""
         decorators = getattr(node, "decorator_list", [])
-        first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-        while first > earliest and self.lines[first - 2].lstrip().startswith("#"):
-            first -= 1
+        first = line = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+        while line > earliest:
+            line -= 1
+            text = self.lines[line - 1].lstrip()
+            if text.startswith("#"):
+                first = line
+            elif text:
+                break
         return first
 
     def _cut_class(self, node: ast.ClassDef, first: int) -> Iterator[Unit]:
