@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from allformers.experiments.experiment import Experiment, encode, question_of
-from allformers.inspection import figures, on_meta, summarise, trace
+from allformers.inspection import figures, meta_model, summarise, trace
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import load
 from allformers.training.data import python_documentation
@@ -18,17 +18,17 @@ from allformers.training.data import python_documentation
 def kv_cache() -> Experiment:
     """What does the cache of keys and values save?"""
     config = GPT2Config.gpt2_small()
-    empty = on_meta(GPT2, config)
+    gpt2_small = meta_model(GPT2, config)
     model = load("bundled")
     lengths = [16, 32, 64, 128, 256]
     flops: dict[str, list[float]] = {"the whole text again": [], "with the cache": []}
     seconds: dict[str, list[float]] = {name: [] for name in flops}
     for length in lengths:
         meta_ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-        cache = empty.make_cache()
-        empty(meta_ids[:, :-1], cache=cache)
-        flops["the whole text again"].append(trace(empty, meta_ids).flops / 1e9)
-        flops["with the cache"].append(trace(empty, meta_ids[:, -1:], cache=cache).flops / 1e9)
+        cache = gpt2_small.make_cache()
+        gpt2_small(meta_ids[:, :-1], cache=cache)
+        flops["the whole text again"].append(trace(gpt2_small, meta_ids).flops / 1e9)
+        flops["with the cache"].append(trace(gpt2_small, meta_ids[:, -1:], cache=cache).flops / 1e9)
 
         token_ids = encode(python_documentation()[:length])
         filled = model.make_cache()

@@ -6,7 +6,7 @@ that is all that is needed to find them.
 
 from allformers.inspection.capture import NamedTensor, Seen, capture, names, replaced_by, without_heads
 from allformers.inspection.compare import compare_models, compare_texts, run_through
-from allformers.inspection.summary import EvenRouting, ModuleCost, Summary, on_meta, summarise
+from allformers.inspection.summary import EvenRouting, ModuleCost, Summary, meta_model, summarise
 from allformers.inspection.trace import Operation, Trace, trace
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "capture",
     "compare_models",
     "compare_texts",
+    "meta_model",
     "names",
-    "on_meta",
     "replaced_by",
     "run_through",
     "summarise",

@@ -8,7 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.checkpoints.loading import meta_model, weight_axes
+from allformers.checkpoints.loading import empty_model, weight_axes
 from allformers.generation.decoder import Decoder
 
 
@@ -49,9 +49,9 @@ class Summary(NamedTuple):
     cache_bytes_per_token: float
 
 
-def on_meta(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A model on the meta device: it has all shapes and no numbers, and takes no memory."""
-    return meta_model(model_class, config).to(dtype).to("meta").eval()
+def meta_model(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a model on the meta device, buffers too: all shapes, no values, no memory."""
+    return empty_model(model_class, config).to(dtype).to("meta").eval()
 
 
 class EvenRouting(TorchFunctionMode):
@@ -83,7 +83,7 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         config: its configuration.
         dtype: of the weights and the cache.
     """
-    model = on_meta(model_class, config, dtype)
+    model = meta_model(model_class, config, dtype)
     given = model.dummy_input(1, config.context_length, "meta")
     given = given.to(dtype) if given.is_floating_point() else given
     cache = model.make_cache() if isinstance(model, Decoder) else None

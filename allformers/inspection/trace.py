@@ -150,7 +150,7 @@ class Trace:
 def trace(model: nn.Module, token_ids: Tensor, title: str = "", **options: Any) -> Trace:
     """Run a model once and list its named operations.
 
-    On the meta device (see `on_meta`) nothing is computed: the largest models can be traced, but there are no times.
+    On the meta device (see `meta_model`) nothing is computed: the largest models can be traced, but there are no times.
 
     Args:
         model: any model of this package.

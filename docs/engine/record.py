@@ -21,7 +21,7 @@ from torch import Tensor
 
 from allformers.generation.sampling import sample
 from allformers.inputs.tokenizers import ByteTokenizer
-from allformers.inspection import EvenRouting, on_meta
+from allformers.inspection import EvenRouting, meta_model
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
 from allformers.nn import rope
@@ -278,7 +278,7 @@ def _record_model(
     """Shapes of each preset; axes, named in a pass through a model whose sizes are all different; values."""
 
     def run(config: Any, batch: int, seq: int) -> dict[Key, Tensor]:
-        model = on_meta(model_class, config)
+        model = meta_model(model_class, config)
         with EvenRouting():
             return _record(source, lambda: model(model.dummy_input(batch, seq, "meta")))
 
@@ -295,7 +295,7 @@ def _record_model(
     named = []
     for batch, seq in ((4, 17), (9, 27)):  # a name that fits by chance fits one of them
         probed = {key: tuple(tensor.shape) for key, tensor in run(probe, batch, seq).items()}
-        read = on_meta(model_class, probe).dummy_input(batch, seq, "meta")
+        read = meta_model(model_class, probe).dummy_input(batch, seq, "meta")
         seq = read.shape[1] if read.ndim == 2 else probe.context_length  # an image has as many as it has patches
         sizes = {**probe.axes, "batch": batch, **dict.fromkeys(("seq", "seq_k"), seq)}
         named.append(_name_axes(source, probed, sizes))

@@ -18,7 +18,7 @@ import yaml
 from einops import einsum, rearrange
 from markdown import Markdown
 
-from allformers.inspection import capture, on_meta
+from allformers.inspection import capture, meta_model
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
 from allformers.models.registry import Entry as RegistryEntry
@@ -150,7 +150,7 @@ def wrong_facts(page: str) -> list[str]:
     said = {div.find("dt")[0].text: div.find("b")[0] for div in strip.find("div") if div.find("dt")}
     problems = []
     for preset, config in presets(GPT2_MODULE).items():
-        parameters = sum(p.numel() for p in on_meta(GPT2, config).parameters())
+        parameters = sum(p.numel() for p in meta_model(GPT2, config).parameters())
         cache = 2 * config.num_layers * config.embedding_dim * 4
         expected = {
             "parameters": f"{parameters:,}",
@@ -477,7 +477,7 @@ def _line(beginning: str) -> int:
     return next(n for n, line in enumerate(SOURCE.splitlines(), 1) if line.strip().startswith(beginning))
 
 
-TINY = f"{sum(p.numel() for p in on_meta(GPT2, GPT2Config.tiny()).parameters()):,}"
+TINY = f"{sum(p.numel() for p in meta_model(GPT2, GPT2Config.tiny()).parameters()):,}"
 
 
 SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
