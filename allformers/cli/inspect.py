@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from allformers.inspection import Seen
+    from allformers.inspection import Activations
 
 
 def inspect(
@@ -61,12 +61,12 @@ def _look_at_text(
     token_ids = encode(prompt or "", tokenizer, loaded.config.context_length)
     given = rearrange(token_ids, "seq -> 1 seq").to(next(loaded.parameters()).device)
     wanted = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights", "logits")
-    with torch.inference_mode(), capture(loaded, *wanted) as seen:
+    with torch.inference_mode(), capture(loaded, *wanted) as activations:
         loaded(given)
     labels = [figures.label(tokenizer, int(token)) for token in token_ids]
     writes = isinstance(loaded, Decoder)
     if writes:
-        places, logits = list(range(len(labels))), seen["logits"].values[0]
+        places, logits = list(range(len(labels))), activations["logits"].values[0]
     else:
         places, logits = lens.fill_in(loaded, given, tokenizer)
     asked, of = [labels[at] for at in places], "after" if writes else "in place of"
@@ -84,28 +84,28 @@ def _look_at_text(
             "what the model expects after each token" if writes else "what the model would fill in",
         )
         return
-    largest = _choose_head(seen, *place)
+    largest = _choose_head(activations, *place)
     sections = {
         "Attention of all heads": (
             "A row is a position that looks, a column one that is looked at."
             + (" Above the diagonal lies what comes later, which no position sees." if writes else ""),
-            figures.attention_grid(seen, labels),
+            figures.attention_grid(activations, labels),
         ),
-        "One head": ("Each row adds up to one.", figures.attention_head(seen, labels, *largest)),
+        "One head": ("Each row adds up to one.", figures.attention_head(activations, labels, *largest)),
     }
     if writes:
         sections["One head as arcs"] = (
             "From each token to those that it looks back at: the thicker, the more. Below 0.05 nothing is drawn.",
-            figures.attention_arcs(seen, labels, *largest),
+            figures.attention_arcs(activations, labels, *largest),
         )
     if writes:
         told = "Each block adds to the residual stream, so its vectors grow; the first token's often most of all."
     else:
         told = "Each block ends in a norm, whose gain decides how long the vectors are."
-    sections |= _stream_sections(seen, told)
+    sections |= _stream_sections(activations, told)
     sections["Logit lens"] = (
         "What the model would answer if it stopped after each block; the lighter, the surer.",
-        lens.logit_lens(seen, loaded, labels, tokenizer, "after" if writes else "at"),
+        lens.logit_lens(activations, loaded, labels, tokenizer, "after" if writes else "at"),
     )
     if writes:
         title, told = "What comes next", "The likeliest tokens after each position."
@@ -126,7 +126,7 @@ def _look_at_image(
     config = loaded.config
     given = images.example_image(config) if path is None else images.read_image(path, config, model)
     wanted = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights")
-    with torch.inference_mode(), capture(loaded, *wanted) as seen:
+    with torch.inference_mode(), capture(loaded, *wanted) as activations:
         logits = loaded(given.to(next(loaded.parameters()).device))
     names = images.label_names(model, config.num_labels)
     what = "a made picture" if path is None else Path(path).name
@@ -143,42 +143,44 @@ def _look_at_image(
         "Where the whole image looks": (
             "The position that stands for the whole image, in every head of every layer: how much of each patch it "
             "takes, all on one scale.",
-            figures.attention_to_patches(seen, rows),
+            figures.attention_to_patches(activations, rows),
         ),
         "One head": (
             "A row is a position that looks, a column one that is looked at: the whole image, then the patches.",
-            figures.attention_head(seen, labels, *_choose_head(seen, *place)),
+            figures.attention_head(activations, labels, *_choose_head(activations, *place)),
         ),
-        **_stream_sections(seen, "Each block adds to the residual stream, so its vectors grow.", "whole image"),
+        **_stream_sections(activations, "Each block adds to the residual stream, so its vectors grow.", "whole image"),
         "What it shows": (
             "The labels' scores if the model stopped after each block; the last row is its answer.",
-            lens.label_lens(seen, loaded, names, top),
+            lens.label_lens(activations, loaded, names, top),
         ),
     }
     write_figures(f"Inside {model}: {what}", sections, out)
 
 
-def _stream_sections(seen: "Seen", told: str, first: str = "first token") -> dict[str, tuple[str, "Figure"]]:
+def _stream_sections(
+    activations: "Activations", told: str, first: str = "first token"
+) -> dict[str, tuple[str, "Figure"]]:
     """What is drawn of every model alike."""
     from allformers.inspection import figures
 
     return {
         "Entropy of attention": (
             "How spread out each head's attention is, on average over positions: 0 bits look at one position only.",
-            figures.head_entropy(seen),
+            figures.head_entropy(activations),
         ),
         "Length of the stream": (
             told,
-            figures.stream_norms(seen, first),
+            figures.stream_norms(activations, first),
         ),
     }
 
 
-def _choose_head(seen: "Seen", layer: int | None, head: int | None) -> tuple[int, int]:
+def _choose_head(activations: "Activations", layer: int | None, head: int | None) -> tuple[int, int]:
     """The head that was asked for; what was left open is as in the most focused one."""
     from allformers.inspection.lens import most_focused
 
-    focused = most_focused(seen)
+    focused = most_focused(activations)
     return focused[0] if layer is None else layer, focused[1] if head is None else head
 
 

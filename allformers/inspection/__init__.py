@@ -4,17 +4,17 @@ The models know nothing of this. Their code says what each tensor's axes are, in
 that is all that is needed to find them.
 """
 
-from allformers.inspection.capture import NamedTensor, Seen, capture, names, replaced_by, without_heads
+from allformers.inspection.capture import Activations, NamedTensor, capture, names, replaced_by, without_heads
 from allformers.inspection.compare import compare_models, compare_texts, run_through
 from allformers.inspection.summary import EvenRouting, ModuleCost, Summary, meta_model, summarise
 from allformers.inspection.trace import Operation, Trace, trace
 
 __all__ = [
+    "Activations",
     "EvenRouting",
     "ModuleCost",
     "NamedTensor",
     "Operation",
-    "Seen",
     "Summary",
     "Trace",
     "capture",

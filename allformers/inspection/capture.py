@@ -2,9 +2,9 @@
 
     >>> import allformers, torch
     >>> model = allformers.load("bundled")
-    >>> with capture(model, "blocks.*.attention.weights") as seen:
+    >>> with capture(model, "blocks.*.attention.weights") as activations:
     ...     logits = model(torch.tensor([list(b"The for statement")]))
-    >>> seen["blocks.3.attention.weights"].axes
+    >>> activations["blocks.3.attention.weights"].axes
     ('batch', 'heads', 'seq', 'seq_k')
 
 What can be captured, by its module's path and then its name:
@@ -57,7 +57,7 @@ class NamedTensor(NamedTuple):
     """A tensor with the names that the model's code gives it and its axes.
 
     Attributes:
-        name: where it was seen: the module's path, then the variable.
+        name: the module's path, then the variable.
         values: the tensor.
         axes: the name of each axis; "1" for one that only broadcasts, "(heads head_dim)" for two in one.
     """
@@ -80,34 +80,34 @@ class NamedTensor(NamedTuple):
         return rearrange(self.values, f"{axes} -> {axes.replace('kv_heads group', '(kv_heads group)')}")
 
 
-class Seen(Mapping[str, NamedTensor]):
-    """What was captured, by name, in the order in which it came; of a name that came again, the last."""
+class Activations(Mapping[str, NamedTensor]):
+    """A mapping from names to captured tensors, in the order of the pass; of a name that came again, the last."""
 
     def __init__(self) -> None:
-        self._found: dict[str, NamedTensor] = {}
+        self._tensors: dict[str, NamedTensor] = {}
 
     def __getitem__(self, name: str) -> NamedTensor:
-        """A tensor by its name; the error for an unknown one says which there are."""
-        if name not in self._found:
-            near = [known for known in self._found if known.rpartition(".")[2] == name.rpartition(".")[2]]
-            raise KeyError(f"{name} was not captured; there are: {', '.join(near or self._found) or 'none'}")
-        return self._found[name]
+        """Return a tensor by its name; the error for an unknown one lists those there are."""
+        if name not in self._tensors:
+            near = [known for known in self._tensors if known.rpartition(".")[2] == name.rpartition(".")[2]]
+            raise KeyError(f"{name} was not captured; there are: {', '.join(near or self._tensors) or 'none'}")
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._tensors)
 
     def by_layer(self, suffix: str) -> list[Tensor]:
-        """One tensor of each block, such as "attention.weights", in the order of the blocks.
+        """Return one tensor of each block, such as "attention.weights", in the order of the blocks.
 
         The same axes in every model: grouped query heads are numbered through, as in `NamedTensor.by_head`.
 
         Raises:
             KeyError: no block has one that was captured.
         """
-        found = {name: seen.by_head for name, seen in self._found.items() if _in_block(name) == suffix}
+        found = {name: tensor.by_head for name, tensor in self._tensors.items() if _in_block(name) == suffix}
         if not found:
             raise KeyError(f"no block's {suffix or 'result'} was captured")
         return [found[name] for name in sorted(found, key=lambda name: int(name.split(".")[1]))]
@@ -132,7 +132,7 @@ def names(model: nn.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = None) -> Iterator[Seen]:
+def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = None) -> Iterator[Activations]:
     """Keep, and perhaps change, what a model computes while the block lasts.
 
     Args:
@@ -156,7 +156,7 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
             raise ValueError(f"this model has nothing called {pattern}; {_suggest(pattern, known)}")
     keep = {name for pattern in wanted for name in _matching(known, pattern)} if wanted else set(known)
     change = {name: edit for pattern, edit in edits.items() for name in _matching(known, pattern)}
-    seen = Seen()
+    activations = Activations()
 
     def tap(path: str, variable: str, axes: tuple[str, ...], annotated: bool, value: Any) -> Any:
         name = _join(path, variable)
@@ -176,8 +176,8 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
                 )
             value = edited
         if name in keep:
-            seen._found.pop(name, None)
-            seen._found[name] = NamedTensor(name, value.detach(), axes)
+            activations._tensors.pop(name, None)
+            activations._tensors[name] = NamedTensor(name, value.detach(), axes)
         return value
 
     with contextlib.ExitStack() as stack:
@@ -186,7 +186,7 @@ def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = N
                 made = method.make(functools.partial(tap, path))
                 stack.callback(_put, module, method.name, vars(module).get(method.name))
                 _put(module, method.name, types.MethodType(made, module))
-        yield seen
+        yield activations
 
 
 def without_heads(*heads: int) -> Edit:

@@ -80,12 +80,12 @@ def run_through(model: nn.Module, token_ids: Int[Tensor, "seq"]) -> Pass:
             output: Any = model(batch, output_hidden_states=True)
             stream, logits = list(output.hidden_states), output.logits
         else:
-            with capture(model, "blocks.*.x", "blocks.*", "logits") as seen:
+            with capture(model, "blocks.*.x", "blocks.*", "logits") as activations:
                 model(batch)
-            stream = seen.by_layer("x")
+            stream = activations.by_layer("x")
             norm: Any = model.final_norm
-            stream.append(norm(seen.by_layer("")[-1]))
-            logits = seen["logits"].values
+            stream.append(norm(activations.by_layer("")[-1]))
+            logits = activations["logits"].values
     return Pass(token_ids, [rearrange(x, "1 seq embed -> seq embed") for x in stream], logits[0])
 
 

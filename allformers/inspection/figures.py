@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from allformers.inspection import Seen
+from allformers.inspection import Activations
 from allformers.inspection.compare import entropy
 
 if TYPE_CHECKING:
@@ -131,12 +131,12 @@ def label(tokenizer: "Tokenizer", token_id: int) -> str:
     return shown.replace(" ", "·")
 
 
-def attention_grid(seen: Seen, labels: Sequence[str]) -> "Figure":
+def attention_grid(activations: Activations, labels: Sequence[str]) -> "Figure":
     """The attention weights of all heads of all layers, of the first text captured: a row for each layer.
 
     In each map a row is a query's position, and a column a key's.
     """
-    layers = [weights[0].float().cpu() for weights in seen.by_layer("attention.weights")]
+    layers = [weights[0].float().cpu() for weights in activations.by_layer("attention.weights")]
     heads, side = len(layers[0]), len(labels)
     size = 0.95 if heads > 6 else 1.6
     with drawing():
@@ -162,9 +162,9 @@ def _grid_of_heads(figure: "Figure", layers: int, heads: int) -> "Iterator[tuple
             yield layer, head, axes
 
 
-def attention_head(seen: Seen, labels: Sequence[str], layer: int, head: int) -> "Figure":
+def attention_head(activations: Activations, labels: Sequence[str], layer: int, head: int) -> "Figure":
     """One head's attention weights, large: a row says how a query shares them out, and adds up to one."""
-    weights = _head(seen, layer, head)
+    weights = _head(activations, layer, head)
     count = len(labels)
     side = min(10.5, max(3.5, 0.2 * count + 1.5))
     with drawing():
@@ -183,14 +183,16 @@ def attention_head(seen: Seen, labels: Sequence[str], layer: int, head: int) -> 
     return figure
 
 
-def attention_arcs(seen: Seen, labels: Sequence[str], layer: int, head: int, least: float = 0.05) -> "Figure":
+def attention_arcs(
+    activations: Activations, labels: Sequence[str], layer: int, head: int, least: float = 0.05
+) -> "Figure":
     """One head's attention as arcs from each query back to its keys, the thicker the larger the weight.
 
     Weights below `least` are left out, and so is what a token gives to itself.
     """
     from matplotlib.patches import Arc
 
-    weights = _head(seen, layer, head)
+    weights = _head(activations, layer, head)
     count = len(labels)
     with drawing():
         figure = new_figure(max(5.0, 0.22 * count), 4)
@@ -219,9 +221,11 @@ def attention_arcs(seen: Seen, labels: Sequence[str], layer: int, head: int, lea
     return figure
 
 
-def head_entropy(seen: Seen) -> "Figure":
+def head_entropy(activations: Activations) -> "Figure":
     """Each head's entropy, in bits, on average over positions: how spread out its attention is."""
-    rows = [entropy(weights[0].float().cpu()).mean(-1).tolist() for weights in seen.by_layer("attention.weights")]
+    rows = [
+        entropy(weights[0].float().cpu()).mean(-1).tolist() for weights in activations.by_layer("attention.weights")
+    ]
     with drawing():
         figure = new_figure(max(4.0, 0.55 * len(rows[0]) + 2), max(2.5, 0.42 * len(rows) + 1.2))
         axes = figure.add_subplot()
@@ -235,9 +239,9 @@ def head_entropy(seen: Seen) -> "Figure":
     return figure
 
 
-def stream_norms(seen: Seen, first: str = "first token") -> "Figure":
+def stream_norms(activations: Activations, first: str = "first token") -> "Figure":
     """The residual stream's norms: the length of its vectors as each block receives them, and after the last one."""
-    stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
+    stream = [*activations.by_layer("x"), activations.by_layer("")[-1]]
     norms = [x[0].float().norm(dim=-1).cpu() for x in stream]
     with drawing():
         figure = new_figure(7, 3.6)
@@ -314,14 +318,14 @@ def patches(image: "Tensor", patch_size: int) -> "Figure":
     return figure
 
 
-def attention_to_patches(seen: Seen, rows: int) -> "Figure":
+def attention_to_patches(activations: Activations, rows: int) -> "Figure":
     """The class token's attention weights in every head of every layer, patch by patch."""
     from einops import rearrange
     from matplotlib.colors import PowerNorm
 
     layers = [
         rearrange(weights[0, :, 0, 1:].float().cpu(), "heads (rows columns) -> heads rows columns", rows=rows)
-        for weights in seen.by_layer("attention.weights")
+        for weights in activations.by_layer("attention.weights")
     ]
     heads, highest = len(layers[0]), max(float(layer.max()) for layer in layers)
     with drawing():
@@ -433,13 +437,13 @@ def _round_numbers(axes: "Axes") -> None:
     axes.yaxis.set_minor_formatter(name)
 
 
-def _head(seen: Seen, layer: int, head: int) -> "Tensor":
+def _head(activations: Activations, layer: int, head: int) -> "Tensor":
     """One head's weights, axes `seq seq_k`.
 
     Raises:
         ValueError: there is no such layer or head.
     """
-    layers = seen.by_layer("attention.weights")
+    layers = activations.by_layer("attention.weights")
     heads = layers[0].shape[1]
     if not (0 <= layer < len(layers) and 0 <= head < heads):
         raise ValueError(f"there is no head {head} in layer {layer}: there are {len(layers)} layers of {heads} heads")

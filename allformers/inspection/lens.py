@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from allformers.inspection import Seen
+from allformers.inspection import Activations
 from allformers.inspection.compare import entropy
 from allformers.inspection.figures import cell, likeliest, short, table
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from allformers.inputs.tokenizers import Tokenizer
 
 
-def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokenizer", of: str = "after") -> "Figure":
+def logit_lens(
+    activations: Activations, model: Any, labels: Sequence[str], tokenizer: "Tokenizer", of: str = "after"
+) -> "Figure":
     """The logit lens: the residual stream after each block, unembedded, as if the model stopped there.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     import torch
 
-    stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
+    stream = [*activations.by_layer("x"), activations.by_layer("")[-1]]
     with torch.inference_mode():
         best = [model.unembed(x[:1])[0].float().softmax(-1).max(dim=-1) for x in stream]
     probabilities = [[float(layer.values[place]) for layer in best] for place in range(len(labels))]
@@ -30,11 +32,11 @@ def logit_lens(seen: Seen, model: Any, labels: Sequence[str], tokenizer: "Tokeni
     return table(probabilities, texts, labels, columns, of)
 
 
-def label_lens(seen: Seen, model: Any, names: Sequence[str], top: int = 6) -> "Figure":
+def label_lens(activations: Activations, model: Any, names: Sequence[str], top: int = 6) -> "Figure":
     """The logit lens of a classifier: its labels if it stopped after each block; the last row is its answer."""
     import torch
 
-    stream = [*seen.by_layer("x"), seen.by_layer("")[-1]]
+    stream = [*activations.by_layer("x"), activations.by_layer("")[-1]]
     with torch.inference_mode():
         logits = torch.cat([model.classify(x[:1]) for x in stream])
     rows = ["embed", *(f"block {layer}" for layer in range(len(stream) - 1))]
@@ -70,10 +72,10 @@ def fill_in(loaded: Any, given: "Tensor", tokenizer: "Tokenizer") -> tuple[list[
     return places, rearrange(found, "seq vocab -> seq vocab")
 
 
-def most_focused(seen: "Seen") -> tuple[int, int]:
+def most_focused(activations: "Activations") -> tuple[int, int]:
     """The layer and head whose attention is least spread out, of those that attend to more than their own position."""
     best, place = float("inf"), (0, 0)
-    for layer, weights in enumerate(seen.by_layer("attention.weights")):
+    for layer, weights in enumerate(activations.by_layer("attention.weights")):
         own = weights[0].diagonal(dim1=-2, dim2=-1).mean(-1)
         for head, bits in enumerate(entropy(weights[0].float()).mean(-1).tolist()):
             if bits < best and (own[head] < 0.5 or weights.shape[-1] == 1):

@@ -108,17 +108,17 @@ def test_a_softmax_along_queries_is_found_by_two_texts(started: Folder) -> None:
     assert min(compared.divergence[:11]) > 1e-7
     assert max(compare_texts(trained, texts)[1][0].divergence[:11]) < 1e-9
 
-    seen = []
+    runs = []
     for text in texts:
         with capture(model, "blocks.0.attention.*") as one:
             model(torch.stack([text]))
-        seen.append(one)
+        runs.append(one)
     apart = {}
-    for name, tensor in seen[0].items():
+    for name, tensor in runs[0].items():
         before = tuple(slice(11) if axis in ("seq", "seq_k") else slice(None) for axis in tensor.axes)
-        apart[name] = float((tensor.values[before].double() - seen[1][name].values[before].double()).abs().max())
+        apart[name] = float((tensor.values[before].double() - runs[1][name].values[before].double()).abs().max())
     assert next(name for name in apart if apart[name] > 1e-5) == "blocks.0.attention.weights"
-    columns = seen[0]["blocks.0.attention.weights"].values.sum(dim=-2)
+    columns = runs[0]["blocks.0.attention.weights"].values.sum(dim=-2)
     assert torch.allclose(columns, torch.ones(()))
 
 

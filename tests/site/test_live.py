@@ -116,11 +116,11 @@ def run_pass(script: Path, weights: Path, prompts: list[list[int]], folder: Path
 
 def python_pass(model: GPT2, token_ids: list[int]) -> Tensors:
     """What Python sees for the same prompt, but for the masks."""
-    with torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as activations:
         model(torch.tensor([token_ids]))
     return {
         name: (tensor.axes, tensor.values.float())
-        for name, tensor in seen.items()
+        for name, tensor in activations.items()
         if tensor.values.dtype is not torch.bool
     }
 

@@ -23,9 +23,9 @@ Do not read the code from top to bottom; ask it. Three tools help (`inside.html`
     from allformers.inspection import capture, compare_models
 
     token_ids = torch.tensor([list(b"The for statement")])
-    with capture(model, "blocks.0.attention.weights") as seen:
+    with capture(model, "blocks.0.attention.weights") as activations:
         model(token_ids)
-    print(seen["blocks.0.attention.weights"].values[0, 0, :4, :6])
+    print(activations["blocks.0.attention.weights"].values[0, 0, :4, :6])
 """
 
 from collections.abc import Callable, Iterator
