@@ -19,8 +19,8 @@ def causal_mask() -> Experiment:
     difference = (whole - alone).abs().max().item()
 
     influence = {}
-    for name, edits in {"with the mask": {}, "without": {"mask": torch.ones_like}}.items():
-        with capture(model, "logits", edits=edits):
+    for name, hooks in {"with the mask": {}, "without": {"mask": torch.ones_like}}.items():
+        with capture(model, "logits", hooks=hooks):
             before = model(token_ids)[0]
             rows = []
             for place in range(length):

@@ -4,7 +4,7 @@ The models know nothing of this. Their code says what each tensor's axes are, in
 that is all that is needed to find them.
 """
 
-from allformers.inspection.capture import Activations, NamedTensor, capture, names, replaced_by, without_heads
+from allformers.inspection.capture import Activations, NamedTensor, ablate_heads, activation_names, capture, patch
 from allformers.inspection.compare import compare_models, compare_texts, run_through
 from allformers.inspection.summary import EvenRouting, ModuleCost, Summary, meta_model, summarise
 from allformers.inspection.trace import Operation, Trace, trace
@@ -17,14 +17,14 @@ __all__ = [
     "Operation",
     "Summary",
     "Trace",
+    "ablate_heads",
+    "activation_names",
     "capture",
     "compare_models",
     "compare_texts",
     "meta_model",
-    "names",
-    "replaced_by",
+    "patch",
     "run_through",
     "summarise",
     "trace",
-    "without_heads",
 ]

@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.inspection.capture import capture, names
+from allformers.inspection.capture import activation_names, capture
 from allformers.nn.shapes import checked
 
 
@@ -76,7 +76,7 @@ def run_through(model: nn.Module, token_ids: Int[Tensor, "seq"]) -> Pass:
     """
     batch = rearrange(token_ids, "seq -> 1 seq").to(next(model.parameters()).device)
     with torch.inference_mode():
-        if not names(model):
+        if not activation_names(model):
             output: Any = model(batch, output_hidden_states=True)
             stream, logits = list(output.hidden_states), output.logits
         else:

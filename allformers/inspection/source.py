@@ -31,16 +31,16 @@ class Instrumented(NamedTuple):
     Attributes:
         name: the method's.
         make: from that function to the method.
-        tapped: the names of what goes through it.
+        hooked: the names of what goes through it.
     """
 
     name: str
     make: Callable[[Callable[..., Any]], Callable[..., Any]]
-    tapped: tuple[str, ...]
+    hooked: tuple[str, ...]
 
 
 @functools.cache
-def methods_with_taps(kind: type) -> tuple[Instrumented, ...]:
+def hooked_methods(kind: type) -> tuple[Instrumented, ...]:
     """The methods of a class, its own and inherited, that are written in a model's file and name a tensor."""
     found: dict[str, Callable[..., Any] | None] = {}
     for base in kind.__mro__:
@@ -52,7 +52,7 @@ def methods_with_taps(kind: type) -> tuple[Instrumented, ...]:
     written = {name: _written(method)[0] for name, method in methods.items()}
     variables = _by_method(written)
     made = (_instrumented(method, variables[name]) for name, method in methods.items())
-    return tuple(method for method in made if method.tapped)
+    return tuple(method for method in made if method.hooked)
 
 
 def _by_method(written: Mapping[str, ast.FunctionDef]) -> dict[str, dict[str, Named]]:
@@ -89,23 +89,23 @@ def _instrumented(method: Callable[..., Any], variables: Mapping[str, Named]) ->
     """Write a method anew, with its named tensors sent through a function that is yet to be given."""
     original: Any = inspect.unwrap(method)
     function, before = _written(method)
-    tapped = _tap(function, variables)
+    hooked = _insert_hooks(function, variables)
     # What the method knows from where it stands; `super()` needs the class.
     free: dict[str, Any] = {"__class__": None}
     for name, cell in zip(original.__code__.co_freevars, original.__closure__ or (), strict=True):
         free[name] = cell.cell_contents
-    factory = ast.parse(f"def factory(__tap__, {', '.join(free)}): pass").body[0]
+    factory = ast.parse(f"def factory(__hook__, {', '.join(free)}): pass").body[0]
     assert isinstance(factory, ast.FunctionDef)
     factory.body = [function, *ast.parse(f"return {function.name}").body]
     ast.increment_lineno(function, before)  # so that tracebacks and traces point to the file
     made: dict[str, Any] = {}
     tree = ast.fix_missing_locations(ast.Module([factory], []))
     exec(compile(tree, inspect.getsourcefile(original) or "?", "exec"), original.__globals__, made)
-    return Instrumented(function.name, lambda tap: made["factory"](tap, *free.values()), tapped)
+    return Instrumented(function.name, lambda hook: made["factory"](hook, *free.values()), hooked)
 
 
-def _tap(function: ast.FunctionDef, variables: Mapping[str, Named]) -> tuple[str, ...]:
-    """Send a function's named tensors through `__tap__`: arguments first, variables once final, then the result."""
+def _insert_hooks(function: ast.FunctionDef, variables: Mapping[str, Named]) -> tuple[str, ...]:
+    """Send a function's named tensors through `__hook__`: arguments first, variables once final, then the result."""
     is_forward = function.name == "forward"
     given = _arguments(function) if is_forward else {}  # elsewhere they are another's result
     last = {name: _last(function, name) for name in variables}
@@ -261,11 +261,11 @@ def _assigned(statement: ast.stmt) -> set[str]:
 def _through(name: str, named: Named, value: ast.expr) -> ast.Call:
     axes = ast.Tuple([ast.Constant(axis) for axis in named.axes], ast.Load())
     given = [ast.Constant(name), axes, ast.Constant(named.annotated), value]
-    return ast.Call(ast.Name("__tap__", ast.Load()), given, [])
+    return ast.Call(ast.Name("__hook__", ast.Load()), given, [])
 
 
 def _call(function: ast.FunctionDef, name: str, named: Named, after: ast.stmt) -> ast.stmt:
-    """`name = __tap__("name", axes, annotated, name)`, on the line of the statement that it follows."""
+    """`name = __hook__("name", axes, annotated, name)`, on the line of the statement that it follows."""
     value = _through(name, named, ast.Name(name, ast.Load()))
     call: ast.stmt = ast.Assign([ast.Name(name, ast.Store())], value)
     if name not in _arguments(function) and not _is_bound(function, name):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from allformers.checkpoints.config_json import write_config
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.experiments.rotary import RotaryGPT2
-from allformers.inspection import capture, names, replaced_by, without_heads
+from allformers.inspection import ablate_heads, activation_names, capture, patch
 from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
 from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.models.registry import READING_ORDER
@@ -96,7 +96,7 @@ def test_every_tensor_has_the_axes_that_its_name_says(model: GPT2, token_ids: Te
     """What is annotated inside functions is checked here: nothing checks it when the model runs."""
     with capture(model) as activations:
         model(token_ids)
-    assert set(activations) == set(names(model))
+    assert set(activations) == set(activation_names(model))
     sizes = {**model.config.axes, "batch": 2, "seq": 13, "seq_k": 13, "1": 1}
     for tensor in activations.values():
         broadcast = tensor.name.endswith("mask")
@@ -140,18 +140,18 @@ def test_only_what_was_asked_for_is_kept(model: GPT2, token_ids: Tensor) -> None
 
 def test_results_are_the_same_to_the_bit_and_gradients_still_flow(model: GPT2, token_ids: Tensor) -> None:
     plain = model(token_ids)
-    same = dict.fromkeys(names(model), lambda values: values.clone())
-    with capture(model, edits=same):
-        edited = model(token_ids)
-    assert torch.equal(plain, edited)
+    same = dict.fromkeys(activation_names(model), lambda values: values.clone())
+    with capture(model, hooks=same):
+        hooked = model(token_ids)
+    assert torch.equal(plain, hooked)
     (wanted,) = torch.autograd.grad(plain.sum(), model.token_embedding.weight)
-    (found,) = torch.autograd.grad(edited.sum(), model.token_embedding.weight)
+    (found,) = torch.autograd.grad(hooked.sum(), model.token_embedding.weight)
     assert torch.equal(wanted, found)
 
 
-def test_a_silenced_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, edits={"blocks.1.attention.mixed": without_heads(2, 3)}) as activations:
-        silenced = model(token_ids)
+def test_an_ablated_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> None:
+    with capture(model, hooks={"blocks.1.attention.mixed": ablate_heads(2, 3)}) as activations:
+        ablated = model(token_ids)
     mixed = activations["blocks.1.attention.mixed"].values
     assert torch.equal(mixed[:, 2:], torch.zeros_like(mixed[:, 2:]))
     # The same by taking the heads' columns out of the output projection.
@@ -160,22 +160,22 @@ def test_a_silenced_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> No
     with torch.no_grad():
         columns = rearrange(other.blocks[1].attention.output.weight, "e (h d) -> e h d", h=4)
         columns[:, 2:] = 0
-    assert torch.allclose(silenced, other(token_ids), atol=1e-5)
-    assert not torch.allclose(silenced, model(token_ids), atol=1e-2)
+    assert torch.allclose(ablated, other(token_ids), atol=1e-5)
+    assert not torch.allclose(ablated, model(token_ids), atol=1e-2)
 
 
 def test_patching_the_whole_stream_makes_one_run_the_other(model: GPT2, token_ids: Tensor) -> None:
     with capture(model, "blocks.1") as activations:
         expected = model(token_ids)
-    with capture(model, edits={"blocks.1": replaced_by(activations["blocks.1"].values)}):
+    with capture(model, hooks={"blocks.1": patch(activations["blocks.1"].values)}):
         patched = model(torch.zeros_like(token_ids))
     assert torch.equal(patched, expected)
 
 
-def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> None:
+def test_a_hook_that_changes_the_shape_is_refused(model: GPT2, token_ids: Tensor) -> None:
     message = r"blocks\.0\.mlp\.activated .*\(2, 13, 1\).*\(2, 13, 256\).*batch seq"
     with (
-        capture(model, edits={"blocks.0.mlp.activated": lambda x: x[..., :1]}),
+        capture(model, hooks={"blocks.0.mlp.activated": lambda x: x[..., :1]}),
         pytest.raises(ShapeError, match=message),
     ):
         model(token_ids)
@@ -191,15 +191,15 @@ def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> 
 def test_a_name_that_is_not_there_is_refused_before_the_model_runs(model: GPT2, pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message), capture(model, pattern):
         pass
-    with pytest.raises(ValueError, match=message), capture(model, edits={pattern: torch.zeros_like}):
+    with pytest.raises(ValueError, match=message), capture(model, hooks={pattern: torch.zeros_like}):
         pass
 
 
 def test_afterwards_the_model_is_as_it_was_even_after_an_error(model: GPT2, token_ids: Tensor) -> None:
     def fail(_: Tensor) -> Tensor:
-        raise RuntimeError("from the edit")
+        raise RuntimeError("from the hook")
 
-    with pytest.raises(RuntimeError, match="from the edit"), capture(model, edits={"logits": fail}):
+    with pytest.raises(RuntimeError, match="from the hook"), capture(model, hooks={"logits": fail}):
         model(token_ids)
     for module in model.modules():
         assert not {"forward", "embed", "unembed", "mask", "residual_stream"} & set(vars(module))
@@ -208,7 +208,7 @@ def test_afterwards_the_model_is_as_it_was_even_after_an_error(model: GPT2, toke
             model(token_ids)
         assert (len(outer), len(inner)) == (0, 1)  # the inner one has taken the model's methods over
         model(token_ids)
-    assert len(outer) == len(names(model))
+    assert len(outer) == len(activation_names(model))
 
 
 def test_another_model_of_the_same_class_is_not_touched(model: GPT2, token_ids: Tensor) -> None:
@@ -237,7 +237,7 @@ def test_nothing_of_this_is_in_the_code_that_runs() -> None:
         codes.append([(i.opname, i.argrepr) for i in dis.get_instructions(made["f"])])
     assert codes[0] == codes[1]
     attention = inspect.unwrap(CausalSelfAttention.forward)
-    assert "__tap__" not in attention.__code__.co_names
+    assert "__hook__" not in attention.__code__.co_names
 
 
 class Stated(nn.Module):
@@ -301,7 +301,7 @@ def test_a_variable_has_the_axes_that_a_pattern_states(name: str, axes: str) -> 
 
 def test_what_no_pattern_states_is_not_there_and_a_name_is_one_tensor() -> None:
     module, x = Stated(), torch.randn(2, 5, 8)
-    known = names(module)
+    known = activation_names(module)
     assert not {"used", "vague", "silent", "total", "never"} & set(known)
     assert len(known) == len(set(known))
     calls: list[tuple[int, ...]] = []
@@ -310,7 +310,7 @@ def test_what_no_pattern_states_is_not_there_and_a_name_is_one_tensor() -> None:
         calls.append(tuple(values.shape))
         return values
 
-    with capture(module, "made", edits={"made": note}):
+    with capture(module, "made", hooks={"made": note}):
         module(x)
     assert calls == [(2, 5, 3, 4)]  # `forward`'s, not that of the method it calls
     with capture(module, "branch") as activations:
@@ -342,9 +342,9 @@ def test_an_annotation_with_another_number_of_axes_raises_and_a_pattern_that_did
         wrong(x)
     with capture(right) as activations:
         assert torch.equal(right(x), x - 1)
-    assert "other" in names(right)
+    assert "other" in activation_names(right)
     assert "other" not in activations
-    with pytest.raises(ShapeError, match=r"other.* 2 .* 3"), capture(right, edits={"other": torch.zeros_like}):
+    with pytest.raises(ShapeError, match=r"other.* 2 .* 3"), capture(right, hooks={"other": torch.zeros_like}):
         right(x)
 
 
@@ -419,9 +419,9 @@ def test_grouped_heads_are_numbered_through_those_of_a_key_head_together() -> No
     assert by_head.shape == weights.by_head.shape == (2, 6, 9, 9)
     assert torch.equal(by_head[:, 3], weights.values[:, 1, 1])
     assert activations.by_layer("attention.keys")[1].shape == (2, 3, 9, 10)
-    for edited in ("mixed", "weights"):
-        with torch.no_grad(), capture(model, edits={f"blocks.1.attention.{edited}": without_heads(3, 4)}) as without:
-            silenced = model(token_ids)
+    for hooked in ("mixed", "weights"):
+        with torch.no_grad(), capture(model, hooks={f"blocks.1.attention.{hooked}": ablate_heads(3, 4)}) as without:
+            ablated = model(token_ids)
         mixed = without["blocks.1.attention.mixed"].by_head
         assert not mixed[:, [3, 4]].any()
         assert torch.equal(mixed[:, [0, 1, 2, 5]], activations["blocks.1.attention.mixed"].by_head[:, [0, 1, 2, 5]])
@@ -430,13 +430,13 @@ def test_grouped_heads_are_numbered_through_those_of_a_key_head_together() -> No
             rearrange(other.blocks[1].attention.output.weight, "embed (heads width) -> embed heads width", heads=6)[
                 :, 3:5
             ] = 0
-            torch.testing.assert_close(silenced, other(token_ids), atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(silenced, plain, atol=1e-2)
+            torch.testing.assert_close(ablated, other(token_ids), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(ablated, plain, atol=1e-2)
 
 
 @pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
 def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
-    """Captured, nothing changes; attention weights add up to one and an edit reaches the logits."""
+    """Captured, nothing changes; attention weights add up to one and a hook reaches the logits."""
     config = entry.load().checkpoint_format().config_class.tiny()
     model = perturb(entry.load()(config).eval())
     token_ids = model.dummy_input(1, 40, "cpu")
@@ -447,8 +447,8 @@ def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
         with capture(model) as activations:
             looked = model(token_ids)
         assert torch.equal(looked, plain)
-        assert set(activations) <= set(names(model))
-        unseen = {name.rpartition(".")[2] for name in set(names(model)) - set(activations)}
+        assert set(activations) <= set(activation_names(model))
+        unseen = {name.rpartition(".")[2] for name in set(activation_names(model)) - set(activations)}
         # With a cache, and compiled, only.
         absorbed = {"absorbed", "kv_up", "k_up", "v_up", "q_latent"}
         assert unseen <= absorbed | {"gather", "gate", "up", "down", "gated", "widened", "activated"}
@@ -464,6 +464,6 @@ def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
             assert torch.equal(scores.softmax(-1), activations[f"{attention}.weights"].values)
             assert {f"{attention}.mixed", f"blocks.{layer}.x_mid"} <= set(activations)
         assert "logits" in activations
-        with capture(model, edits={"blocks.0.attention.mixed": without_heads(1)}):
+        with capture(model, hooks={"blocks.0.attention.mixed": ablate_heads(1)}):
             assert not torch.equal(model(token_ids), plain)
         assert torch.equal(model(token_ids), plain)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.inspection import meta_model, names, summarise, trace
+from allformers.inspection import activation_names, meta_model, summarise, trace
 from allformers.models.bert.bert import Bert, BertConfig
 from allformers.models.gpt2 import gpt2
 from allformers.models.gpt2.checkpoint import SIZES
@@ -208,4 +208,4 @@ def test_tracing_changes_nothing_and_leaves_nothing_behind(model: GPT2) -> None:
     with pytest.raises(ValueError, match="200"):
         trace(model, torch.zeros(1, 200, dtype=torch.long))
     assert {name: getattr(gpt2, name) for name in originals} == originals
-    assert names(model)
+    assert activation_names(model)
