@@ -5,7 +5,7 @@ that is all that is needed to find them.
 """
 
 from allformers.inspection.capture import Activations, NamedTensor, ablate_heads, activation_names, capture, patch
-from allformers.inspection.compare import compare_models, compare_texts, run_through
+from allformers.inspection.compare import compare_models, compare_texts, run
 from allformers.inspection.summary import EvenRouting, ModuleCost, Summary, meta_model, summarise
 from allformers.inspection.trace import Operation, Trace, trace
 
@@ -24,7 +24,7 @@ __all__ = [
     "compare_texts",
     "meta_model",
     "patch",
-    "run_through",
+    "run",
     "summarise",
     "trace",
 ]

@@ -137,7 +137,7 @@ def test_the_tools_find_what_is_hunted(tmp_path: Path, monkeypatch: pytest.Monke
     model = importlib.import_module("hunt_mask").GPT2(trained.config).eval()
     model.load_state_dict(trained.state_dict())
     token_ids = torch.tensor(list(b"The for statement"))
-    assert compare_models(model, trained, token_ids).first == "blocks.0"
+    assert compare_models(model, trained, token_ids).first_difference == "blocks.0"
     with capture(model, "blocks.0.attention.weights", "mask") as activations:
         model(rearrange(token_ids, "seq -> 1 seq"))
     row = activations["blocks.0.attention.weights"].values[0, 0, 0]

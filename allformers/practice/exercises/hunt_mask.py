@@ -15,7 +15,8 @@ The code below is the package's own, with one mistake in it. Find it, and mend i
 
 Do not read the code from top to bottom; ask it. Three tools help (`inside.html` on the site says more of them):
 
-- `compare_models(model, trained, token_ids).first` names the first place at which two models differ on a text.
+- `compare_models(model, trained, token_ids).first_difference` names the first place at which two models differ on a
+  text.
 - `capture(model, "blocks.0.attention.weights")` keeps what each position attends to. Which entries of a causal model's
   weights have to be 0, and are they?
 - Change one token of a text, and look at which positions the logits change. In a language model, which must not?
