@@ -72,11 +72,11 @@ def _compare_texts(
         sections = {
             "Divergence by position": (
                 "How far the two next-token distributions are apart: 0 for equal ones, 1 for ones that share nothing.",
-                figures.lines_by_place(divergence, labels, "position in the first text", "bits"),
+                figures.line_plot(divergence, labels, "position in the first text", "bits"),
             ),
             "Similarity by block": (
                 "The cosine of the two residual streams as each block receives them, from where the texts part.",
-                figures.lines_by_place(similarity, blocks, "block that receives it", "cosine"),
+                figures.line_plot(similarity, blocks, "block that receives it", "cosine"),
             ),
         }
         write_figures(" | ".join(prompts), sections, out)
@@ -101,13 +101,13 @@ def _compare_models(
         sections = {
             "Difference by place": (
                 "The largest difference in the residual stream, relative to its largest value.",
-                figures.lines_by_place(
+                figures.line_plot(
                     {"difference": comparison.differences}, comparison.names, "place", "relative difference"
                 ),
             ),
             "Divergence by position": (
                 "How far the two next-token distributions are apart.",
-                figures.lines_by_place({"divergence": comparison.divergence}, labels, "position", "bits"),
+                figures.line_plot({"divergence": comparison.divergence}, labels, "position", "bits"),
             ),
         }
         write_figures(f"{model} and {other}", sections, out)

@@ -24,7 +24,7 @@ def inspect(
     ] = None,
     model: Model = "bundled",
     layer: Annotated[
-        int | None, typer.Option(help="Of the head to show large; the most focused one's if left out.")
+        int | None, typer.Option(help="Of the head to show large; the most sharpest one's if left out.")
     ] = None,
     head: Annotated[int | None, typer.Option(help="The head to show large.")] = None,
     top: Annotated[int, typer.Option(help="How many tokens, or labels, to show at each place.")] = 6,
@@ -68,7 +68,7 @@ def _look_at_text(
     if writes:
         places, logits = list(range(len(labels))), activations["logits"].values[0]
     else:
-        places, logits = lens.fill_in(loaded, given, tokenizer)
+        places, logits = lens.fill_masks(loaded, given, tokenizer)
     asked, of = [labels[at] for at in places], "after" if writes else "in place of"
     if out is None:
 
@@ -177,11 +177,11 @@ def _stream_sections(
 
 
 def _choose_head(activations: "Activations", layer: int | None, head: int | None) -> tuple[int, int]:
-    """The head that was asked for; what was left open is as in the most focused one."""
-    from allformers.inspection.lens import most_focused
+    """The head that was asked for; what was left open is as in the most sharpest one."""
+    from allformers.inspection.lens import lowest_entropy_head
 
-    focused = most_focused(activations)
-    return focused[0] if layer is None else layer, focused[1] if head is None else head
+    sharpest = lowest_entropy_head(activations)
+    return sharpest[0] if layer is None else layer, sharpest[1] if head is None else head
 
 
 def _print_likeliest(

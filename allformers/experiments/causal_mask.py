@@ -30,7 +30,7 @@ def causal_mask() -> Experiment:
         influence[name] = torch.stack(rows)
     backwards = {name: float(rows.tril(-1).max()) for name, rows in influence.items()}
 
-    figure = figures.maps(
+    figure = figures.heatmaps(
         {f"{name}: change of the logits": rows.sqrt() for name, rows in influence.items()},
         [figures.label(ByteTokenizer(), int(token)) for token in token_ids[0]],
         "position that answers",

@@ -47,7 +47,7 @@ def kv_cache() -> Experiment:
     again, cached = flops.values()
     slow, fast = seconds.values()
     per_token = summarise(GPT2, config).cache_bytes_per_token
-    figure = figures.side_by_side(
+    figure = figures.line_plots(
         {"GPT-2 small: GFLOPs for one more token": flops, "bundled model: milliseconds, measured": seconds},
         lengths,
         "tokens in the text",

@@ -38,7 +38,7 @@ def positions() -> Experiment:
     by_place = surprises.mean(0)
     parts = rearrange(by_place, "(batch seq) -> batch seq", seq=16).mean(-1).tolist()
     within, beyond = float(by_place[trained // 2 : trained].mean()), float(by_place[trained:].mean())
-    figure = figures.lines_by_place(
+    figure = figures.line_plot(
         {"loss": parts}, [str(16 * part) for part in range(len(parts))], "position", "loss, in nats a token"
     )
     return Experiment(

@@ -49,7 +49,7 @@ def pre_norm(depths: tuple[int, ...] = (6, 12, 24, 48)) -> Experiment:
     deepest = {name: found[depths[-1]] for name, found in lengths.items()}
     times = depths[-1] / depths[0]
     shrunk = {name: values[-1] / values[0] for name, values in last.items()}
-    figure = figures.plots_of(
+    figure = figures.subplots(
         (f"gradient of each layer's MLP, {depths[-1]} layers", deepest, range(depths[-1]), "layer"),
         ("gradient of the last layer's MLP", last, depths, "layers in the model"),
         log=(False, True),

@@ -114,7 +114,7 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
         within[name] = float(surprises[trained // 2 : trained].mean())
         beyond[name] = float(surprises[trained : 2 * trained].mean())
     places = [str(4 * part) for part in range(len(by_place["rotary"]))]
-    figure = figures.lines_by_place(by_place, places, "position", "loss, in nats a token")
+    figure = figures.line_plot(by_place, places, "position", "loss, in nats a token")
     rise = {name: beyond[name] - within[name] for name in by_place}
     return Experiment(
         question=question_of(rotary),

@@ -21,7 +21,7 @@ def scale() -> Experiment:
             spread[name].append(float((scores * factor).var()))
             sure[name].append(float((scores * factor).softmax(-1).amax(-1).mean()))
     plain, scaled = sure.values()
-    figure = figures.side_by_side(
+    figure = figures.line_plots(
         {"variance of the scores": spread, "largest of 64 weights, on average": sure},
         widths,
         "head_dim",

@@ -36,7 +36,7 @@ def shifted_targets(steps: int = 100) -> Experiment:
         ids = model.generate(inputs[:, :1], max_new_tokens=12, temperature=0)[0].tolist()
         written[name] = "".join(sorted(set(HELLO_WORLD))[token] for token in ids)
     (shifted, unshifted) = losses
-    figure = figures.plots_of(("the loss that each is trained on", losses, range(steps), "step"), log=(False, False))
+    figure = figures.subplots(("the loss that each is trained on", losses, range(steps), "step"), log=(False, False))
     return Experiment(
         question=question_of(shifted_targets),
         numbers={

@@ -20,7 +20,7 @@ def weight_tying() -> Experiment:
         name: 1 - tied / untied for name, tied, untied in zip(presets, shares["tied"], shares["untied"], strict=True)
     }
     small, large = saved["gpt2-small"], saved["gpt2-xl"]
-    figure = figures.bars({"share of all parameters": list(saved.values())}, list(saved), "saved")
+    figure = figures.bar_plots({"share of all parameters": list(saved.values())}, list(saved), "saved")
     return Experiment(
         question=question_of(weight_tying),
         numbers={"parameters": {name: dict(zip(presets, row, strict=True)) for name, row in shares.items()}, **saved},

@@ -338,7 +338,7 @@ def scaling(name: str = "scale.json") -> Markup:
         lines = {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}
         plots.append((title, lines, list(rows), across))
     drawn = [
-        inline_svg(figures.to_svg(figures.plots_of(*two, log=(True, True))), f"scale{number}")
+        inline_svg(figures.to_svg(figures.subplots(*two, log=(True, True))), f"scale{number}")
         for number, two in enumerate((plots[:2], plots[2:]))
     ]
     return Markup(

@@ -33,7 +33,7 @@ from PIL import Image
 from pymdownx.blocks.block import Block, type_string
 from torch import Tensor
 
-from allformers.inspection.figures import HEAT
+from allformers.inspection.figures import COLOUR_MAP
 from allformers.nn.axes import AXES
 from allformers.practice.course import entries
 from docs.engine.facts import shown, sizes_html
@@ -141,7 +141,7 @@ def _picture_html(name: str, values: Tensor, lowest: float, highest: float) -> s
     grid = values.reshape(-1, *values.shape[-2:])[0][:, :CELLS]
     level = ((grid.clamp(min=lowest) - lowest) / max(highest - lowest, 1e-12) * (LEVELS - 1)).round()
     image = Image.fromarray(level.to(torch.uint8).numpy())
-    image.putpalette([round(255 * part) for n in range(LEVELS) for part in colormaps[HEAT](n / (LEVELS - 1))[:3]])
+    image.putpalette([round(255 * part) for n in range(LEVELS) for part in colormaps[COLOUR_MAP](n / (LEVELS - 1))[:3]])
     drawn = io.BytesIO()
     image.save(drawn, "png", bits=5, optimize=True)
     rows, columns = grid.shape

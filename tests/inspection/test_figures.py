@@ -133,13 +133,13 @@ def test_grouped_heads_are_drawn_one_by_one() -> None:
     assert float(shown[4, 2]) == pytest.approx(weights[4, 2].item())
     assert len(figures.attention_grid(activations, labels).axes) == 2 * 4
     assert len(figures.head_entropy(activations).axes[0].texts) == 2 * 4
-    assert lens.most_focused(activations)[1] in range(4)
+    assert lens.lowest_entropy_head(activations)[1] in range(4)
 
 
 def test_arcs_join_positions_that_look_at_each_other(model: GPT2) -> None:
     activations, labels = look(model, "for x in")
     weights = activations["blocks.1.attention.weights"].values[0, 0]
-    drawn = figures.attention_arcs(activations, labels, 1, 0, least=0.1).axes[0].patches
+    drawn = figures.attention_arcs(activations, labels, 1, 0, threshold=0.1).axes[0].patches
     assert len(drawn) == int((weights.tril(-1) >= 0.1).sum())
 
 
