@@ -266,7 +266,7 @@ def stream_norms(activations: Activations, first: str = "first token") -> "Figur
         if max(float(norm.max()) for norm in norms) > 4 * min(float(norm.min()) for norm in norms):
             axes.set_yscale("log")
             _use_round_ticks(axes)
-        open_axes(axes, "block that receives it", "length of the vector")
+        open_axes(axes, "block that receives it", "norm of the vector")
         axes.legend()
     return figure
 
