@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """How a trace is shown."""
+    """The output format of a trace."""
 
     table = "table"
     json = "json"
