@@ -22,7 +22,7 @@ def kv_cache() -> Experiment:
     model = load("bundled")
     lengths = [16, 32, 64, 128, 256]
     flops: dict[str, list[float]] = {"the whole text again": [], "with the cache": []}
-    seconds: dict[str, list[float]] = {name: [] for name in flops}
+    medians: dict[str, list[float]] = {name: [] for name in flops}
     for length in lengths:
         meta_ids = torch.zeros(1, length, dtype=torch.long, device="meta")
         cache = gpt2_small.make_cache()
@@ -33,29 +33,29 @@ def kv_cache() -> Experiment:
         token_ids = encode(python_documentation()[:length])
         filled = model.make_cache()
         model(token_ids[:, :-1], cache=filled)
-        times: dict[str, list[float]] = {name: [] for name in flops}
+        milliseconds: dict[str, list[float]] = {name: [] for name in flops}
         for _ in range(7):
-            one = copy.deepcopy(filled)
+            cache_copy = copy.deepcopy(filled)
             for name, call in zip(
-                flops, (partial(model, token_ids), partial(model, token_ids[:, -1:], cache=one)), strict=True
+                flops, (partial(model, token_ids), partial(model, token_ids[:, -1:], cache=cache_copy)), strict=True
             ):
                 start = time.perf_counter()
                 call()
-                times[name].append((time.perf_counter() - start) * 1e3)
-        for name, found in times.items():
-            seconds[name].append(statistics.median(found))
+                milliseconds[name].append((time.perf_counter() - start) * 1e3)
+        for name, found in milliseconds.items():
+            medians[name].append(statistics.median(found))
     again, cached = flops.values()
-    slow, fast = seconds.values()
+    slow, fast = medians.values()
     per_token = summarise(GPT2, config).cache_bytes_per_token
     figure = figures.line_plots(
-        {"GPT-2 small: GFLOPs for one more token": flops, "bundled model: milliseconds, measured": seconds},
+        {"GPT-2 small: GFLOPs for one more token": flops, "bundled model: milliseconds, measured": medians},
         lengths,
         "tokens in the text",
         log=(True, True),
     )
     return Experiment(
         question=question_of(kv_cache),
-        numbers={"lengths": lengths, "GFLOPs": flops, "milliseconds": seconds, "bytes a token": per_token},
+        numbers={"lengths": lengths, "GFLOPs": flops, "milliseconds": medians, "bytes a token": per_token},
         conclusion=(
             f"At {lengths[-1]} tokens one more takes GPT-2 small {again[-1]:.1f} GFLOPs if the whole text is read "
             f"again and {cached[-1]:.3f} with the cache, {again[-1] / cached[-1]:.0f} times less; without it a token "

@@ -30,7 +30,7 @@ class RotaryAttention(CausalSelfAttention):
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from those that it attends to. Arguments as for GPT-2's attention."""
+        """Causal self-attention with RoPE. Arguments as for GPT-2's attention."""
         queries, keys, values = rearrange(
             self.query_key_value(x),
             "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim",
@@ -98,7 +98,7 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
     unseen = text[-(len(text) // 10) :]
     starts = torch.linspace(0, len(unseen) - 4 * trained - 1, 128).long().tolist()
     windows = torch.cat([rearrange(unseen[start : start + 4 * trained + 1], "seq -> 1 seq") for start in starts])
-    by_place: dict[str, list[float]] = {}
+    by_position: dict[str, list[float]] = {}
     within, beyond = {}, {}
     for name, model_class in {"rotary": RotaryGPT2, "learned": GPT2}.items():
         torch.manual_seed(recipe.seed)
@@ -107,15 +107,15 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
             trainer.advance()
         with torch.no_grad():
             logits = trainer.model.eval()(windows[:, :-1])
-            surprises = F.cross_entropy(
+            losses = F.cross_entropy(
                 rearrange(logits, "batch seq vocab -> batch vocab seq"), windows[:, 1:], reduction="none"
             ).mean(0)
-        by_place[name] = rearrange(surprises, "(batch seq) -> batch seq", seq=4).mean(-1).tolist()
-        within[name] = float(surprises[trained // 2 : trained].mean())
-        beyond[name] = float(surprises[trained : 2 * trained].mean())
-    places = [str(4 * part) for part in range(len(by_place["rotary"]))]
-    figure = figures.line_plot(by_place, places, "position", "loss, in nats a token")
-    rise = {name: beyond[name] - within[name] for name in by_place}
+        by_position[name] = rearrange(losses, "(batch seq) -> batch seq", seq=4).mean(-1).tolist()
+        within[name] = float(losses[trained // 2 : trained].mean())
+        beyond[name] = float(losses[trained : 2 * trained].mean())
+    x_labels = [str(4 * part) for part in range(len(by_position["rotary"]))]
+    figure = figures.line_plot(by_position, x_labels, "position", "loss, in nats a token")
+    rise = {name: beyond[name] - within[name] for name in by_position}
     return Experiment(
         question=question_of(rotary),
         numbers={"trained length": trained, "steps": steps, "loss within": within, "loss beyond": beyond},
