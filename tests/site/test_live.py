@@ -54,9 +54,10 @@ if (all) {
   for (const [name, { shape, values }] of Object.entries(model.tensors)) keep({ parameter: name, shape }, values);
 }
 prompts.forEach((ids, prompt) => {
-  const { logits, seen } = allformers.forward(model, ids);
-  if (logits !== seen.logits) throw new Error("logits is not what was seen");
-  for (const [name, { axes, shape, values }] of Object.entries(seen)) keep({ prompt, name, axes, shape }, values);
+  const { logits, activations } = allformers.forward(model, ids);
+  if (logits !== activations.logits) throw new Error("logits is not the activation of that name");
+  for (const [name, { axes, shape, values }] of Object.entries(activations))
+    keep({ prompt, name, axes, shape }, values);
 });
 let milliseconds = null;
 if (all) {
