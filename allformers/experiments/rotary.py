@@ -75,7 +75,7 @@ class RotaryGPT2(GPT2):
 
 
 def rotary(steps: int = 300, trained: int = 32) -> Experiment:
-    """What do rotary positions know of places that were never trained, beside learned ones?"""
+    """Do rotary positions work beyond the length of training, and learned ones?"""
     text = torch.tensor(ByteTokenizer().encode(python_documentation()))
     recipe = Recipe(
         corpus="python-docs",
@@ -120,9 +120,9 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
         question=question_of(rotary),
         numbers={"trained length": trained, "steps": steps, "loss within": within, "loss beyond": beyond},
         conclusion=(
-            f"Two small models learned from passages of {trained} tokens, in {steps} steps each. At places that they "
-            f"know the rotary one loses {within['rotary']:.2f} nats a token and the learned one "
-            f"{within['learned']:.2f}. At the next {trained} places, which neither has met, they lose "
+            f"Two small models learned from passages of {trained} tokens, in {steps} steps each. At trained positions "
+            f"the rotary one loses {within['rotary']:.2f} nats a token and the learned one "
+            f"{within['learned']:.2f}. At the next {trained} positions, which neither was trained on, they lose "
             f"{beyond['rotary']:.2f} and {beyond['learned']:.2f}: {rise['rotary']:.2f} and {rise['learned']:.2f} more. "
             "A rotary model meets new distances there, a learned one vectors that nobody has trained."
         ),

@@ -1,4 +1,4 @@
-"""Looking inside a model: `summarise` what it is made of, `capture` its tensors, `trace` its operations, compare runs.
+"""Inspection of models: `summarise` parts and cost, `capture` activations, `trace` operations, compare runs.
 
 The models know nothing of this. Their code says what each tensor's axes are, in annotations and in einops patterns, and
 that is all that is needed to find them.

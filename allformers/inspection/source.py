@@ -195,10 +195,10 @@ def _pattern_axes(call: ast.Call) -> tuple[list[tuple[ast.expr, tuple[str, ...] 
     """Return the axes that a call of einops states for its arguments and its result; nothing for another call."""
     called = ast.unparse(call.func).removeprefix("einops.")
     text = [argument.value if isinstance(argument, ast.Constant) else None for argument in call.args]
-    place = next((number for number, value in enumerate(text) if isinstance(value, str) and "->" in value), 0)
-    left, _, right = str(text[place] if place else "").partition("->")
+    pattern_index = next((number for number, value in enumerate(text) if isinstance(value, str) and "->" in value), 0)
+    left, _, right = str(text[pattern_index] if pattern_index else "").partition("->")
     inputs = left.split(",")
-    if called not in _EINOPS or len(inputs) != place:
+    if called not in _EINOPS or len(inputs) != pattern_index:
         return [], None
     return [(value, _split(side)) for value, side in zip(call.args, inputs, strict=False)], _split(right)
 
