@@ -211,9 +211,9 @@ def test_code_shown_on_a_page_is_code_of_the_package() -> None:
 def test_plain_pytorch_on_the_page_of_gpt2_computes_the_same() -> None:
     """Each block gets what the model named, and whatever it calls by a name of the model's is what the model had."""
     model = allformers.load("bundled").eval()
-    with capture(model, "blocks.0.attention.*") as seen:
+    with capture(model, "blocks.0.attention.*") as activations:
         model(model.dummy_input(2, 7, "cpu"))
-    named = {name.rpartition(".")[2]: tensor.values for name, tensor in seen.items()}
+    named = {name.rpartition(".")[2]: tensor.values for name, tensor in activations.items()}
     together = torch.stack([named[name] for name in ("queries", "keys", "values")])
     fused = rearrange(together, "qkv batch heads seq head_dim -> batch seq (qkv heads head_dim)")
     shown = [block.code for block in blocks(ROOT / "docs/pages/gpt2.md") if "PyTorch" in block.title]

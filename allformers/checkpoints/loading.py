@@ -104,7 +104,7 @@ def build(
     where: str,
 ) -> Any:
     """A model with the stored weights, or an error that lists everything that does not fit."""
-    model = meta_model(cls, config)
+    model = empty_model(cls, config)
     rows = _fitting(model, stored, where)
     dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
     state: dict[str, Tensor] = {}
@@ -115,7 +115,7 @@ def build(
             if torch.equal(state[row.ours], state[row.tied_to]):
                 del state[row.ours]
             else:  # a head of its own, whatever the configuration says: the reference keeps it too
-                model = meta_model(cls, dataclasses.replace(config, tie_embeddings=False))
+                model = empty_model(cls, dataclasses.replace(config, tie_embeddings=False))
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -127,8 +127,8 @@ def build(
     return model.to(device or "cpu").eval()
 
 
-def meta_model(model_class: type[Any], config: Any) -> Any:
-    """A model whose parameters have shapes and no memory; none are initialised. Its buffers are real."""
+def empty_model(model_class: type[Any], config: Any) -> Any:
+    """Return a model with its parameters on the meta device, not initialised, and its buffers real."""
     outer, _thread.on_meta = _thread.on_meta, True
     try:
         with _SkipInit():

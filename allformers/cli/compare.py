@@ -50,21 +50,22 @@ def _compare_texts(
 ) -> None:
     from allformers.inspection import compare_texts, figures
 
-    passes, comparisons = compare_texts(loaded, texts)
-    for prompt, run in zip(prompts, passes, strict=True):
+    runs, comparisons = compare_texts(loaded, texts)
+    for prompt, run in zip(prompts, runs, strict=True):
         found = run.logits[-1].float().softmax(-1).topk(5)
         names = [figures.label(tokenizer, token) for token in found.indices.tolist()]
         likely = ", ".join(f"{name} {p:.0%}" for name, p in zip(names, found.values.tolist(), strict=True))
         print(f"{prompt!r}: next {likely}")
     divergence, similarity = {}, {}
     for prompt, text, comparison in zip(prompts[1:], texts[1:], comparisons, strict=True):
-        if comparison.part_at is None:
+        if comparison.divergence_position is None:
             where = "the texts do not differ as far as both go"
         else:
-            one, two = (figures.label(tokenizer, int(ids[comparison.part_at])) for ids in (texts[0], text))
-            where = f"they part at position {comparison.part_at}: {one} and {two}"
+            one, two = (figures.label(tokenizer, int(ids[comparison.divergence_position])) for ids in (texts[0], text))
+            where = f"they part at position {comparison.divergence_position}: {one} and {two}"
         print(f"{prompts[0]!r} and {prompt!r}: {where}")
-        print(f"  divergence there and after, mean {_mean(comparison.divergence[comparison.part_at or 0 :]):.3f} bits")
+        after = comparison.divergence[comparison.divergence_position or 0 :]
+        print(f"  divergence there and after, mean {_mean(after):.3f} bits")
         print("  cosine of the stream by block: " + ", ".join(f"{cosine:.3f}" for cosine in comparison.similarity))
         divergence[prompt], similarity[prompt] = comparison.divergence, comparison.similarity
     if out is not None:
@@ -74,11 +75,11 @@ def _compare_texts(
         sections = {
             "Divergence by position": (
                 "The Jensen-Shannon divergence of the next-token distributions: 0 if equal, 1 if they share no token.",
-                figures.lines_by_place(divergence, labels, "position in the first text", "bits"),
+                figures.line_plot(divergence, labels, "position in the first text", "bits"),
             ),
             "Similarity by block": (
                 "The cosine of the two residual streams as each block receives them, from where the texts part.",
-                figures.lines_by_place(similarity, blocks, "block that receives it", "cosine"),
+                figures.line_plot(similarity, blocks, "block that receives it", "cosine"),
             ),
         }
         write_figures(" | ".join(prompts), sections, out)
@@ -92,24 +93,24 @@ def _compare_models(
     second, _ = load_model(other)
     require_decoder(second, other)
     comparison = compare_models(loaded, second, text, tolerance)
-    for place, difference in zip(comparison.places, comparison.differences, strict=True):
-        mark = "  <- the first place where they differ" if place == comparison.first else ""
-        print(f"{place:>12}  {difference:.2e}{mark}")
+    for name, difference in zip(comparison.names, comparison.differences, strict=True):
+        mark = "  <- the first place where they differ" if name == comparison.first_difference else ""
+        print(f"{name:>12}  {difference:.2e}{mark}")
     print(f"divergence of the next-token distributions, mean {_mean(comparison.divergence):.4f} bits")
-    if comparison.first is None:
+    if comparison.first_difference is None:
         print(f"{model} and {other} do not differ by more than {tolerance:g} of the largest value anywhere")
     if out is not None:
         labels = [figures.label(tokenizer, int(token)) for token in text]
         sections = {
             "Difference by place": (
                 "The largest difference in the residual stream, relative to its largest value.",
-                figures.lines_by_place(
-                    {"difference": comparison.differences}, comparison.places, "place", "relative difference"
+                figures.line_plot(
+                    {"difference": comparison.differences}, comparison.names, "place", "relative difference"
                 ),
             ),
             "Divergence by position": (
                 "The Jensen-Shannon divergence of the two next-token distributions.",
-                figures.lines_by_place({"divergence": comparison.divergence}, labels, "position", "bits"),
+                figures.line_plot({"divergence": comparison.divergence}, labels, "position", "bits"),
             ),
         }
         write_figures(f"{model} and {other}", sections, out)

@@ -1,4 +1,4 @@
-"""`allformers inspect`: look inside a model while it reads."""
+"""`allformers inspect`: figures of a model's activations on a text or an image."""
 
 import sys
 from collections.abc import Callable
@@ -23,27 +23,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from allformers.inspection import Seen
+    from allformers.inspection import Activations
 
 
 def inspect(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The text that the model reads; for a ViT a picture, or nothing for a made one."),
+        typer.Argument(help="A text; for a ViT the path of an image, or nothing for a generated one."),
     ] = None,
     model: Model = "bundled",
     layer: Annotated[
-        int | None, typer.Option(help="Of the head to show large; the most focused one's if left out.")
+        int | None, typer.Option(help="Layer of the head to show large; by default that of the lowest entropy.")
     ] = None,
-    head: Annotated[int | None, typer.Option(help="The head to show large.")] = None,
-    top: Annotated[int, typer.Option(help="How many tokens, or labels, to show at each place.")] = 6,
+    head: Annotated[
+        int | None, typer.Option(help="The head to show large; by default that of the lowest entropy.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many tokens, or labels, to show at each position.")] = 6,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps ...; auto is a GPU if there is one.")] = "cpu",
     out: Out = None,
 ) -> None:
-    """Draw what happens inside a model while it reads: attention, the stream, what it would answer after each block.
+    """Draw a model's attention, the norms of its residual stream, and its predictions after each block (logit lens).
 
-    Of a model that writes, what it expects next; of a BERT, what it would fill in where the text says [MASK], or, if
-    nowhere, for each token taken out in turn; of a ViT, what it sees. Without --out, that alone is printed.
+    A decoder predicts the next token; a BERT the tokens at [MASK], or, if there is none, each token masked in turn; a
+    ViT the label. Without --out, only the predictions are printed.
     """
     import allformers
     from allformers.checkpoints.pretrained import Classifier
@@ -58,7 +60,7 @@ def inspect(
 
 
 def _look_at_text(
-    loaded: Any, model: str, prompt: str | None, place: tuple[int | None, int | None], top: int, out: Path | None
+    loaded: Any, model: str, prompt: str | None, chosen: tuple[int | None, int | None], top: int, out: Path | None
 ) -> None:
     import torch
     from einops import rearrange
@@ -69,63 +71,63 @@ def _look_at_text(
     tokenizer = tokenizer_of(loaded, model)
     token_ids = encode(prompt or "", tokenizer, loaded.config.context_length)
     given = rearrange(token_ids, "seq -> 1 seq").to(next(loaded.parameters()).device)
-    wanted = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights", "logits")
-    with torch.inference_mode(), capture(loaded, *wanted) as seen:
+    captured = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights", "logits")
+    with torch.inference_mode(), capture(loaded, *captured) as activations:
         loaded(given)
     labels = [figures.label(tokenizer, int(token)) for token in token_ids]
-    writes = isinstance(loaded, Decoder)
-    if writes:
-        places, logits = list(range(len(labels))), seen["logits"].values[0]
+    is_decoder = isinstance(loaded, Decoder)
+    if is_decoder:
+        positions, logits = list(range(len(labels))), activations["logits"].values[0]
     else:
-        places, logits = lens.fill_in(loaded, given, tokenizer)
-    asked, of = [labels[at] for at in places], "after" if writes else "in place of"
+        positions, logits = lens.fill_masks(loaded, given, tokenizer)
+    row_labels, heading = [labels[position] for position in positions], "after" if is_decoder else "in place of"
     if out is None:
 
         def name(token: int) -> str:
             return figures.label(tokenizer, token) if token < tokenizer.vocab_size else "(none)"
 
-        _print_likeliest(
+        _print_top_predictions(
             logits,
-            asked,
+            row_labels,
             name,
             top,
-            of,
-            "what the model expects after each token" if writes else "what the model would fill in",
+            heading,
+            "likeliest tokens after each token" if is_decoder else "likeliest tokens in each masked place",
         )
         return
-    largest = _choose_head(seen, *place)
+    chosen_head = _choose_head(activations, *chosen)
     sections = {
         "Attention of all heads": (
-            "A row is a position that looks, a column one that is looked at."
-            + (" Above the diagonal lies what comes later, which no position sees." if writes else ""),
-            figures.attention_grid(seen, labels),
+            "A row is a query's position, a column a key's."
+            + (" Above the diagonal are later keys, which the causal mask hides." if is_decoder else ""),
+            figures.attention_grid(activations, labels),
         ),
-        "One head": ("Each row adds up to one.", figures.attention_head(seen, labels, *largest)),
+        "One head": ("Each row adds up to one.", figures.attention_head(activations, labels, *chosen_head)),
     }
-    if writes:
+    if is_decoder:
         sections["One head as arcs"] = (
-            "From each token to those that it looks back at: the thicker, the more. Below 0.05 nothing is drawn.",
-            figures.attention_arcs(seen, labels, *largest),
+            "From each query back to its keys: the thicker, the larger the weight. Weights below 0.05 are not drawn.",
+            figures.attention_arcs(activations, labels, *chosen_head),
         )
-    if writes:
-        told = "Each block adds to the residual stream, so its vectors grow; the first token's often most of all."
+    if is_decoder:
+        caption = "Each block adds to the residual stream, so its vectors grow; the first token's often most of all."
     else:
-        told = "Each block ends in a norm, whose gain decides how long the vectors are."
-    sections |= _stream_sections(seen, told)
+        caption = "Each block ends in a norm, whose gain decides the norm of the vectors."
+    sections |= _stream_sections(activations, caption)
     sections["Logit lens"] = (
-        "What the model would answer if it stopped after each block; the lighter, the surer.",
-        lens.logit_lens(seen, loaded, labels, tokenizer, "after" if writes else "at"),
+        "The model's predictions if it stopped after each block; the lighter, the more probable.",
+        lens.logit_lens(activations, loaded, labels, tokenizer, "after" if is_decoder else "at"),
     )
-    if writes:
-        title, told = "What comes next", "The likeliest tokens after each position."
+    if is_decoder:
+        title, caption = "Next tokens", "The likeliest tokens after each position."
     else:
-        title, told = "What is missing", "The likeliest tokens where one is missing, or in place of each in turn."
-    sections[title] = (told, figures.next_tokens(logits, asked, tokenizer, top, of))
+        title, caption = "Masked tokens", "The likeliest tokens at each mask, or in place of each token in turn."
+    sections[title] = (caption, figures.next_tokens(logits, row_labels, tokenizer, top, heading))
     write_figures(f"Inside {model}: {prompt}", sections, out)
 
 
 def _look_at_image(
-    loaded: Any, model: str, path: str | None, place: tuple[int | None, int | None], top: int, out: Path | None
+    loaded: Any, model: str, path: str | None, chosen: tuple[int | None, int | None], top: int, out: Path | None
 ) -> None:
     import torch
 
@@ -134,74 +136,75 @@ def _look_at_image(
 
     config = loaded.config
     given = images.example_image(config) if path is None else images.read_image(path, config, model)
-    wanted = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights")
-    with torch.inference_mode(), capture(loaded, *wanted) as seen:
+    captured = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights")
+    with torch.inference_mode(), capture(loaded, *captured) as activations:
         logits = loaded(given.to(next(loaded.parameters()).device))
     names = images.label_names(model, config.num_labels)
-    what = "a made picture" if path is None else Path(path).name
+    image_name = "a generated image" if path is None else Path(path).name
     if out is None:
-        _print_likeliest(logits, [what], names.__getitem__, top, "in", "what the model sees")
+        _print_top_predictions(logits, [image_name], names.__getitem__, top, "in", "likeliest labels")
         return
     rows = config.axes["rows"]
-    labels = ["image", *(f"{row},{column}" for row in range(rows) for column in range(rows))]
+    labels = ["class", *(f"{row},{column}" for row in range(rows) for column in range(rows))]
     sections = {
         "The image as patches": (
             "Each square becomes one position; patches are numbered by row and column.",
             figures.patches(given[0], config.patch_size),
         ),
-        "Where the whole image looks": (
-            "The position that stands for the whole image, in every head of every layer: how much of each patch it "
-            "takes, all on one scale.",
-            figures.attention_to_patches(seen, rows),
+        "Attention of the class token": (
+            "Its weight on each patch, in every head of every layer, all on one scale.",
+            figures.attention_to_patches(activations, rows),
         ),
         "One head": (
-            "A row is a position that looks, a column one that is looked at: the whole image, then the patches.",
-            figures.attention_head(seen, labels, *_choose_head(seen, *place)),
+            "A row is a query's position, a column a key's: the class token, then the patches.",
+            figures.attention_head(activations, labels, *_choose_head(activations, *chosen)),
         ),
-        **_stream_sections(seen, "Each block adds to the residual stream, so its vectors grow.", "whole image"),
-        "What it shows": (
-            "The labels' scores if the model stopped after each block; the last row is its answer.",
-            lens.label_lens(seen, loaded, names, top),
+        **_stream_sections(activations, "Each block adds to the residual stream, so its vectors grow.", "class token"),
+        "Logit lens": (
+            "The labels' probabilities if the model stopped after each block; the last row is its answer.",
+            lens.label_lens(activations, loaded, names, top),
         ),
     }
-    write_figures(f"Inside {model}: {what}", sections, out)
+    write_figures(f"Inside {model}: {image_name}", sections, out)
 
 
-def _stream_sections(seen: "Seen", told: str, first: str = "first token") -> dict[str, tuple[str, "Figure"]]:
-    """What is drawn of every model alike."""
+def _stream_sections(
+    activations: "Activations", caption: str, first: str = "first token"
+) -> dict[str, tuple[str, "Figure"]]:
+    """Draw the figures that all models share: attention entropy and norms of the residual stream."""
     from allformers.inspection import figures
 
     return {
         "Entropy of attention": (
-            "How spread out each head's attention is, on average over positions: 0 bits look at one position only.",
-            figures.head_entropy(seen),
+            "Each head's attention entropy in bits, averaged over positions: 0 bits attend to one position only.",
+            figures.head_entropy(activations),
         ),
-        "Length of the stream": (
-            told,
-            figures.stream_norms(seen, first),
+        "Norms of the residual stream": (
+            caption,
+            figures.stream_norms(activations, first),
         ),
     }
 
 
-def _choose_head(seen: "Seen", layer: int | None, head: int | None) -> tuple[int, int]:
-    """The head that was asked for; what was left open is as in the most focused one."""
-    from allformers.inspection.lens import most_focused
+def _choose_head(activations: "Activations", layer: int | None, head: int | None) -> tuple[int, int]:
+    """Return the layer and head asked for; what is None is taken from the head of lowest entropy."""
+    from allformers.inspection.lens import lowest_entropy_head
 
-    focused = most_focused(seen)
-    return focused[0] if layer is None else layer, focused[1] if head is None else head
+    default_layer, default_head = lowest_entropy_head(activations)
+    return default_layer if layer is None else layer, default_head if head is None else head
 
 
-def _print_likeliest(
-    logits: "Tensor", rows: list[str], name: Callable[[int], str], top: int, of: str, title: str
+def _print_top_predictions(
+    logits: "Tensor", rows: list[str], name: Callable[[int], str], top: int, heading: str, title: str
 ) -> None:
     from rich.table import Table
 
     found = logits.float().softmax(-1).topk(min(top, logits.shape[-1]))
     table = Table(box=None, title=title, title_justify="left")
-    table.add_column(of, justify="right")
+    table.add_column(heading, justify="right")
     for number in range(found.indices.shape[-1]):
         table.add_column("likeliest" if number == 0 else f"{number + 1}.")
     for text, answers, probabilities in zip(rows, found.indices.tolist(), found.values.tolist(), strict=True):
-        told = (f"{name(answer)} {p:.0%}" for answer, p in zip(answers, probabilities, strict=True))
-        table.add_row(text, *told)
+        cells = (f"{name(answer)} {p:.0%}" for answer, p in zip(answers, probabilities, strict=True))
+        table.add_row(text, *cells)
     Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)

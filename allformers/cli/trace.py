@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """How a trace is shown."""
+    """The output format of a trace."""
 
     table = "table"
     json = "json"
@@ -56,10 +56,10 @@ def trace(
             raise ValueError(
                 f"batch must be at least 1 and seq from 1 to {config.context_length}, not {batch} and {seq}"
             )
-        empty = inspection.on_meta(model_class, config, getattr(torch, dtype))
-        given = empty.dummy_input(batch, seq, "meta")
+        on_meta = inspection.meta_model(model_class, config, getattr(torch, dtype))
+        given = on_meta.dummy_input(batch, seq, "meta")
         given = given.to(getattr(torch, dtype)) if given.is_floating_point() else given
-        traced = inspection.trace(empty, given, name)
+        traced = inspection.trace(on_meta, given, name)
     if form is Form.table:
         if output is None:
             _print_trace(traced, everything, Console(width=None if sys.stdout.isatty() else 180))

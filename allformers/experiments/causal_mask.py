@@ -14,23 +14,23 @@ def causal_mask() -> Experiment:
     model = load("bundled")
     token_ids = encode(PROMPT)
     length = token_ids.shape[1]
-    whole = model(token_ids)[0]
-    alone = torch.stack([model(token_ids[:, : place + 1])[0, -1] for place in range(length)])
-    difference = (whole - alone).abs().max().item()
+    one_pass = model(token_ids)[0]
+    by_prefix = torch.stack([model(token_ids[:, : position + 1])[0, -1] for position in range(length)])
+    difference = (one_pass - by_prefix).abs().max().item()
 
     influence = {}
-    for name, edits in {"with the mask": {}, "without": {"mask": torch.ones_like}}.items():
-        with capture(model, "logits", edits=edits):
-            before = model(token_ids)[0]
+    for name, hooks in {"with the mask": {}, "without": {"mask": torch.ones_like}}.items():
+        with capture(model, "logits", hooks=hooks):
+            unchanged = model(token_ids)[0]
             rows = []
-            for place in range(length):
-                other = token_ids.clone()
-                other[0, place] = (other[0, place] + 1) % 256
-                rows.append((model(other)[0] - before).abs().amax(-1))
+            for position in range(length):
+                changed_ids = token_ids.clone()
+                changed_ids[0, position] = (changed_ids[0, position] + 1) % 256
+                rows.append((model(changed_ids)[0] - unchanged).abs().amax(-1))
         influence[name] = torch.stack(rows)
     backwards = {name: float(rows.tril(-1).max()) for name, rows in influence.items()}
 
-    figure = figures.maps(
+    figure = figures.heatmaps(
         {f"{name}: change of the logits": rows.sqrt() for name, rows in influence.items()},
         [figures.label(ByteTokenizer(), int(token)) for token in token_ids[0]],
         "position that answers",

@@ -1,4 +1,4 @@
-"""What every experiment gives: a question, numbers, a figure, and a sentence that they support."""
+"""The result of an experiment: a question, numbers, a figure, and a conclusion that they support."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ PROMPT = "The for statement is used to iterate"
 
 @dataclass(frozen=True)
 class Experiment:
-    """What came of an experiment.
+    """The result of an experiment.
 
     Attributes:
-        question: what it answers.
-        numbers: what was measured, by name.
-        conclusion: what they say.
-        figure: what they look like.
+        question: the question that it answers.
+        numbers: the measurements, by name.
+        conclusion: a sentence or more that the numbers support.
+        figure: a drawing of the numbers.
     """
 
     question: str
@@ -38,10 +38,10 @@ class Experiment:
 
 @checked
 def encode(text: str) -> Int[Tensor, "batch seq"]:
-    """A text as a batch of one sequence of bytes."""
+    """Encode a text as a batch of one sequence of bytes."""
     return rearrange(torch.tensor(ByteTokenizer().encode(text)), "seq -> 1 seq")
 
 
 def question_of(experiment: Callable[..., Experiment]) -> str:
-    """The first line of an experiment's docstring."""
+    """Return the first line of an experiment's docstring."""
     return (experiment.__doc__ or "").splitlines()[0]

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from allformers.experiments.experiment import Experiment, encode, question_of
-from allformers.inspection import figures, on_meta, summarise, trace
+from allformers.inspection import figures, meta_model, summarise, trace
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import load
 from allformers.training.data import python_documentation
@@ -18,44 +18,44 @@ from allformers.training.data import python_documentation
 def kv_cache() -> Experiment:
     """What does the cache of keys and values save?"""
     config = GPT2Config.gpt2_small()
-    empty = on_meta(GPT2, config)
+    gpt2_small = meta_model(GPT2, config)
     model = load("bundled")
     lengths = [16, 32, 64, 128, 256]
     flops: dict[str, list[float]] = {"the whole text again": [], "with the cache": []}
-    seconds: dict[str, list[float]] = {name: [] for name in flops}
+    medians: dict[str, list[float]] = {name: [] for name in flops}
     for length in lengths:
         meta_ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-        cache = empty.make_cache()
-        empty(meta_ids[:, :-1], cache=cache)
-        flops["the whole text again"].append(trace(empty, meta_ids).flops / 1e9)
-        flops["with the cache"].append(trace(empty, meta_ids[:, -1:], cache=cache).flops / 1e9)
+        cache = gpt2_small.make_cache()
+        gpt2_small(meta_ids[:, :-1], cache=cache)
+        flops["the whole text again"].append(trace(gpt2_small, meta_ids).flops / 1e9)
+        flops["with the cache"].append(trace(gpt2_small, meta_ids[:, -1:], cache=cache).flops / 1e9)
 
         token_ids = encode(python_documentation()[:length])
         filled = model.make_cache()
         model(token_ids[:, :-1], cache=filled)
-        times: dict[str, list[float]] = {name: [] for name in flops}
+        milliseconds: dict[str, list[float]] = {name: [] for name in flops}
         for _ in range(7):
-            one = copy.deepcopy(filled)
+            cache_copy = copy.deepcopy(filled)
             for name, call in zip(
-                flops, (partial(model, token_ids), partial(model, token_ids[:, -1:], cache=one)), strict=True
+                flops, (partial(model, token_ids), partial(model, token_ids[:, -1:], cache=cache_copy)), strict=True
             ):
                 start = time.perf_counter()
                 call()
-                times[name].append((time.perf_counter() - start) * 1e3)
-        for name, found in times.items():
-            seconds[name].append(statistics.median(found))
+                milliseconds[name].append((time.perf_counter() - start) * 1e3)
+        for name, found in milliseconds.items():
+            medians[name].append(statistics.median(found))
     again, cached = flops.values()
-    slow, fast = seconds.values()
+    slow, fast = medians.values()
     per_token = summarise(GPT2, config).cache_bytes_per_token
-    figure = figures.side_by_side(
-        {"GPT-2 small: GFLOPs for one more token": flops, "bundled model: milliseconds, measured": seconds},
+    figure = figures.line_plots(
+        {"GPT-2 small: GFLOPs for one more token": flops, "bundled model: milliseconds, measured": medians},
         lengths,
         "tokens in the text",
         log=(True, True),
     )
     return Experiment(
         question=question_of(kv_cache),
-        numbers={"lengths": lengths, "GFLOPs": flops, "milliseconds": seconds, "bytes a token": per_token},
+        numbers={"lengths": lengths, "GFLOPs": flops, "milliseconds": medians, "bytes a token": per_token},
         conclusion=(
             f"At {lengths[-1]} tokens one more takes GPT-2 small {again[-1]:.1f} GFLOPs if the whole text is read "
             f"again and {cached[-1]:.3f} with the cache, {again[-1] / cached[-1]:.0f} times less; without it a token "

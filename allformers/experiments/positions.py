@@ -32,14 +32,14 @@ def positions() -> Experiment:
     text = torch.tensor(ByteTokenizer().encode(python_documentation()))[-16 * (2 * trained + 1) :]
     tokens = rearrange(text, "(batch seq) -> batch seq", batch=16)
     logits = longer(tokens[:, :-1])
-    surprises = nn.functional.cross_entropy(
+    losses = nn.functional.cross_entropy(
         rearrange(logits, "batch seq vocab -> batch vocab seq"), tokens[:, 1:], reduction="none"
     )
-    by_place = surprises.mean(0)
-    parts = rearrange(by_place, "(batch seq) -> batch seq", seq=16).mean(-1).tolist()
-    within, beyond = float(by_place[trained // 2 : trained].mean()), float(by_place[trained:].mean())
-    figure = figures.lines_by_place(
-        {"loss": parts}, [str(16 * part) for part in range(len(parts))], "position", "loss, in nats a token"
+    by_position = losses.mean(0)
+    means = rearrange(by_position, "(batch seq) -> batch seq", seq=16).mean(-1).tolist()
+    within, beyond = float(by_position[trained // 2 : trained].mean()), float(by_position[trained:].mean())
+    figure = figures.line_plot(
+        {"loss": means}, [str(16 * part) for part in range(len(means))], "position", "loss, in nats a token"
     )
     return Experiment(
         question=question_of(positions),

@@ -37,19 +37,19 @@ def pre_norm(depths: tuple[int, ...] = (6, 12, 24, 48)) -> Experiment:
     """
     text = torch.tensor(ByteTokenizer().encode(python_documentation()[:20_000]))
     tokens = rearrange(text[: 8 * 65], "(batch seq) -> batch seq", seq=65)
-    orders = {"pre-norm": Block, "post-norm": PostNormBlock}
-    lengths: dict[str, dict[int, list[float]]] = {name: {} for name in orders}
-    for name, block_class in orders.items():
+    block_classes = {"pre-norm": Block, "post-norm": PostNormBlock}
+    norms: dict[str, dict[int, list[float]]] = {name: {} for name in block_classes}
+    for name, block_class in block_classes.items():
         for depth in depths:
             model = _deep_model(depth, block_class)
             next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
             gradients = [model.get_parameter(f"blocks.{layer}.mlp.down.weight").grad for layer in range(depth)]
-            lengths[name][depth] = [float(gradient.norm()) for gradient in gradients if gradient is not None]
-    last = {name: [found[depth][-1] for depth in depths] for name, found in lengths.items()}
-    deepest = {name: found[depths[-1]] for name, found in lengths.items()}
-    times = depths[-1] / depths[0]
-    shrunk = {name: values[-1] / values[0] for name, values in last.items()}
-    figure = figures.plots_of(
+            norms[name][depth] = [float(gradient.norm()) for gradient in gradients if gradient is not None]
+    last = {name: [found[depth][-1] for depth in depths] for name, found in norms.items()}
+    deepest = {name: found[depths[-1]] for name, found in norms.items()}
+    ratio = depths[-1] / depths[0]
+    growth = {name: values[-1] / values[0] for name, values in last.items()}
+    figure = figures.subplots(
         (f"gradient of each layer's MLP, {depths[-1]} layers", deepest, range(depths[-1]), "layer"),
         ("gradient of the last layer's MLP", last, depths, "layers in the model"),
         log=(False, True),
@@ -58,9 +58,9 @@ def pre_norm(depths: tuple[int, ...] = (6, 12, 24, 48)) -> Experiment:
         question=question_of(pre_norm),
         numbers={"layers": depths, "gradient of the last layer": last, "gradient by layer, deepest model": deepest},
         conclusion=(
-            f"In a fresh model {times:.0f} times as deep, all layers move at once, so each should move less. With "
-            f"pre-norm it does: the gradient of the last layer becomes {shrunk['pre-norm']:.2f} times as long (in "
-            f"theory 1/√{times:.0f} = {times**-0.5:.2f}). With post-norm it becomes {shrunk['post-norm']:.2f} times "
+            f"In a fresh model {ratio:.0f} times as deep, all layers move at once, so each should move less. With "
+            f"pre-norm it does: the gradient of the last layer becomes {growth['pre-norm']:.2f} times as long (in "
+            f"theory 1/√{ratio:.0f} = {ratio**-0.5:.2f}). With post-norm it becomes {growth['post-norm']:.2f} times "
             "as long, and the first steps of a deep model are together too large. By that, Xiong et al. 2020 explain "
             "why post-norm models need a warm-up; this experiment measures the gradients only."
         ),

@@ -30,7 +30,7 @@ class RotaryAttention(CausalSelfAttention):
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from those that it attends to. Arguments as for GPT-2's attention."""
+        """Causal self-attention with RoPE. Arguments as for GPT-2's attention."""
         queries, keys, values = rearrange(
             self.query_key_value(x),
             "batch seq (qkv heads head_dim) -> qkv batch heads seq head_dim",
@@ -75,7 +75,7 @@ class RotaryGPT2(GPT2):
 
 
 def rotary(steps: int = 300, trained: int = 32) -> Experiment:
-    """What do rotary positions know of places that were never trained, beside learned ones?"""
+    """Do rotary positions work beyond the length of training, and learned ones?"""
     text = torch.tensor(ByteTokenizer().encode(python_documentation()))
     recipe = Recipe(
         corpus="python-docs",
@@ -98,7 +98,7 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
     unseen = text[-(len(text) // 10) :]
     starts = torch.linspace(0, len(unseen) - 4 * trained - 1, 128).long().tolist()
     windows = torch.cat([rearrange(unseen[start : start + 4 * trained + 1], "seq -> 1 seq") for start in starts])
-    by_place: dict[str, list[float]] = {}
+    by_position: dict[str, list[float]] = {}
     within, beyond = {}, {}
     for name, model_class in {"rotary": RotaryGPT2, "learned": GPT2}.items():
         torch.manual_seed(recipe.seed)
@@ -107,22 +107,22 @@ def rotary(steps: int = 300, trained: int = 32) -> Experiment:
             trainer.train_step()
         with torch.no_grad():
             logits = trainer.model.eval()(windows[:, :-1])
-            surprises = F.cross_entropy(
+            losses = F.cross_entropy(
                 rearrange(logits, "batch seq vocab -> batch vocab seq"), windows[:, 1:], reduction="none"
             ).mean(0)
-        by_place[name] = rearrange(surprises, "(batch seq) -> batch seq", seq=4).mean(-1).tolist()
-        within[name] = float(surprises[trained // 2 : trained].mean())
-        beyond[name] = float(surprises[trained : 2 * trained].mean())
-    places = [str(4 * part) for part in range(len(by_place["rotary"]))]
-    figure = figures.lines_by_place(by_place, places, "position", "loss, in nats a token")
-    rise = {name: beyond[name] - within[name] for name in by_place}
+        by_position[name] = rearrange(losses, "(batch seq) -> batch seq", seq=4).mean(-1).tolist()
+        within[name] = float(losses[trained // 2 : trained].mean())
+        beyond[name] = float(losses[trained : 2 * trained].mean())
+    x_labels = [str(4 * part) for part in range(len(by_position["rotary"]))]
+    figure = figures.line_plot(by_position, x_labels, "position", "loss, in nats a token")
+    rise = {name: beyond[name] - within[name] for name in by_position}
     return Experiment(
         question=question_of(rotary),
         numbers={"trained length": trained, "steps": steps, "loss within": within, "loss beyond": beyond},
         conclusion=(
-            f"Two small models learned from passages of {trained} tokens, in {steps} steps each. At places that they "
-            f"know the rotary one loses {within['rotary']:.2f} nats a token and the learned one "
-            f"{within['learned']:.2f}. At the next {trained} places, which neither has met, they lose "
+            f"Two small models learned from passages of {trained} tokens, in {steps} steps each. At trained positions "
+            f"the rotary one loses {within['rotary']:.2f} nats a token and the learned one "
+            f"{within['learned']:.2f}. At the next {trained} positions, which neither was trained on, they lose "
             f"{beyond['rotary']:.2f} and {beyond['learned']:.2f}: {rise['rotary']:.2f} and {rise['learned']:.2f} more. "
             "A rotary model meets new distances there, a learned one vectors that nobody has trained."
         ),

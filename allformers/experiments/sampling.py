@@ -27,7 +27,7 @@ def sampling() -> Experiment:
     bits = {name: float(entropy(row)) for name, row in probabilities.items()}
     kept = {name: int((row > 0).sum()) for name, row in probabilities.items()}
     labels = [figures.label(ByteTokenizer(), int(token)) for token in order[:16]]
-    figure = figures.bars({name: row[:16].tolist() for name, row in probabilities.items()}, labels, "probability")
+    figure = figures.bar_plots({name: row[:16].tolist() for name, row in probabilities.items()}, labels, "probability")
     return Experiment(
         question=question_of(sampling),
         numbers={"entropy in bits": bits, "tokens that can be drawn": kept},

@@ -17,11 +17,11 @@ def shifted_targets(steps: int = 100) -> Experiment:
     """Why are the targets shifted by one?"""
     recipe = hello_world()
     tokens = torch.tensor([sorted(set(HELLO_WORLD)).index(character) for character in HELLO_WORLD])
-    inputs, answers = rearrange(tokens[:-1], "seq -> 1 seq"), rearrange(tokens[1:], "seq -> 1 seq")
+    inputs, next_tokens = rearrange(tokens[:-1], "seq -> 1 seq"), rearrange(tokens[1:], "seq -> 1 seq")
     losses: dict[str, list[float]] = {"asked for the next token": [], "asked for the token it reads": []}
-    truth: dict[str, float] = {}
-    written: dict[str, str] = {}
-    for name, targets in zip(losses, (answers, inputs), strict=True):
+    next_losses: dict[str, float] = {}
+    generated: dict[str, str] = {}
+    for name, targets in zip(losses, (next_tokens, inputs), strict=True):
         torch.manual_seed(0)
         model = GPT2(recipe.model)
         optimizer = make_optimizer(model, recipe)
@@ -32,27 +32,27 @@ def shifted_targets(steps: int = 100) -> Experiment:
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
-            truth[name] = next_token_loss(model.eval()(inputs), answers).item()
+            next_losses[name] = next_token_loss(model.eval()(inputs), next_tokens).item()
         ids = model.generate(inputs[:, :1], max_new_tokens=12, temperature=0)[0].tolist()
-        written[name] = "".join(sorted(set(HELLO_WORLD))[token] for token in ids)
+        generated[name] = "".join(sorted(set(HELLO_WORLD))[token] for token in ids)
     (shifted, unshifted) = losses
-    figure = figures.plots_of(("the loss that each is trained on", losses, range(steps), "step"), log=(False, False))
+    figure = figures.subplots(("the loss that each is trained on", losses, range(steps), "step"), log=(False, False))
     return Experiment(
         question=question_of(shifted_targets),
         numbers={
             "last loss, shifted": losses[shifted][-1],
             "last loss, not shifted": losses[unshifted][-1],
-            "loss at the next token, shifted": truth[shifted],
-            "loss at the next token, not shifted": truth[unshifted],
-            "written, shifted": written[shifted],
-            "written, not shifted": written[unshifted],
+            "loss at the next token, shifted": next_losses[shifted],
+            "loss at the next token, not shifted": next_losses[unshifted],
+            "written, shifted": generated[shifted],
+            "written, not shifted": generated[unshifted],
         },
         conclusion=(
             "Asked for the token that it is just reading, a model learns to copy: its loss falls to "
-            f"{losses[unshifted][-1]:.3f}, but at the token that really comes next it is {truth[unshifted]:.1f}, "
+            f"{losses[unshifted][-1]:.3f}, but at the token that really comes next it is {next_losses[unshifted]:.1f}, "
             f"worse than guessing evenly ({math.log(recipe.model.vocab_size):.1f}), and it writes "
-            f"{written[unshifted]!r}. Asked for the next one, it reaches {truth[shifted]:.3f} and writes "
-            f"{written[shifted]!r}."
+            f"{generated[unshifted]!r}. Asked for the next one, it reaches {next_losses[shifted]:.3f} and writes "
+            f"{generated[shifted]!r}."
         ),
         figure=figure,
     )

@@ -10,20 +10,24 @@ from allformers.models.gpt2.gpt2 import GPT2
 
 def weight_tying() -> Experiment:
     """What does tying the unembedding to the token embedding save?"""
-    shares: dict[str, list[float]] = {"tied": [], "untied": []}
+    parameters: dict[str, list[float]] = {"tied": [], "untied": []}
     presets = {size.name: size.config for size in SIZES}
     for config in presets.values():
-        for name, tied in zip(shares, (True, False), strict=True):
-            one = summarise(GPT2, dataclasses.replace(config, tie_embeddings=tied))
-            shares[name].append(one.parameters)
+        for name, tied in zip(parameters, (True, False), strict=True):
+            summary = summarise(GPT2, dataclasses.replace(config, tie_embeddings=tied))
+            parameters[name].append(summary.parameters)
     saved = {
-        name: 1 - tied / untied for name, tied, untied in zip(presets, shares["tied"], shares["untied"], strict=True)
+        name: 1 - tied / untied
+        for name, tied, untied in zip(presets, parameters["tied"], parameters["untied"], strict=True)
     }
     small, large = saved["gpt2-small"], saved["gpt2-xl"]
-    figure = figures.bars({"share of all parameters": list(saved.values())}, list(saved), "saved")
+    figure = figures.bar_plots({"share of all parameters": list(saved.values())}, list(saved), "saved")
     return Experiment(
         question=question_of(weight_tying),
-        numbers={"parameters": {name: dict(zip(presets, row, strict=True)) for name, row in shares.items()}, **saved},
+        numbers={
+            "parameters": {name: dict(zip(presets, row, strict=True)) for name, row in parameters.items()},
+            **saved,
+        },
         conclusion=(
             "One matrix of vocab x embed numbers instead of two. Of the parameters that there would be without "
             f"tying, that saves {small:.0%} in GPT-2 small and {large:.0%} in XL, since the blocks grow with the "

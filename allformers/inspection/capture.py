@@ -1,10 +1,10 @@
-"""Every tensor that a model's code names, while the model runs: to look at, or to change.
+"""Activations of a model while it runs: every tensor that its code names, to look at or to change through a hook.
 
     >>> import allformers, torch
     >>> model = allformers.load("bundled")
-    >>> with capture(model, "blocks.*.attention.weights") as seen:
+    >>> with capture(model, "blocks.*.attention.weights") as activations:
     ...     logits = model(torch.tensor([list(b"The for statement")]))
-    >>> seen["blocks.3.attention.weights"].axes
+    >>> activations["blocks.3.attention.weights"].axes
     ('batch', 'heads', 'seq', 'seq_k')
 
 What can be captured, by its module's path and then its name:
@@ -31,9 +31,9 @@ axis: `merged` has the axes `batch`, `seq` and `(heads head_dim)`. A variable is
 if the pattern has `...`, or if it gets a value in a branch or a loop only. Where several methods of a module have a
 variable of one name, `forward`'s is meant, or else that of the method which the others call: a name is one tensor.
 
-How it works: the source of those methods is read, a call is put behind each such tensor, and the result takes the
-method's place in this one model until the block ends. So a model that nobody looks into runs the code that is in its
-file, at its speed, and nothing of this is in it.
+How it works: the source of those methods is read, a call of a hook is put behind each such tensor, and the result takes
+the method's place in this one model until the block ends. So a model that nobody looks into runs the code that is in
+its file, at its speed, without hooks.
 """
 
 import contextlib
@@ -46,18 +46,18 @@ from typing import Any, NamedTuple
 from einops import rearrange
 from torch import Tensor, nn
 
-from allformers.inspection.source import methods_with_taps
+from allformers.inspection.source import hooked_methods
 from allformers.nn.shapes import ShapeError
 
-Edit = Callable[[Tensor], Tensor]
-"""Something that takes a captured tensor and gives the one to go on with, of the same shape."""
+HookFn = Callable[[Tensor], Tensor]
+"""A function from a captured tensor to the one that takes its place, of the same shape."""
 
 
 class NamedTensor(NamedTuple):
     """A tensor with the names that the model's code gives it and its axes.
 
     Attributes:
-        name: where it was seen: the module's path, then the variable.
+        name: the module's path, then the variable.
         values: the tensor.
         axes: the name of each axis; "1" for one that only broadcasts, "(heads head_dim)" for two in one.
     """
@@ -68,163 +68,163 @@ class NamedTensor(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The size of each axis, by name."""
+        """Sizes by the axes' names."""
         return dict(zip(self.axes, self.values.shape, strict=True))
 
     @property
     def by_head(self) -> Tensor:
-        """The values with one axis for all query heads: `kv_heads group` is `heads`, those of one key head together."""
+        """The values with one axis for all query heads: `kv_heads group` becomes `heads`, each group together."""
         axes = " ".join(self.axes)
         if "kv_heads group" not in axes:
             return self.values
         return rearrange(self.values, f"{axes} -> {axes.replace('kv_heads group', '(kv_heads group)')}")
 
 
-class Seen(Mapping[str, NamedTensor]):
-    """What was captured, by name, in the order in which it came; of a name that came again, the last."""
+class Activations(Mapping[str, NamedTensor]):
+    """A mapping from names to captured tensors, in the order of the pass; of a name that came again, the last."""
 
     def __init__(self) -> None:
-        self._found: dict[str, NamedTensor] = {}
+        self._tensors: dict[str, NamedTensor] = {}
 
     def __getitem__(self, name: str) -> NamedTensor:
-        """A tensor by its name; the error for an unknown one says which there are."""
-        if name not in self._found:
-            near = [known for known in self._found if known.rpartition(".")[2] == name.rpartition(".")[2]]
-            raise KeyError(f"{name} was not captured; there are: {', '.join(near or self._found) or 'none'}")
-        return self._found[name]
+        """Return a tensor by its name; the error for an unknown one lists those there are."""
+        if name not in self._tensors:
+            near = [known for known in self._tensors if known.rpartition(".")[2] == name.rpartition(".")[2]]
+            raise KeyError(f"{name} was not captured; there are: {', '.join(near or self._tensors) or 'none'}")
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._tensors)
 
     def by_layer(self, suffix: str) -> list[Tensor]:
-        """One tensor of each block, such as "attention.weights", in the order of the blocks.
+        """Return one tensor of each block, such as "attention.weights", in the order of the blocks.
 
         The same axes in every model: grouped query heads are numbered through, as in `NamedTensor.by_head`.
 
         Raises:
             KeyError: no block has one that was captured.
         """
-        found = {name: seen.by_head for name, seen in self._found.items() if _in_block(name) == suffix}
+        found = {name: tensor.by_head for name, tensor in self._tensors.items() if _in_block(name) == suffix}
         if not found:
             raise KeyError(f"no block's {suffix or 'result'} was captured")
         return [found[name] for name in sorted(found, key=lambda name: int(name.split(".")[1]))]
 
 
 def _in_block(name: str) -> str | None:
-    """The part of a name after `blocks.3.`; empty for the block itself, None for what is in no block."""
+    """Return the part of a name after `blocks.3.`; empty for the block itself, None for a name in no block."""
     parts = name.split(".")
     return ".".join(parts[2:]) if len(parts) > 1 and parts[0] == "blocks" and parts[1].isdigit() else None
 
 
-def names(model: nn.Module) -> list[str]:
-    """Everything that can be captured in a model, in the order of its modules."""
-    found = []
+def activation_names(model: nn.Module) -> list[str]:
+    """Return the names of all activations that can be captured, in the order of the model's modules."""
+    names = []
     for path, module in model.named_modules():
-        for method in methods_with_taps(module.__class__):
-            for variable in method.tapped:
+        for method in hooked_methods(module.__class__):
+            for variable in method.hooked:
                 name = _join(path, variable)
-                if name and name not in found:  # what the model's own forward returns has a name already: logits
-                    found.append(name)
-    return found
+                if name and name not in names:  # what the model's own forward returns has a name already: logits
+                    names.append(name)
+    return names
 
 
 @contextlib.contextmanager
-def capture(model: nn.Module, *wanted: str, edits: Mapping[str, Edit] | None = None) -> Iterator[Seen]:
-    """Keep, and perhaps change, what a model computes while the block lasts.
+def capture(model: nn.Module, *names: str, hooks: Mapping[str, HookFn] | None = None) -> Iterator[Activations]:
+    """Capture a model's activations while the block lasts, and change those that have a hook.
 
     Args:
         model: any model of this package, or one that is written like them. Its results stay the same unless something
-            is edited, to the bit.
-        wanted: the names to keep, where `*` stands for one part (`blocks.*.attention.weights`); all if none is given.
+            is changed by a hook, to the bit.
+        names: the names to keep, where `*` stands for one part (`blocks.*.attention.weights`); all if none is given.
             The rest takes no memory.
-        edits: by name or pattern, functions whose result takes a tensor's place. See `without_heads`, `replaced_by`.
+        hooks: by name or pattern, functions whose result takes a tensor's place. See `ablate_heads`, `patch`.
 
     Yields:
-        What was captured so far. The tensors are cut off from the graph of gradients.
+        The activations captured so far, detached from the graph of gradients.
 
     Raises:
-        ValueError: the model has nothing of such a name.
-        ShapeError: (while the model runs) an edit has given a tensor of another shape.
+        ValueError: no activation has such a name.
+        ShapeError: (while the model runs) a hook has returned a tensor of another shape.
     """
-    edits = dict(edits or {})
-    known = names(model)
-    for pattern in (*wanted, *edits):
+    hooks = dict(hooks or {})
+    known = activation_names(model)
+    for pattern in (*names, *hooks):
         if not _matching(known, pattern):
-            raise ValueError(f"this model has nothing called {pattern}; {_suggest(pattern, known)}")
-    keep = {name for pattern in wanted for name in _matching(known, pattern)} if wanted else set(known)
-    change = {name: edit for pattern, edit in edits.items() for name in _matching(known, pattern)}
-    seen = Seen()
+            raise ValueError(f"this model has no activation called {pattern}; {_suggest(pattern, known)}")
+    keep = {name for pattern in names for name in _matching(known, pattern)} if names else set(known)
+    hook_fns = {name: hook_fn for pattern, hook_fn in hooks.items() for name in _matching(known, pattern)}
+    activations = Activations()
 
-    def tap(path: str, variable: str, axes: tuple[str, ...], annotated: bool, value: Any) -> Any:
+    def hook(path: str, variable: str, axes: tuple[str, ...], annotated: bool, value: Any) -> Any:
         name = _join(path, variable)
         if not isinstance(value, Tensor):
             return value
         if len(axes) != value.ndim:
-            if not annotated and name not in change:  # a pattern for another case, which did not run
+            if not annotated and name not in hook_fns:  # a pattern for another case, which did not run
                 return value
             source = "annotation" if annotated else "pattern"
             raise ShapeError(f"{name} has {value.ndim} axes, but its {source} names {len(axes)}: {' '.join(axes)}")
-        if name in change:
-            edited = change[name](value)
-            if edited.shape != value.shape:
+        if name in hook_fns:
+            changed = hook_fns[name](value)
+            if changed.shape != value.shape:
                 raise ShapeError(
-                    f"the edit of {name} gave the shape {tuple(edited.shape)}, expected {tuple(value.shape)}: "
+                    f"the hook of {name} returned the shape {tuple(changed.shape)}, expected {tuple(value.shape)}: "
                     f"axes {' '.join(axes)}"
                 )
-            value = edited
+            value = changed
         if name in keep:
-            seen._found.pop(name, None)
-            seen._found[name] = NamedTensor(name, value.detach(), axes)
+            activations._tensors.pop(name, None)
+            activations._tensors[name] = NamedTensor(name, value.detach(), axes)
         return value
 
     with contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
-            for method in methods_with_taps(module.__class__):
-                made = method.make(functools.partial(tap, path))
-                stack.callback(_put, module, method.name, vars(module).get(method.name))
-                _put(module, method.name, types.MethodType(made, module))
-        yield seen
+            for method in hooked_methods(module.__class__):
+                hooked = method.make(functools.partial(hook, path))
+                stack.callback(_set_method, module, method.name, vars(module).get(method.name))
+                _set_method(module, method.name, types.MethodType(hooked, module))
+        yield activations
 
 
-def without_heads(*heads: int) -> Edit:
-    """An edit of `mixed` (or of `weights`) that silences query heads: what they would pass on becomes zero.
+def ablate_heads(*heads: int) -> HookFn:
+    """Return a hook for `mixed` (or `weights`) that ablates query heads: their output becomes zero.
 
     Grouped heads, of axes `batch kv_heads group seq ...`, are numbered through: those of the first key head come first.
     """
 
-    def edit(values: Tensor) -> Tensor:
+    def hook_fn(values: Tensor) -> Tensor:
         grouped = values.ndim == 5
-        silenced = rearrange(values, "batch kv_heads group ... -> batch (kv_heads group) ...") if grouped else values
-        silenced = silenced.clone()
-        silenced[:, list(heads)] = 0
+        ablated = rearrange(values, "batch kv_heads group ... -> batch (kv_heads group) ...") if grouped else values
+        ablated = ablated.clone()
+        ablated[:, list(heads)] = 0
         if not grouped:
-            return silenced
-        return rearrange(silenced, "batch (kv_heads group) ... -> batch kv_heads group ...", kv_heads=values.shape[1])
+            return ablated
+        return rearrange(ablated, "batch (kv_heads group) ... -> batch kv_heads group ...", kv_heads=values.shape[1])
 
-    return edit
+    return hook_fn
 
 
-def replaced_by(values: Tensor) -> Edit:
-    """An edit that patches in a tensor of another run."""
+def patch(values: Tensor) -> HookFn:
+    """Return a hook that patches in an activation of another run."""
     return lambda original: values.to(original)
 
 
 def _matching(known: Sequence[str], pattern: str) -> list[str]:
-    """The names that a pattern stands for, part by part."""
-    parts = pattern.split(".")
+    """Return the names that match a pattern, part by part."""
+    globs = pattern.split(".")
     split = [(name, name.split(".")) for name in known]
-    return [name for name, own in split if len(own) == len(parts) and all(map(fnmatch.fnmatchcase, own, parts))]
+    return [name for name, parts in split if len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))]
 
 
 def _join(path: str, variable: str) -> str:
     return ".".join(part for part in (path, variable) if part)
 
 
-def _put(module: nn.Module, name: str, method: Any) -> None:
-    """Give one module a method of its own, or take it away again."""
+def _set_method(module: nn.Module, name: str, method: Any) -> None:
+    """Set a method on one module, or remove it again if it is None."""
     if method is None:
         vars(module).pop(name, None)
     else:

@@ -1,7 +1,7 @@
-"""Two runs side by side: where they part, and by how much.
+"""Comparison of two runs: where they diverge, and by how much.
 
-Runs of one model on several texts, or of several models on one text. What is compared is the residual stream after each
-block, and what comes out: the distributions over the next token.
+Runs of one model on several texts, or of several models on one text. Compared are the residual stream after each block
+and the distributions over the next token.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allformers.inspection.capture import capture, names
+from allformers.inspection.capture import activation_names, capture
 from allformers.nn.shapes import checked
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one run left behind, of one text.
+class RunResult:
+    """The residual stream and the logits of one run on one text.
 
     Attributes:
         token_ids: the text.
@@ -37,15 +37,15 @@ class TextComparison:
     """One model on two texts, position by position from their beginnings, as far as both go.
 
     Attributes:
-        part_at: the first position whose tokens differ; None if neither text differs before the other ends. The passes
-            are the same before it: no position sees a later one.
-        divergence: at each position, how far the two next-token distributions are apart: the Jensen-Shannon divergence
-            in bits, 0 for equal ones and 1 for distributions with nothing in common.
-        similarity: for each point of the stream, the mean cosine of the two vectors over positions from `part_at` on
-            (over all positions if the texts do not part).
+        divergence_position: the first position whose tokens differ; None if there is none before one text ends. The
+            runs are the same before it: no position sees a later one.
+        divergence: at each position, the Jensen-Shannon divergence of the two next-token distributions in bits: 0 for
+            equal ones and 1 for distributions with nothing in common.
+        similarity: for each point of the stream, the mean cosine of the two vectors over positions from
+            `divergence_position` on (over all positions if the texts do not differ).
     """
 
-    part_at: int | None
+    divergence_position: int | None
     divergence: list[float]
     similarity: list[float]
 
@@ -55,20 +55,20 @@ class ModelComparison:
     """Two models on one text.
 
     Attributes:
-        places: names of what was compared, in the order in which it is computed: the stream, then the logits.
+        names: of the activations compared, in the order of the pass: the stream, then the logits.
         differences: for each, the largest difference relative to the largest value.
-        first: the first place where they differ by more than the tolerance; None if they do not.
-        divergence: at each position, how far the two next-token distributions are apart, in bits.
+        first_difference: the name of the first that differs by more than the tolerance; None if none does.
+        divergence: at each position, the Jensen-Shannon divergence of the two next-token distributions, in bits.
     """
 
-    places: tuple[str, ...]
+    names: tuple[str, ...]
     differences: tuple[float, ...]
-    first: str | None
+    first_difference: str | None
     divergence: list[float]
 
 
 @checked
-def run_through(model: nn.Module, token_ids: Int[Tensor, "seq"]) -> Pass:
+def run(model: nn.Module, token_ids: Int[Tensor, "seq"]) -> RunResult:
     """Run a model on a text and keep the stream and the logits.
 
     The model is one of this package or written like one; any other, such as one of transformers', is asked for its
@@ -76,21 +76,21 @@ def run_through(model: nn.Module, token_ids: Int[Tensor, "seq"]) -> Pass:
     """
     batch = rearrange(token_ids, "seq -> 1 seq").to(next(model.parameters()).device)
     with torch.inference_mode():
-        if not names(model):
+        if not activation_names(model):
             output: Any = model(batch, output_hidden_states=True)
             stream, logits = list(output.hidden_states), output.logits
         else:
-            with capture(model, "blocks.*.x", "blocks.*", "logits") as seen:
+            with capture(model, "blocks.*.x", "blocks.*", "logits") as activations:
                 model(batch)
-            stream = seen.by_layer("x")
+            stream = activations.by_layer("x")
             norm: Any = model.final_norm
-            stream.append(norm(seen.by_layer("")[-1]))
-            logits = seen["logits"].values
-    return Pass(token_ids, [rearrange(x, "1 seq embed -> seq embed") for x in stream], logits[0])
+            stream.append(norm(activations.by_layer("")[-1]))
+            logits = activations["logits"].values
+    return RunResult(token_ids, [rearrange(x, "1 seq embed -> seq embed") for x in stream], logits[0])
 
 
 @checked
-def compare_texts(model: nn.Module, texts: Sequence[Int[Tensor, "_"]]) -> tuple[list[Pass], list[TextComparison]]:
+def compare_texts(model: nn.Module, texts: Sequence[Int[Tensor, "_"]]) -> tuple[list[RunResult], list[TextComparison]]:
     """Run a model on several texts, and compare each with the first.
 
     Raises:
@@ -100,28 +100,28 @@ def compare_texts(model: nn.Module, texts: Sequence[Int[Tensor, "_"]]) -> tuple[
         raise ValueError(f"comparing takes at least two texts, not {len(texts)}")
     if any(len(text) == 0 for text in texts):
         raise ValueError("a text to compare is empty")
-    passes = [run_through(model, text) for text in texts]
-    return passes, [_compare_passes(passes[0], other) for other in passes[1:]]
+    runs = [run(model, text) for text in texts]
+    return runs, [_compare_runs(runs[0], other) for other in runs[1:]]
 
 
-def _compare_passes(one: Pass, other: Pass) -> TextComparison:
-    shared = min(len(one.token_ids), len(other.token_ids))
-    unequal = one.token_ids[:shared] != other.token_ids[:shared]
-    part_at = int(unequal.nonzero()[0]) if unequal.any() else None
-    after = slice(part_at or 0, shared)
+def _compare_runs(one: RunResult, other: RunResult) -> TextComparison:
+    length = min(len(one.token_ids), len(other.token_ids))
+    differs = one.token_ids[:length] != other.token_ids[:length]
+    divergence_position = int(differs.nonzero()[0]) if differs.any() else None
+    after = slice(divergence_position or 0, length)
     similarity = [
         torch.cosine_similarity(x[after].double(), y[after].double(), dim=-1).mean().item()
         for x, y in zip(one.stream, other.stream, strict=True)
     ]
-    divergence = jensen_shannon(one.logits[:shared], other.logits[:shared]).tolist()
-    return TextComparison(part_at, divergence, similarity)
+    divergence = jensen_shannon(one.logits[:length], other.logits[:length]).tolist()
+    return TextComparison(divergence_position, divergence, similarity)
 
 
 @checked
 def compare_models(
     one: nn.Module, other: nn.Module, token_ids: Int[Tensor, "seq"], tolerance: float = 1e-5
 ) -> ModelComparison:
-    """Run two models on one text, and name the first place where they differ.
+    """Run two models on one text, and name the first activation in which they differ.
 
     Args:
         one: a model of this package, or one of transformers'.
@@ -133,40 +133,40 @@ def compare_models(
     Raises:
         ValueError: they do not have the same number of layers, the same width or the same vocabulary.
     """
-    passes = run_through(one, token_ids), run_through(other, token_ids)
-    shapes = [(len(p.stream) - 1, p.stream[0].shape[-1], p.logits.shape[-1]) for p in passes]
+    runs = run(one, token_ids), run(other, token_ids)
+    shapes = [(len(run.stream) - 1, run.stream[0].shape[-1], run.logits.shape[-1]) for run in runs]
     if shapes[0] != shapes[1]:
         sizes = [f"{layers} layers, width {width}, vocabulary {vocab}" for layers, width, vocab in shapes]
-        raise ValueError(f"the models cannot be compared place by place: {sizes[0]}; {sizes[1]}")
+        raise ValueError(f"the models differ in size and cannot be compared: {sizes[0]}; {sizes[1]}")
     layers = shapes[0][0]
-    places = ("embed", *(f"blocks.{layer}" for layer in range(layers - 1)), "final_norm", "logits")
+    names = ("embed", *(f"blocks.{layer}" for layer in range(layers - 1)), "final_norm", "logits")
     differences = tuple(
         ((x.double() - y.double().to(x.device)).abs().max() / x.double().abs().max().clamp_min(1e-30)).item()
-        for x, y in zip([*passes[0].stream, passes[0].logits], [*passes[1].stream, passes[1].logits], strict=True)
+        for x, y in zip([*runs[0].stream, runs[0].logits], [*runs[1].stream, runs[1].logits], strict=True)
     )
-    first = next((place for place, by in zip(places, differences, strict=True) if not by <= tolerance), None)
-    divergence = jensen_shannon(passes[0].logits, passes[1].logits.to(passes[0].logits.device)).tolist()
-    return ModelComparison(places, differences, first, divergence)
+    first_difference = next((name for name, by in zip(names, differences, strict=True) if not by <= tolerance), None)
+    divergence = jensen_shannon(runs[0].logits, runs[1].logits.to(runs[0].logits.device)).tolist()
+    return ModelComparison(names, differences, first_difference, divergence)
 
 
 @checked
 def jensen_shannon(
     logits: Float[Tensor, "*positions vocab"], others: Float[Tensor, "*positions vocab"]
 ) -> Float[Tensor, "*positions"]:
-    """How far two distributions are apart, in bits: 0 for equal ones, 1 for ones that share nothing.
+    """Return the Jensen-Shannon divergence of two distributions, in bits: 0 for equal ones, 1 if they share nothing.
 
     The mean of the Kullback-Leibler divergences of each from their average. Source: Lin 1991, "Divergence Measures
     Based on the Shannon Entropy".
     """
     p, q = logits.double().softmax(-1), others.double().softmax(-1)
-    middle = (p + q) / 2
-    parts = (torch.xlogy(p, p) - torch.xlogy(p, middle) + torch.xlogy(q, q) - torch.xlogy(q, middle)) / 2
+    mixture = (p + q) / 2
+    parts = (torch.xlogy(p, p) - torch.xlogy(p, mixture) + torch.xlogy(q, q) - torch.xlogy(q, mixture)) / 2
     nats = reduce(parts, "... vocab -> ...", "sum")
     return (nats / torch.tensor(2.0).log()).clamp_min(0).to(logits.dtype)
 
 
 @checked
 def entropy(weights: Float[Tensor, "*positions seq_k"]) -> Float[Tensor, "*positions"]:
-    """How spread out probabilities are, in bits: 0 for a certainty, log2 n for n equal ones."""
+    """Return the entropy of probabilities, in bits: 0 for a certainty, log2 n for n equal ones."""
     bits = -torch.xlogy(weights.double(), weights.double()) / torch.tensor(2.0).log()
     return reduce(bits, "... seq_k -> ...", "sum").to(weights.dtype)

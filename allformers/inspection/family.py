@@ -9,16 +9,16 @@ from allformers.models.registry import READING_ORDER, Entry
 
 
 class Member(NamedTuple):
-    """A model's place in the family.
+    """A model's position in the family tree, and its lines of new code.
 
     Attributes:
         entry: the model.
         parent: the name of the model that its class extends, or, if it extends none, of the latest that it takes from.
         takes_from: the names of the other models that it imports parts from.
-        added: what it is, or what it added, in a sentence: the beginning of its module's docstring.
-        modules: lines of new code in its file that say what it computes: classes and functions.
-        configuration: lines that say of which sizes it may be, and is.
-        tables: lines of `checkpoint.py` beside it, that say how checkpoints call all that.
+        added: a sentence on what is new since its parent: the beginning of its module's docstring.
+        modules: lines of new classes and functions in its file.
+        configuration: lines of its configuration class.
+        tables: lines of `checkpoint.py` beside it, which maps the names in checkpoints.
     """
 
     entry: Entry
@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 def family() -> list[Member]:
-    """All models in reading order, each with its ancestors, read off the imports of their files."""
+    """Return all models in reading order, each with its ancestors, read off the imports of their files."""
     names = {entry.module: entry.name for entry in READING_ORDER}
     members = []
     for entry in READING_ORDER:
@@ -48,8 +48,10 @@ def family() -> list[Member]:
             if isinstance(node, ast.ImportFrom) and node.module in names
             for alias in node.names
         }
-        (own,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.class_name)
-        extended = [origin[base.id] for base in own.bases if isinstance(base, ast.Name) and base.id in origin]
+        (model_class,) = (
+            node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.class_name
+        )
+        extended = [origin[base.id] for base in model_class.bases if isinstance(base, ast.Name) and base.id in origin]
         taken = [other.name for other in READING_ORDER if other.name in origin.values()]
         parent = next(iter(extended), taken[-1] if taken else None)
         text = re.sub(r"\s+", " ", (ast.get_docstring(tree) or "").partition("\n\n")[0])
@@ -60,7 +62,7 @@ def family() -> list[Member]:
 
 
 def _lines_by_part(path: Path, tree: ast.Module) -> dict[str, int]:
-    """The lines of code of each part of a model; a constant belongs to the part that it stands before."""
+    """Count the lines of code of each part of a model; a constant belongs to the part that follows it."""
     code = _code_lines(path, tree)
     counted = {"modules": 0, "configuration": 0, "tables": 0}
     part = "modules"
@@ -69,25 +71,25 @@ def _lines_by_part(path: Path, tree: ast.Module) -> dict[str, int]:
             part = "configuration" if node.name.endswith("Config") else "modules"
         first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
         counted[part] += len(code & {*range(first, (node.end_lineno or node.lineno) + 1)})
-    beside = path.with_name("checkpoint.py")
-    counted["tables"] = len(_code_lines(beside, ast.parse(beside.read_text(encoding="utf-8"))))
+    checkpoint = path.with_name("checkpoint.py")
+    counted["tables"] = len(_code_lines(checkpoint, ast.parse(checkpoint.read_text(encoding="utf-8"))))
     return counted
 
 
 def _code_lines(path: Path, tree: ast.Module) -> set[int]:
-    """Which lines of a file hold code of its own."""
+    """Return the numbers of lines with code: no blank lines, comments, docstrings and imports."""
 
-    def is_other(node: ast.AST) -> bool:
-        is_told = (
+    def is_excluded(node: ast.AST) -> bool:
+        is_docstring = (
             isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         )
-        return is_told or isinstance(node, ast.Import | ast.ImportFrom)
+        return is_docstring or isinstance(node, ast.Import | ast.ImportFrom)
 
-    others = {
+    excluded = {
         line
         for node in ast.walk(tree)
-        if isinstance(node, ast.stmt) and is_other(node)
+        if isinstance(node, ast.stmt) and is_excluded(node)
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    return {number for number, line in lines if line.strip() and not line.lstrip().startswith("#")} - others
+    return {number for number, line in lines if line.strip() and not line.lstrip().startswith("#")} - excluded

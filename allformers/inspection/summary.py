@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs, without running it for real."""
+"""Summary of a model: parts, weights, parameters, FLOPs and memory, from a pass on the meta device."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.checkpoints.loading import meta_model, weight_axes
+from allformers.checkpoints.loading import empty_model, weight_axes
 from allformers.generation.decoder import Decoder
 
 
@@ -32,10 +32,10 @@ class ModuleCost(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a model is made of and what it costs.
+    """The parts of a model, and its cost in FLOPs and memory.
 
     Attributes:
-        modules: its parts in the order data flows.
+        modules: the parts, in the order data flows.
         parameters: numbers in all weights, shared ones counted once.
         flops_per_token: of a forward pass, averaged over a whole context, logits of every position included.
         weight_bytes: memory of the weights in their dtype.
@@ -49,21 +49,21 @@ class Summary(NamedTuple):
     cache_bytes_per_token: float
 
 
-def on_meta(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A model on the meta device: it has all shapes and no numbers, and takes no memory."""
-    return meta_model(model_class, config).to(dtype).to("meta").eval()
+def meta_model(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a model on the meta device, buffers too: all shapes, no values, no memory."""
+    return empty_model(model_class, config).to(dtype).to("meta").eval()
 
 
 class EvenRouting(TorchFunctionMode):
-    """Inside this `with` block a model with experts can run on the meta device: each expert gets as many tokens.
+    """Route tokens evenly to experts inside this `with` block, so that a model with experts runs on the meta device.
 
-    A router's choice has no values there, and so an expert's tokens cannot be counted.
+    A router's choice has no values there, so the tokens of each expert cannot be counted.
     """
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Count the tokens of each expert where there are none to count."""
+        """Return an even split in place of a count of meta tokens; pass other functions on."""
         options = kwargs or {}
         if function is torch.bincount and args[0].is_meta:
             experts = options["minlength"]
@@ -73,7 +73,7 @@ class EvenRouting(TorchFunctionMode):
 
 
 def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:
-    """Describe a model by running it on the meta device, where tensors have shapes but no memory.
+    """Summarise a model by running it on the meta device, where tensors have shapes but no memory.
 
     So it takes no more for the largest model than for the smallest. FLOPs are those of matrix products (PyTorch's own
     counter), which are nearly all there are.
@@ -83,7 +83,7 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         config: its configuration.
         dtype: of the weights and the cache.
     """
-    model = on_meta(model_class, config, dtype)
+    model = meta_model(model_class, config, dtype)
     given = model.dummy_input(1, config.context_length, "meta")
     given = given.to(dtype) if given.is_floating_point() else given
     cache = model.make_cache() if isinstance(model, Decoder) else None
@@ -106,9 +106,9 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         weights = {leaf: (axes[f"{prefix}{leaf}"], tuple(parameter.shape)) for leaf, parameter in own.items()}
         parameters = sum(parameter.numel() for parameter in own.values() if parameter not in owned)
         owned.update(own.values())
-        anywhere = ".".join("*" if step.isdigit() else step for step in name.split(".")) or "(model)"
-        part = ModuleCost(anywhere, 1, weights, parameters, cost)
-        key = (anywhere, tuple(weights.items()), parameters, cost)
+        path = ".".join("*" if step.isdigit() else step for step in name.split(".")) or "(model)"
+        part = ModuleCost(path, 1, weights, parameters, cost)
+        key = (path, tuple(weights.items()), parameters, cost)
         merged[key] = part._replace(copies=merged[key].copies + 1) if key in merged else part
     return Summary(
         modules=tuple(merged.values()),

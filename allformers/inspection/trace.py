@@ -1,4 +1,4 @@
-"""A model's whole computation as a list of named operations, with the size of every axis.
+"""Trace of a pass: every named operation of a model in order, with the size of every axis.
 
 Each `rearrange`, `repeat`, `reduce` and `einsum` says in its pattern what it does to which axes, and each linear layer
 is an `einsum` of its input with a weight whose axes the model's weight table names. So a pass through the model is a
@@ -44,17 +44,17 @@ class Operation(NamedTuple):
     """One named operation of a pass.
 
     Attributes:
-        module: the path of the module that does it, itself or by a function that it calls; empty for the model itself.
-        function: the method or function there.
+        module: the path of the module that runs it, itself or in a function that it calls; empty for the model itself.
+        function: the method or function in whose code it is.
         file: the source file, relative to the package.
-        line: where it stands there.
+        line: its line in that file.
         kind: rearrange, repeat, reduce, einsum, or linear for a product with a weight, of a layer or of an expert.
-        pattern: what it does, in axes.
+        pattern: the einops pattern; of a linear layer, the einsum that it is.
         sizes: the size of each axis in the pattern.
-        flops: multiplications and additions, counted apart, of products that are summed; 0 for all else.
-        bytes_read: of its arguments.
-        bytes_written: of its result; 0 if that is another view of the same memory.
-        milliseconds: how long it took; None on the meta device.
+        flops: multiplications and additions, counted separately, of products that are summed; 0 for all else.
+        bytes_read: bytes of its arguments.
+        bytes_written: bytes of its result; 0 if that is a view of an argument.
+        milliseconds: its duration; None on the meta device.
     """
 
     module: str
@@ -76,7 +76,7 @@ class Trace:
 
     Attributes:
         operations: all of them.
-        title: what was traced.
+        title: the name of the trace.
     """
 
     operations: tuple[Operation, ...]
@@ -84,40 +84,40 @@ class Trace:
 
     @property
     def flops(self) -> int:
-        """Of all operations."""
+        """FLOPs of all operations."""
         return sum(operation.flops for operation in self.operations)
 
     def by_module(self) -> dict[str, int]:
-        """FLOPs of each module that has operations of its own, in the order in which they come."""
+        """Return the FLOPs of each module that has operations of its own, in the order of the pass."""
         totals: Counter[str] = Counter()
         for operation in self.operations:
             totals[operation.module] += operation.flops
         return dict(totals)
 
     def by_kind_of_module(self) -> dict[str, int]:
-        """FLOPs as in `by_module`, with layers merged: `*` stands for their numbers."""
+        """Return FLOPs as in `by_module`, with layers merged: `*` stands for their numbers."""
         totals: Counter[str] = Counter()
         for operation, count in self.collapsed():
             totals[operation.module] += operation.flops * count
         return dict(totals)
 
     def collapsed(self) -> list[tuple[Operation, int]]:
-        """The operations with layers that do the same merged: each with how many there are, and `*` for their numbers.
+        """Return the operations with equal layers merged: each with its count, and `*` for the layers' numbers.
 
-        Times are summed up.
+        Times are summed.
         """
         merged: dict[tuple[Any, ...], tuple[Operation, int]] = {}
         for operation in self.operations:
-            anywhere = ".".join("*" if step.isdigit() else step for step in operation.module.split("."))
-            key = (anywhere, *operation[1:6], tuple(operation.sizes.items()), *operation[7:10])
-            before, count = merged.get(key, (operation._replace(module=anywhere, milliseconds=None), 0))
+            path = ".".join("*" if step.isdigit() else step for step in operation.module.split("."))
+            key = (path, *operation[1:6], tuple(operation.sizes.items()), *operation[7:10])
+            before, count = merged.get(key, (operation._replace(module=path, milliseconds=None), 0))
             if operation.milliseconds is not None:
                 before = before._replace(milliseconds=(before.milliseconds or 0.0) + operation.milliseconds)
             merged[key] = (before, count + 1)
         return list(merged.values())
 
     def to_json(self) -> str:
-        """All of it as JSON: an object with the title, the totals and the list of operations."""
+        """Return the trace as JSON: an object with the title, the totals and the list of operations."""
         content = {
             "title": self.title,
             "flops": self.flops,
@@ -127,7 +127,7 @@ class Trace:
         return json.dumps(content, indent=2)
 
     def to_mermaid(self) -> str:
-        """A diagram in Mermaid's language: operations in order, framed by module, alike layers drawn once."""
+        """Return a Mermaid diagram: operations in order, framed by module, equal layers drawn once."""
         lines, edges, frames = ["flowchart TD"], [], Counter[str]()
         rows = self.collapsed()
         previous = ""
@@ -148,24 +148,24 @@ class Trace:
 
 
 def trace(model: nn.Module, token_ids: Tensor, title: str = "", **options: Any) -> Trace:
-    """Run a model once and list its named operations.
+    """Run a model once and record its named operations.
 
-    On the meta device (see `on_meta`) nothing is computed: the largest models can be traced, but there are no times.
+    On the meta device (see `meta_model`) nothing is computed: the largest models can be traced, but there are no times.
 
     Args:
         model: any model of this package.
-        token_ids: what to run it on.
-        title: what to call the trace.
+        token_ids: its input.
+        title: a name for the trace; the class's by default.
         options: passed on to the model, such as `cache`.
     """
     recorder = _Recorder(model, token_ids.device)
-    with torch.inference_mode(), EvenRouting(), _watching(recorder):
+    with torch.inference_mode(), EvenRouting(), _recording(recorder):
         model(token_ids, **options)
     return Trace(tuple(recorder.operations), title or type(model).__name__)
 
 
 class _Recorder:
-    """Collects operations."""
+    """Records the operations of a pass."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.operations: list[Operation] = []
@@ -180,8 +180,8 @@ class _Recorder:
             for name, parameter in model.named_parameters()
             if name in axes
         }
-        self.layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        self.inside = False
+        self.linear_layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        self.in_layer = False
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -189,10 +189,10 @@ class _Recorder:
         return time.perf_counter() * 1e3
 
     def einops(self, kind: str, *arguments: Any, **sizes: Any) -> Any:
-        """Do what einops does, and note it."""
+        """Run an einops operation, and record it."""
         start = self.now()
         result = EINOPS[kind](*arguments, **sizes)
-        taken = self.now() - start
+        elapsed = self.now() - start
         tensors, pattern = (arguments[:-1], arguments[-1]) if kind == "einsum" else (arguments[:1], arguments[1])
         left, right = pattern.split("->")
         inputs = [tensor for group in tensors for tensor in (group if isinstance(group, list | tuple) else [group])]
@@ -201,33 +201,33 @@ class _Recorder:
             found |= _sizes(side, tensor, found)
         summed = kind == "einsum" and _named(left, found).keys() > _named(right, found).keys()
         flops = 2 * math.prod(_named(left, found).values()) if summed else 0
-        self.note(kind, " ".join(pattern.split()), _named(pattern, found), flops, inputs, result, taken)
+        self.record(kind, " ".join(pattern.split()), _named(pattern, found), flops, inputs, result, elapsed)
         return result
 
     def layer(self, layer: nn.Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Apply a linear layer, and note it; how it does so is its own business."""
-        self.inside = True
+        """Apply a linear layer, however it is implemented, and record it."""
+        self.in_layer = True
         try:
             return self.product(partial(original, x), x, layer.weight, layer.bias)
         finally:
-            self.inside = False
+            self.in_layer = False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Do what `F.linear` does, and note it unless it is a layer's that is noted anyway."""
+        """Run `F.linear`, and record it unless a layer calls it, which is recorded itself."""
         original = partial(LINEAR, x, weight, bias)
-        return original() if self.inside else self.product(original, x, weight, bias)
+        return original() if self.in_layer else self.product(original, x, weight, bias)
 
     def product(self, original: Callable[[], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply with a weight, and note it as the einsum that it is."""
+        """Multiply by a weight, and record it as the einsum that it is."""
         start = self.now()
         result = original()
-        taken = self.now() - start
+        elapsed = self.now() - start
         owner = self.owner(_caller(sys._getframe(1), self.root))
         axes = self.axes_of(weight, owner)
         if axes is None:  # none of the model's weights, or rounded
             return result
-        *several, outputs, inputs = _groups(axes)
-        rows = "batch seq" if x.ndim == 3 else "routed" if several else "tokens" if self.paths.get(owner) else "batch"
+        *experts, outputs, inputs = _groups(axes)
+        rows = "batch seq" if x.ndim == 3 else "routed" if experts else "tokens" if self.paths.get(owner) else "batch"
         sizes = dict(zip(rows.split(), x.shape, strict=False))
         sizes |= {name: self.sizes[name] for side in (inputs, outputs) for name in re.findall(r"\w+", side)}
         if outputs == inputs:  # two axes of one size, which a pattern has to tell apart
@@ -235,11 +235,11 @@ class _Recorder:
             sizes[outputs] = sizes[inputs]
         pattern = f"{rows} {inputs}, {outputs} {inputs} -> {rows} {outputs}"
         read = [x, weight, *([] if bias is None else [bias])]
-        self.note("linear", pattern, _named(pattern, sizes), 2 * x.numel() * weight.shape[0], read, result, taken)
+        self.record("linear", pattern, _named(pattern, sizes), 2 * x.numel() * weight.shape[0], read, result, elapsed)
         return result
 
     def axes_of(self, weight: Tensor, owner: nn.Module | None) -> str | None:
-        """The axes of a weight: of a parameter, of one part of it, or of a copy in another dtype."""
+        """Return the axes of a weight: of a parameter, of one part of it, or of a copy in another dtype."""
         found = self.weights.get(weight.untyped_storage()._cdata)
         if found is not None:
             return found[1]
@@ -247,7 +247,7 @@ class _Recorder:
         return next((known[1] for known in own if known is not None and known[0].shape == weight.shape), None)
 
     def owner(self, frame: FrameType | None) -> nn.Module | None:
-        """The module whose method runs, or has called the function that does."""
+        """Return the module whose method runs in a frame, or has called the function that does."""
         while frame is not None:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module) and module in self.paths:
@@ -255,10 +255,10 @@ class _Recorder:
             frame = frame.f_back
         return None
 
-    def note(
+    def record(
         self, kind: str, pattern: str, sizes: Mapping[str, int], flops: int, read: list[Tensor], result: Any, ms: float
     ) -> None:
-        """Add an operation, with the place in the source that it was called from."""
+        """Record an operation with the line of the source that called it."""
         frame = _caller(sys._getframe(1), self.root)
         owner = self.owner(frame)
         storages = {tensor.untyped_storage()._cdata for tensor in read}
@@ -281,7 +281,7 @@ class _Recorder:
 
 
 def _caller(frame: FrameType | None, root: Path) -> FrameType:
-    """The nearest function of this package that is being run, other than what watches, checks and multiplies."""
+    """Return the nearest frame of this package outside of the recorder, the shape checks and `speed`."""
     others = (__file__, str(root / "nn" / "shapes.py"), str(root / "speed"))
     while frame is not None:
         file = frame.f_code.co_filename
@@ -292,10 +292,10 @@ def _caller(frame: FrameType | None, root: Path) -> FrameType:
 
 
 @contextlib.contextmanager
-def _watching(recorder: _Recorder) -> Iterator[None]:
-    """Put the recorder between this package's modules and einops, and between the model and its products."""
+def _recording(recorder: _Recorder) -> Iterator[None]:
+    """Replace einops' functions in this package, `F.linear` and the layers' `forward` by the recorder's methods."""
     changed: list[tuple[ModuleType, str]] = []
-    layers = [layer for layer in recorder.layers if "forward" not in vars(layer)]
+    layers = [layer for layer in recorder.linear_layers if "forward" not in vars(layer)]
     try:
         for module in [m for name, m in sys.modules.items() if name.startswith("allformers.") and name != __name__]:
             for kind, function in EINOPS.items():
@@ -315,20 +315,20 @@ def _watching(recorder: _Recorder) -> Iterator[None]:
 
 
 def _groups(axes: str) -> list[str]:
-    """The axes of a weight one by one: `(heads head_dim) embed` is `(heads head_dim)` and `embed`."""
+    """Split the axes of a weight: `(heads head_dim) embed` into `(heads head_dim)` and `embed`."""
     return re.findall(r"\([^)]*\)|\w+", axes)
 
 
 def _sizes(side: str, tensor: Any, known: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of the axes in one side of a pattern, read off the tensor and off what is known already."""
+    """Return the sizes of the axes in one side of a pattern, from the tensor and the sizes known already."""
     found = dict(known)
     # Of a list of tensors, which einops stacks, the first axis is the list.
     shape = list(tensor.shape) if isinstance(tensor, Tensor) else [len(tensor), *tensor[0].shape]
     groups = list(ParsedExpression(side.strip()).composition)
     if "…" in groups:  # any number of axes, without names
-        place = groups.index("…")
-        del shape[place : place + len(shape) - len(groups) + 1]
-        del groups[place]
+        position = groups.index("…")
+        del shape[position : position + len(shape) - len(groups) + 1]
+        del groups[position]
     for group, size in zip(groups, shape, strict=True):
         rest = [name for name in group if name not in found]
         if len(rest) == 1:
@@ -338,6 +338,6 @@ def _sizes(side: str, tensor: Any, known: Mapping[str, int]) -> dict[str, int]:
 
 
 def _named(pattern: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of the axes that a pattern names, in its order; numbers are not names."""
+    """Return the sizes of the axes that a pattern names, in its order; numbers are not names."""
     words = pattern.replace("(", " ").replace(")", " ").replace(",", " ").replace("->", " ").split()
     return {name: sizes[name] for name in dict.fromkeys(words) if name in sizes and not name.isdigit()}

@@ -1,4 +1,4 @@
-"""What renders the site: `hooks` is what MkDocs calls, `extension` what Markdown calls; the rest is theirs."""
+"""The renderer of the site: MkDocs calls `hooks`, Markdown calls `extension`, and these use the rest."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a page can hold beside a walk: the model in one figure, changes that break it, the live model, formulas."""
+"""Markdown blocks beside the walk: the model in one figure, changes that break it, the live model, formulas."""
 
 import difflib
 import html
@@ -40,7 +40,7 @@ class Figure(Block):
     }
 
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
-        """Draw it."""
+        """Draw the figure."""
         figure = ElementTree.SubElement(parent, "figure", {"class": "model", "aria-label": self.argument})
         rows = "".join(self._row(row) for row in self.options["flow"])
         figure.text = self.md.htmlStash.store(f'<div class="model-flow">{rows}</div>')
@@ -63,7 +63,7 @@ class Figure(Block):
 
 
 def _sized(axes: str, module: str) -> str:
-    """Axes, each with its size under the page's switch; a pass over the whole context for those of positions."""
+    """Return axes with their sizes under the page's switch; axes of positions have the size of the whole context."""
     parts = []
     for word in re.split(r"([a-z_]+)", axes):
         shown = str(pattern_html(word))
@@ -100,7 +100,7 @@ class Break(Block):
     OPTIONS = {"replace": ["", type_string], "with": ["", type_string]}  # noqa: RUF012
 
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
-        """Change the source, run it, and show what came of it."""
+        """Change the source, run it, and show the outcome."""
         details = ElementTree.SubElement(parent, "details", {"class": "break"})
         ElementTree.SubElement(details, "summary").text = f"Break it: {self.argument}"
         prose = ElementTree.SubElement(details, "div")
@@ -110,7 +110,7 @@ class Break(Block):
 
 
 def break_html(replace: str, by: str) -> str:
-    """What was changed, and what came of it, beside what the model does as it is."""
+    """Return the HTML of a change and its outcome, beside the outcome of the unchanged model."""
     rows = [row for row in difflib.ndiff(replace.splitlines(), by.splitlines()) if not row.startswith("?")]
     changed = Markup("").join(
         Markup("<{0}>{1} {2}</{0}>").format("del" if row[0] == "-" else "ins", row[0], row[2:]) for row in rows if row
@@ -146,7 +146,7 @@ class Difference(Block):
     ARGUMENT = True
 
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
-        """Align them; prose stands above."""
+        """Align the two classes; prose stands above."""
         box = ElementTree.SubElement(parent, "div", {"class": "difference"})
         prose = ElementTree.SubElement(box, "div")
         aligned = ElementTree.SubElement(box, "div")
@@ -156,7 +156,7 @@ class Difference(Block):
 
 
 def difference_html(before: str, after: str) -> str:
-    """Two classes side by side, method by method; statements that are the same in both stand once, folded.
+    """Return the HTML of two classes side by side, method by method; statements equal in both stand once, folded.
 
     Args:
         before: the ancestor, such as `allformers.models.gpt2.gpt2.Block`.
@@ -187,7 +187,7 @@ def difference_html(before: str, after: str) -> str:
 
 
 def _statements(name: str) -> dict[str, list[str]]:
-    """The source of a class's methods, signature first, then statement by statement, without docstrings."""
+    """Return the source of a class's methods, signature first, then statement by statement, without docstrings."""
     module, _, class_name = name.rpartition(".")
     source = Module(module)
     found: dict[str, list[str]] = {}
@@ -214,7 +214,7 @@ class Live(Block):
     NAME = "live"
 
     def on_create(self, parent: ElementTree.Element) -> ElementTree.Element:
-        """Leave a place for it, and say what it takes."""
+        """Insert the live model's container, and say what it downloads."""
         place = ElementTree.SubElement(
             parent,
             "div",
@@ -226,10 +226,10 @@ class Live(Block):
 
 
 class Expressions(Preprocessor):
-    """Puts in what `{{ ... }}` stands for, outside blocks of code."""
+    """Preprocessor that replaces `{{ ... }}` by its value, outside blocks of code."""
 
     def run(self, lines: list[str]) -> list[str]:
-        """Line by line."""
+        """Replace line by line."""
         found, fence = [], ""
         for line in lines:
             mark = re.match(r"\s*(```+|~~~+)", line)
@@ -247,12 +247,12 @@ class Formula(InlineProcessor):
     r"""`$\sqrt{\ax{head_dim}}$`: TeX, as MathML, with axes that are coloured like everywhere else."""
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]  # noqa: N802
-        """Convert one."""
+        """Convert one formula."""
         return self.md.htmlStash.store(formula_html(m[1])), m.start(0), m.end(0)
 
 
 def formula_html(tex: str) -> str:
-    """TeX as MathML."""
+    """Convert TeX to MathML."""
     axes = re.findall(r"\\ax\{(\w+)\}", tex)
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
@@ -265,10 +265,10 @@ def formula_html(tex: str) -> str:
 
 
 class AxesInProse(Treeprocessor):
-    """Marks each axis that prose names as code."""
+    """Tree processor that marks each axis that prose names as code."""
 
     def run(self, root: ElementTree.Element) -> None:
-        """Look at each piece of code."""
+        """Mark axes in each piece of code."""
         for code in root.iter("code"):
             words = (code.text or "").split()
             if words and not len(code) and all(word.strip("()") in AXES for word in words):
@@ -276,7 +276,7 @@ class AxesInProse(Treeprocessor):
 
 
 def register(md: Markdown) -> None:
-    """Everything here but the blocks."""
+    """Register the processors of this module, all but the blocks."""
     md.preprocessors.register(Expressions(md), "expressions", 26)  # before fenced code is put away
     md.inlinePatterns.register(Formula(r"(?<!\\)\$([^$\n]+)\$", md), "formula", 185)
     md.treeprocessors.register(AxesInProse(md), "axes_in_prose", 5)

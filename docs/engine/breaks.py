@@ -1,4 +1,4 @@
-"""What really happens when one thing in a model's source is wrong: it is changed, and the bundled model is run.
+"""Changes to a model's source that break it: each is made, and the bundled model is run with it.
 
 The change is in GPT-2's file or in the tables of its checkpoints.
 
@@ -31,7 +31,7 @@ PROMPT = "The for statement"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a change.
+    """The outcome of a change: the loss and a generated text, or an error.
 
     Attributes:
         error: the message of the error, or nothing if it ran.

@@ -22,12 +22,12 @@ from docs.engine.walk import code_html
 
 
 def pages() -> dict[str, str]:
-    """The Markdown of every exercise's page, by the page's place among the others."""
+    """Return the Markdown of every exercise's page, by the page's path."""
     return {f"practice/{entry.name}.md": page(entry) for entry in entries()}
 
 
 def page(entry: Entry) -> str:
-    """The page of an exercise, in Markdown."""
+    """Return the page of an exercise, in Markdown."""
     exercise = entry.load()
     is_hunt = exercise.bug is not None
     own = ".".join(re.findall(r"[A-Z]\w*|\w+$", exercise.part_of))
@@ -60,7 +60,7 @@ def page(entry: Entry) -> str:
 
 
 def exercise_code(name: str, *, solved: bool = False) -> Markup:
-    """What a learner begins with, or the solution, with axes in colour."""
+    """Return the HTML of an exercise's starting file, or of its solution, with axes in colour."""
     text = code(find(name).load(), solved=solved)
     lines = Markup("\n".join(code_html(text)))
     told = f"the solution of {name}" if solved else f"what {name} begins with"
@@ -70,7 +70,7 @@ def exercise_code(name: str, *, solved: bool = False) -> Markup:
 
 
 def course() -> Markup:
-    """All exercises in order, each a link to its page."""
+    """Return a list of all exercises in order, each a link to its page."""
     sections = Markup("")
     for title, names in SECTIONS.items():
         listed = [find(name) for name in names]
@@ -86,7 +86,7 @@ def course() -> Markup:
 
 
 def checks() -> Markup:
-    """The checks in order, each with what holds where it passes."""
+    """Return the checks in order, each with the property that it checks."""
     items = Markup("").join(
         Markup("<li><code>{}</code>: {}{}</li>").format(
             name, MEANING[name], " (a hint, and no failure)" if name == "named" else ""
@@ -109,7 +109,7 @@ def _on_one_line(text: str | None) -> str:
 
 
 def _with_fences(task: str) -> str:
-    """A task whose indented examples are marked as what they are written in."""
+    """Return a task with its indented examples fenced, each with its language."""
 
     def fenced(found: re.Match[str]) -> str:
         text = inspect.cleandoc("\n" + found[0])

@@ -17,18 +17,18 @@ class SiteExtension(BlocksExtension):
     """All blocks, formulas, facts, and axes in prose."""
 
     def extendMarkdownBlocks(self, md: Markdown, block_mgr: Any) -> None:  # noqa: N802
-        """Register."""
+        """Register all blocks."""
         md.walk_state = State()  # type: ignore[attr-defined]
         for block in (Walk, Step, Figure, Break, Difference, Excerpt, Live):
             block_mgr.register(block, self.getConfigs())
         register(md)
 
     def reset(self) -> None:
-        """Forget the page before."""
+        """Clear the state of the previous page."""
         if hasattr(self, "md"):
             self.md.walk_state = State()
 
 
 def makeExtension(**options: Any) -> Extension:  # noqa: N802
-    """What Python-Markdown calls."""
+    """Return the extension; Python-Markdown calls this."""
     return SiteExtension(**options)

@@ -1,4 +1,4 @@
-"""What a page says in numbers: figures that code determines, put in by `{{ ... }}`, and what was measured before.
+"""Numbers in pages, put in by `{{ ... }}`: computed from the code, or read from records of measurements.
 
 A page writes `{{ sizes("parameters") }}` and not 124,439,808. An expression may use what `NAMES` holds.
 """
@@ -40,7 +40,7 @@ SIZES_SHOWN = "gpt2_small"
 
 
 def bytes_text(number: float) -> str:
-    """A number of bytes in the unit that suits it."""
+    """Return a number of bytes as text, in a suitable unit."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if number < 1024 or unit == "GiB":
             return f"{number:,.0f} {unit}" if unit == "bytes" or number >= 100 else f"{number:,.2f} {unit}"
@@ -49,7 +49,7 @@ def bytes_text(number: float) -> str:
 
 
 def flops_text(number: float) -> str:
-    """A number of floating-point operations in the unit that suits it."""
+    """Return a number of floating-point operations as text, in a suitable unit."""
     for unit in ("", "kilo", "mega", "giga"):
         if number < 1000 or unit == "giga":
             return f"{number:,.2f} {unit}FLOPs"
@@ -59,7 +59,7 @@ def flops_text(number: float) -> str:
 
 @functools.cache
 def _summary(module: str, preset: str) -> Any:
-    """What a preset costs."""
+    """Return the summary of a preset: its parameters, FLOPs and bytes."""
     (name,) = (entry.name for entry in READING_ORDER if entry.module == module)
     return types.SimpleNamespace(**prepared(f"costs-{name}")[preset])
 
@@ -77,13 +77,13 @@ MEASURES: Mapping[str, Callable[[str, str], str]] = {
 
 
 def shown(names: Iterable[str]) -> str:
-    """Which of several presets a page shows first: the smallest published one."""
+    """Return the preset that a page shows first: the smallest published one."""
     known = list(names)
     return SIZES_SHOWN if SIZES_SHOWN in known else known[min(1, len(known) - 1)]
 
 
 def sizes_html(numbers: Mapping[str, str]) -> Markup:
-    """A figure that depends on the model's size: that of the size shown and, for the page's switch, all others."""
+    """Return the HTML of a number for each size of a model, switched by the page."""
     first = numbers[shown(numbers)]
     if len(set(numbers.values())) == 1:
         return Markup("<b>{}</b>").format(first)
@@ -91,7 +91,7 @@ def sizes_html(numbers: Mapping[str, str]) -> Markup:
 
 
 def sizes(what: str, module: str = "allformers.models.gpt2.gpt2") -> Markup:
-    """A measure, a field of the configuration or an axis, for every preset."""
+    """Return a measure, a field of the configuration or an axis, for every preset."""
     found = {}
     for preset, config in presets(module).items():
         if what in MEASURES:
@@ -104,7 +104,7 @@ def sizes(what: str, module: str = "allformers.models.gpt2.gpt2") -> Markup:
 
 
 def size(preset: str, what: str, module: str = "allformers.models.gpt2.gpt2") -> str:
-    """The same of one preset, whatever the page's switch says."""
+    """Return a measure, field or axis of one preset, independent of the page's switch."""
     config = presets(module)[preset]
     if what in MEASURES:
         return MEASURES[what](module, preset)
@@ -115,7 +115,7 @@ def size(preset: str, what: str, module: str = "allformers.models.gpt2.gpt2") ->
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> Markup:
-    """A table whose numbers stand to the right, which scrolls by itself where it is too wide."""
+    """Return an HTML table with numbers aligned right, which scrolls where it is too wide."""
 
     def cell(value: Any) -> Markup:
         number = isinstance(value, str) and re.fullmatch(r"[\d.,]+(e-?\d+)?( \w*[bB]\w*)?", value)
@@ -130,7 +130,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) ->
 
 
 def axes() -> Markup:
-    """The vocabulary of axes, with its meanings."""
+    """Return a table of the axes and their meanings."""
     rows = [
         (Markup('<code><span class="ax" data-ax="{0}">{0}</span></code>').format(axis), meaning)
         for axis, meaning in AXES.items()
@@ -139,7 +139,7 @@ def axes() -> Markup:
 
 
 def preset_table(module: str = "allformers.models.gpt2.gpt2") -> Markup:
-    """Every preset with its sizes."""
+    """Return a table of every preset with its sizes."""
     fields = ("num_layers", "heads", "embed", "mlp", "vocab", "context", "parameters", "weight bytes", "cache bytes")
     rows = [
         (Markup("<code>{}()</code>").format(name), *(size(name, f, module) for f in fields)) for name in presets(module)
@@ -150,7 +150,7 @@ def preset_table(module: str = "allformers.models.gpt2.gpt2") -> Markup:
 
 
 def strip(module: str, year: str, parent: str, paper: str) -> Markup:
-    """What a model's page begins with: where it comes from, what it costs in each size, and how it is known right."""
+    """Return the strip on top of a model's page: its source, the cost of each size, and its parity."""
     (entry,) = (entry for entry in READING_ORDER if entry.module == module)
     options = Markup("").join(
         Markup('<option value="{}"{}>{}</option>').format(
@@ -188,7 +188,7 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
 
 @functools.cache
 def record(name: str) -> Any:
-    """A record by its file's name.
+    """Read a record by its file's name.
 
     Raises:
         WalkError: there is none.
@@ -200,7 +200,7 @@ def record(name: str) -> Any:
 
 
 def parity_badge(name: str = "gpt2", writes: bool = True) -> Markup:
-    """One sentence: how far the logits are from the reference's at most, over how many comparisons."""
+    """Return a sentence with the largest difference from the reference's logits, and the number of comparisons."""
     found = record(f"{name}-parity.json")
     rows = [row for row in found["rows"] if row["dtype"] == "float32" and row["of"] == "logits"]
     worst, count = max(row["largest"] for row in rows), sum(row["comparisons"] for row in rows)
@@ -210,7 +210,7 @@ def parity_badge(name: str = "gpt2", writes: bool = True) -> Markup:
 
 
 def parity_table(name: str = "gpt2") -> Markup:
-    """Every comparison with the reference, as the tests recorded it."""
+    """Return a table of every comparison with the reference, as the tests recorded it."""
     found = record(f"{name}-parity.json")
     rows = [
         (row["what"], row["of"], row["dtype"], f"{row['comparisons']:,}", f"{row['largest']:.1e}", f"{row['bar']:.0e}")
@@ -223,7 +223,7 @@ def parity_table(name: str = "gpt2") -> Markup:
 
 
 def family_parity() -> Markup:
-    """For every model, how many settings were compared, and the largest difference in each precision."""
+    """Return a table of every model: the settings compared, and the largest difference in each precision."""
     rows = []
     for entry in READING_ORDER:
         found = [row for row in record(f"{entry.name}-parity.json")["rows"] if row["of"] == "logits"]
@@ -243,7 +243,7 @@ def rows_of(found: Any) -> dict[str, Result]:
 
 
 def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") -> Markup:
-    """The rows of a benchmark whose names contain a word, or all that say how long a model takes; as recorded."""
+    """Return a table of a recorded benchmark: the rows whose names contain a word, or all durations."""
     found = record(name)
     measured = {
         what: row
@@ -270,7 +270,7 @@ def benchmark_table(about: str, name: str = "benchmark.json", rows: str = "") ->
 
 
 def decoding() -> Markup:
-    """What a token takes in each size of the family that was measured, beside the reference."""
+    """Return a table of the time per decoded token in each size measured, beside the reference."""
     sizes = {size.name: size.parameters for entry in READING_ORDER for size in entry.sizes()}
     ours = (OURS, PACKED, COMPILED)
     lines = []
@@ -288,7 +288,7 @@ def decoding() -> Markup:
 
 
 def bounds(name: str = "benchmark.json") -> Markup:
-    """Of what a pass takes, how much its linear layers take by themselves, by the rows that time one of them."""
+    """Return a table of a pass's duration and the share of its linear layers, from the rows that time one of them."""
     found = record(name)
     model = presets("allformers.models.gpt2.gpt2")[found["preset"].replace("-", "_")]
     inner = 12 * model.num_layers * model.embedding_dim**2  # four squares in attention, eight in the MLP
@@ -319,7 +319,7 @@ def weight_formats() -> Markup:
 
 
 def scaling(name: str = "scale.json") -> Markup:
-    """How time and memory grow with the length, the batch and the model."""
+    """Return figures of time and memory over the length, the batch and the model."""
     found = record(name)["rows"]
     sizes = {size.name: size.parameters / 1e6 for entry in READING_ORDER for size in entry.sizes()}
     plots = []
@@ -338,7 +338,7 @@ def scaling(name: str = "scale.json") -> Markup:
         lines = {one: [statistics.median(row["measured"][one]) for row in rows.values()] for one in names}
         plots.append((title, lines, list(rows), across))
     drawn = [
-        inline_svg(figures.to_svg(figures.plots_of(*two, log=(True, True))), f"scale{number}")
+        inline_svg(figures.to_svg(figures.subplots(*two, log=(True, True))), f"scale{number}")
         for number, two in enumerate((plots[:2], plots[2:]))
     ]
     return Markup(
@@ -347,12 +347,12 @@ def scaling(name: str = "scale.json") -> Markup:
 
 
 def recorded_command(name: str) -> Markup:
-    """The command that made a record."""
+    """Return the command that made a record."""
     return Markup("<code>{}</code>").format(record(name)["command"])
 
 
 def inline_svg(drawn: str, prefix: str) -> str:
-    """An SVG to be put into a page beside others: only the ids that it refers to, and these its own."""
+    """Return an SVG to be put into a page beside others, with only the ids that it refers to, made unique."""
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', drawn))
     drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
     drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
@@ -364,7 +364,7 @@ def inline_svg(drawn: str, prefix: str) -> str:
 
 
 def why(name: str) -> Markup:
-    """A question, its answer in a sentence and a figure, and the command that gives both."""
+    """Return an experiment's question, its conclusion, its figure, and the command that gives them."""
     if name not in EXPERIMENTS:
         raise WalkError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
     found = prepared(f"experiment-{name}")
@@ -381,7 +381,7 @@ def why(name: str) -> Markup:
 
 
 def questions() -> Markup:
-    """A list of all questions, each a link to its answer."""
+    """Return a list of all questions, each a link to its answer."""
     items = Markup("").join(
         Markup('<li><a href="gpt2.html#why-{}">{}</a></li>').format(name, question_of(run))
         for name, run in EXPERIMENTS.items()
@@ -390,7 +390,7 @@ def questions() -> Markup:
 
 
 def breaks() -> list[tuple[str, str, str]]:
-    """All changes that the pages make to break the model: title, what is replaced, by what."""
+    """Return all changes in the pages that break the model: title, old source, new source."""
     found = []
     for page in sorted(PAGES.glob("*.md")):
         for title, options in re.findall(
@@ -402,7 +402,7 @@ def breaks() -> list[tuple[str, str, str]]:
 
 
 def damages() -> Markup:
-    """What each change did to the loss, the worst first."""
+    """Return a table of each change and the loss that it led to, the worst first."""
     outcomes = [(title, outcome(replace, by)) for title, replace, by in breaks()]
     ran = sorted((found.loss, title) for title, found in outcomes if not found.error)
     rows = [("As it is", f"{outcome().loss:.4f}")] + [(title, f"{loss:.4f}") for loss, title in reversed(ran)]
@@ -414,7 +414,7 @@ def damages() -> Markup:
 
 
 def family() -> Markup:
-    """The tree of models, drawn from their imports."""
+    """Return the tree of models, drawn from their imports."""
     members = members_of_the_family()
 
     def draw(member: Member) -> Markup:
@@ -461,7 +461,7 @@ NAMES: Mapping[str, Any] = {
 
 
 def evaluate(expression: str, names: Mapping[str, Any] = NAMES) -> str:
-    """What `{{ expression }}` stands for.
+    """Evaluate the expression in `{{ ... }}`.
 
     Raises:
         WalkError: it fails, or uses a name that is not among those.

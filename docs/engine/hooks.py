@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds: nothing has to be run before it.
+"""MkDocs hooks, called while it builds; nothing has to be run before it.
 
     mkdocs serve
     mkdocs build --strict

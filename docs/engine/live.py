@@ -1,4 +1,4 @@
-"""What the site's live model needs: the bundled GPT-2's weights as a script that a page can load.
+"""The weights of the site's live model: the bundled GPT-2's, as a script that a page can load.
 
 The reader's browser computes the model itself, in `assets/model.js`. A page opened from a disk may not fetch a file,
 but it may run a script beside it; so the weights travel as one.
@@ -14,7 +14,7 @@ from allformers.models.gpt2.gpt2 import GPT2
 
 
 def weights_script() -> str:
-    """The bundled model as a classic script: `allformers.weights = {config, tensors}`.
+    """Return the bundled model as a classic script: `allformers.weights = {config, tensors}`.
 
     The weights travel in half precision, which halves the download; the comparison of `model.js` with Python is on
     the same rounded weights. The unembedding is tied to the token embedding and so is written once.

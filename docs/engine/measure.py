@@ -18,7 +18,7 @@ PASSAGES = 16
 
 
 def experiment(name: str) -> str:
-    """An experiment's answer and figure."""
+    """Run an experiment; return its conclusion and figure as JSON."""
     from allformers.experiments import EXPERIMENTS
     from allformers.inspection import figures
 
@@ -27,7 +27,7 @@ def experiment(name: str) -> str:
 
 
 def costs(name: str) -> str:
-    """What every preset of a model costs, each measured by a whole pass on the meta device."""
+    """Return the costs of every preset of a model as JSON, each from a pass over a whole context on the meta device."""
     from allformers.inspection import summarise
     from allformers.models.registry import READING_ORDER
     from docs.engine.presets import presets
@@ -57,14 +57,14 @@ def weight_formats() -> str:
 
 
 def live_weights() -> str:
-    """The bundled model for the page's script."""
+    """Return the weights of the bundled model for the page's script."""
     from docs.engine.live import weights_script
 
     return weights_script()
 
 
 def loss_of(model: Any) -> float:
-    """How surprised a model is, in nats a byte, by `PASSAGES` passages that the bundled model has not learned from."""
+    """Return a model's loss in nats a byte on `PASSAGES` passages that the bundled model was not trained on."""
     text = python_documentation().encode()
     unseen = text[-int(len(text) * builtin().validation_fraction) :]
     places = torch.linspace(0, len(unseen) - 257, PASSAGES).long().tolist()

@@ -1,4 +1,4 @@
-"""What is made before a page can be: experiments' answers, models' costs, the live model's weights.
+"""Prepared parts of pages, made before them: experiments' answers, models' costs, the live model's weights.
 
     python -m docs.engine.prepare
 
@@ -49,7 +49,7 @@ GPT2 = "allformers.models.gpt2.gpt2"
 
 @dataclass(frozen=True)
 class Part:
-    """A file that is prepared.
+    """A prepared file.
 
     Attributes:
         kind: the function of `MAKERS` that makes it.
@@ -67,12 +67,12 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What a page calls it by."""
+        """The name by which a page asks for it."""
         return f"{self.kind}-{self.about}" if self.about else self.kind
 
     @property
     def path(self) -> Path:
-        """Where it is, once it is made from what is there now."""
+        """The path of the file made from the present source."""
         found = hashlib.sha256(repr((version("torch"), platform.python_version())).encode())
         for module in sorted(closure((MAKERS, *self.modules), within=MAKERS)):
             found.update(f"{module}\n{code_of(module)}\n".encode())
@@ -82,7 +82,7 @@ class Part:
 
 
 def parts() -> list[Part]:
-    """All that is prepared, what takes longest first."""
+    """Return all prepared parts, the slowest first."""
     bundled = tuple(sorted((ROOT / "allformers" / "bundled").iterdir()))
     experiments = [
         Part("experiment", name, (run.__module__, "allformers.inspection.figures", GPT2), bundled)
@@ -96,7 +96,7 @@ def parts() -> list[Part]:
 
 
 def files() -> Mapping[str, Path]:
-    """The files of the site that are no pages, by their addresses: the live model's weights, and sources to read."""
+    """Return the site's files that are no pages, by address: the live model's weights, and sources to read."""
     found = {"generated/weights.js": _places()["live_weights"]}
     for path in sorted(ROOT.glob("allformers/**/*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -105,7 +105,7 @@ def files() -> Mapping[str, Path]:
 
 
 def prepared(name: str) -> Any:
-    """The contents of a part.
+    """Return the contents of a part.
 
     Raises:
         FileNotFoundError: it has not been prepared from what is there now.
@@ -124,7 +124,7 @@ def _read(path: Path) -> Any:
 
 
 def main() -> None:
-    """Make every part that is not there."""
+    """Make every missing part."""
     _places.cache_clear()
     stale = {part: _places()[part.name] for part in parts() if not _places()[part.name].is_file()}
     if not stale:
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def _alone() -> None:
-    """Let a process compute with one thread, as models this small only lose by sharing; and end at once by Ctrl-C."""
+    """Limit a process to one thread, as models this small only lose by sharing, and let Ctrl-C end it at once."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -160,7 +160,7 @@ def _make(kind: str, about: str) -> str:
 
 
 def _keep(part: Part, path: Path, text: str) -> None:
-    """Write a part, and remove what it was before."""
+    """Write a part, and remove its older versions."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
     for old in CACHE.glob(f"{part.name}.*"):
@@ -172,7 +172,7 @@ def _keep(part: Part, path: Path, text: str) -> None:
 
 
 def closure(modules: tuple[str, ...], within: str = "") -> set[str]:
-    """Modules and all that they import, at the top or inside a function. What `within` imports does not count."""
+    """Return modules and all that they import, at the top or inside a function, except what `within` imports."""
     found: set[str] = set()
     left = list(modules)
     while left:
@@ -185,7 +185,7 @@ def closure(modules: tuple[str, ...], within: str = "") -> set[str]:
 
 @functools.cache
 def _imported(module: str) -> list[str]:
-    """The modules of this checkout that one imports; a model's folder counts as a whole, as its files find each other.
+    """Return the modules of this checkout that one imports; a model's folder counts as a whole.
 
     What is imported by a name in a table, as the registry imports models, is not found: a part has to state it.
     """
@@ -216,12 +216,12 @@ def _tree(module: str) -> ast.Module:
 
 @functools.cache
 def code_of(module: str) -> str:
-    """What a module does, however it is commented and explained."""
+    """Return a module's code without comments and docstrings."""
     return syntax(_tree(module))
 
 
 def syntax(tree: ast.Module) -> str:
-    """A module's statements, written out without comments, places and docstrings."""
+    """Return a module's statements, unparsed without comments, line numbers and docstrings."""
 
     def is_told(node: ast.AST) -> bool:
         return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

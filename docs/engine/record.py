@@ -1,4 +1,4 @@
-"""What a page shows beside its prose: a module's source, cut into statements, and what a pass through it makes.
+"""Records for walks: a module's source, cut into statements, and the tensors that a pass makes in each.
 
 The shapes that a page shows are recorded, not written: a pass through the model runs under `sys.settrace`, and each
 tensor is noted as soon as the statement that makes it is done.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from allformers.generation.sampling import sample
 from allformers.inputs.tokenizers import ByteTokenizer
-from allformers.inspection import EvenRouting, on_meta
+from allformers.inspection import EvenRouting, meta_model
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
 from allformers.nn import rope
@@ -36,12 +36,12 @@ PROMPT = "The for statement is used to iterate"
 
 
 class WalkError(Exception):
-    """A page and the module that it explains do not fit together. The message names the step and what is missing."""
+    """Error: a page and the module that it explains do not match. The message names the step and the statement."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Lines that are explained together: a class's or function's head, or one statement.
+    """A range of lines that is explained together: a class's or function's head, or one statement.
 
     Attributes:
         symbol: what it belongs to: a class, `Class.method`, a function, or the name that a statement assigns.
@@ -57,7 +57,7 @@ class Unit:
 
 
 class Module:
-    """A module's source, its units, and what a pass through its model records."""
+    """A module's source, its units, and the tensors that a pass through its model makes."""
 
     def __init__(self, name: str, source: str | None = None) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Module:
         self.units = list(self._cut())
 
     def _cut(self) -> Iterator[Unit]:
-        """Everything but imports and the module's own docstring; comments belong to what follows them."""
+        """Cut the module into units, all but imports and the module's docstring; comments belong to what follows."""
         end = 0
         for node in self.tree.body:
             first, end = end + 1, node.end_lineno or 0
@@ -83,7 +83,7 @@ class Module:
                 yield Unit(self._assigned(node), self._start(node, first), end, False)
 
     def _start(self, node: ast.stmt, earliest: int) -> int:
-        """The first line of a statement, with its decorators and the comments above it, empty lines between or not."""
+        """Return the first line of a statement with its decorators and the comments above it, wherever they stand."""
         decorators = getattr(node, "decorator_list", [])
         first = line = min([node.lineno, *(decorator.lineno for decorator in decorators)])
         while line > earliest:
@@ -113,7 +113,7 @@ class Module:
 
     @staticmethod
     def _is_row(node: ast.stmt) -> bool:
-        """Whether a statement of a class is a row of a table: a name that is given what a call makes."""
+        """True if a statement of a class is a row of a table: a name assigned from a call."""
         return isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
 
     def _cut_function(self, node: ast.FunctionDef, symbol: str, first: int) -> Iterator[Unit]:
@@ -129,7 +129,7 @@ class Module:
             end = statement.end_lineno or end
 
     def _assigned(self, node: ast.stmt) -> str:
-        """What a module-level statement is about: `X = ...`, `X.y = ...`, or, for a string, the one above it."""
+        """Return the name that a module-level statement assigns: `X` or `X.y`; for a string, of the one above."""
         if isinstance(node, ast.Assign | ast.AnnAssign):
             return ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
         before = [other for other in self.tree.body if (other.end_lineno or 0) < node.lineno]
@@ -137,22 +137,22 @@ class Module:
 
     @property
     def functions(self) -> set[str]:
-        """The functions and methods, by symbol."""
+        """Symbols of all functions and methods."""
         return {symbol for symbol, _ in _functions(self.tree)}
 
     def axes(self) -> list[str]:
-        """The axes that its patterns and annotations name."""
+        """Return the axes that its patterns and annotations name."""
         strings = [n.value for n in ast.walk(self.tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         named = {word for text in strings if is_pattern(text) for word in re.findall(r"\w+", text)}
         return [axis for axis in AXES if axis in named]
 
     def text(self, unit: Unit) -> str:
-        """A unit's source without the comments above it, as a step names it: from its first word on."""
+        """Return a unit's source from its first word on, without the comments above it."""
         lines = [line for line in self.lines[unit.first - 1 : unit.last] if not line.lstrip().startswith("#")]
         return " ".join(" ".join(lines).split())
 
     def find(self, target: str) -> list[Unit]:
-        """The units that `Symbol`, `Symbol: statement` or `Symbol: first .. last` names.
+        """Return the units that `Symbol`, `Symbol: statement` or `Symbol: first .. last` names.
 
         A class alone is all of it, methods included; `Class: head` is what stands before its methods.
 
@@ -180,13 +180,13 @@ class Module:
 
 
 def _only_imports(node: ast.stmt) -> bool:
-    """Whether a statement imports, perhaps for the type checker alone, and does nothing else."""
+    """True if a statement only imports, perhaps for the type checker alone."""
     within = node.body if isinstance(node, ast.If) and not node.orelse else [node]
     return all(isinstance(inner, ast.Import | ast.ImportFrom) for inner in within)
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a string names axes and nothing else."""
+    """True if a string names axes and nothing else."""
     words = re.findall(r"\w+", text)
     known = all(word in AXES or word.isdigit() or word == "_" for word in words)
     return known and any(word in AXES for word in words)
@@ -253,7 +253,7 @@ PROBE_OF: Mapping[str, Mapping[str, int]] = {
 
 @functools.cache
 def recorded(module: str) -> dict[tuple[str, int], list[Made]]:
-    """What the statements of a module make, by function and line.
+    """Return the tensors that a module's statements make, by function and line.
 
     For a model: one pass for each preset, on the meta device, and one of the bundled model. For another module: its
     function in `EXAMPLES`, if it has one. The first call of each function counts: all layers make the same shapes.
@@ -280,10 +280,10 @@ def recorded(module: str) -> dict[tuple[str, int], list[Made]]:
 def _record_model(
     source: Module, model_class: Any
 ) -> tuple[dict[Key, dict[str, tuple[int, ...]]], dict[Key, tuple[str, ...]], dict[Key, Tensor]]:
-    """Shapes of each preset; axes, named in a pass through a model whose sizes are all different; values."""
+    """Return shapes of each preset; axes, named in a pass through a model whose sizes all differ; values."""
 
     def run(config: Any, batch: int, seq: int) -> dict[Key, Tensor]:
-        model = on_meta(model_class, config)
+        model = meta_model(model_class, config)
         with EvenRouting():
             return _record(source, lambda: model(model.dummy_input(batch, seq, "meta")))
 
@@ -300,7 +300,7 @@ def _record_model(
     named = []
     for batch, seq in ((4, 17), (9, 27)):  # a name that fits by chance fits one of them
         probed = {key: tuple(tensor.shape) for key, tensor in run(probe, batch, seq).items()}
-        read = on_meta(model_class, probe).dummy_input(batch, seq, "meta")
+        read = meta_model(model_class, probe).dummy_input(batch, seq, "meta")
         seq = read.shape[1] if read.ndim == 2 else probe.context_length  # an image has as many as it has patches
         sizes = {**probe.axes, "batch": batch, **dict.fromkeys(("seq", "seq_k"), seq)}
         named.append(_name_axes(source, probed, sizes))
@@ -314,12 +314,12 @@ def _record_model(
 
 
 def prompt_ids() -> Tensor:
-    """The prompt of the pages' examples, as the bundled model reads it."""
+    """Return the token ids of the pages' example prompt for the bundled model."""
     return torch.tensor([ByteTokenizer().encode(PROMPT)])
 
 
 def _record(source: Module, action: Callable[[], object]) -> dict[Key, Tensor]:
-    """Run something, and note each tensor as soon as its statement is done."""
+    """Run a function, and record each tensor as soon as its statement is done."""
     found: dict[Key, Tensor] = {}
     statements = {
         (symbol, statement.lineno): statement
@@ -379,7 +379,7 @@ def _record(source: Module, action: Callable[[], object]) -> dict[Key, Tensor]:
 
 
 def _results(result: Any) -> Iterator[tuple[str, Any]]:
-    """What a function returns, by name: one result, or several."""
+    """Return a function's results by name: one, or several."""
     if isinstance(result, tuple):
         yield from ((f"result[{number}]", one) for number, one in enumerate(result))
     else:
@@ -395,7 +395,7 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
 
 
 def _stored(statement: ast.stmt) -> list[str]:
-    """The names that a statement gives a value, in order; a declaration without a value gives none."""
+    """Return the names that a statement assigns, in order; a declaration without a value assigns none."""
     if isinstance(statement, ast.AnnAssign) and statement.value is None:
         return []
     names = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
@@ -405,7 +405,7 @@ def _stored(statement: ast.stmt) -> list[str]:
 def _name_axes(
     source: Module, shapes: Mapping[Key, tuple[int, ...]], sizes: Mapping[str, int], strict: bool = True
 ) -> dict[Key, tuple[str, ...]]:
-    """The axes of each recorded tensor: from its annotation, else from the pattern that made it, else by their sizes.
+    """Return each recorded tensor's axes: from its annotation, else from the pattern that made it, else by size.
 
     Raises:
         WalkError: an annotation or a pattern does not have the sizes that were recorded, or a size belongs to no axis.
@@ -440,7 +440,7 @@ def _name_axes(
 
 
 def _verify(what: str, axes: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
-    """Complain if the axes are not as many as the shape has, or have other sizes, as far as sizes are known."""
+    """Raise an error if axes and shape differ in number, or in sizes as far as they are known."""
     fits = len(axes) == len(shape)
     for axis, size in zip(axes, shape, strict=False):
         names = re.findall(r"[a-z_]+", axis)
@@ -451,7 +451,7 @@ def _verify(what: str, axes: tuple[str, ...], shape: tuple[int, ...], sizes: Map
 
 
 def _pattern(value: ast.expr) -> str | None:
-    """The pattern of an einops call."""
+    """Return the pattern of an einops call."""
     if not isinstance(value, ast.Call):
         return None
     texts = [a.value for a in value.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
@@ -459,7 +459,7 @@ def _pattern(value: ast.expr) -> str | None:
 
 
 def _taken_as(function: ast.FunctionDef, name: str) -> tuple[str, ...] | None:
-    """The axes that a later einops call takes a variable to have."""
+    """Return the axes of a variable in a later einops call."""
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and (pattern := _pattern(node)):
             for given, side in zip(node.args, pattern.split("->")[0].split(","), strict=False):
@@ -491,7 +491,7 @@ def _annotated(annotation: ast.expr | None) -> tuple[str, ...] | None:
 
 
 def _returned(function: ast.FunctionDef, name: str) -> tuple[str, ...] | None:
-    """The axes that a function's annotation gives its result, or one of several results."""
+    """Return the axes in the annotation of a function's result, or of one of several results."""
     place = re.fullmatch(r"result\[(\d+)\]", name)
     if name == "result":
         return _annotated(function.returns)
@@ -501,7 +501,7 @@ def _returned(function: ast.FunctionDef, name: str) -> tuple[str, ...] | None:
 
 
 def _right(pattern: str) -> tuple[str, ...]:
-    """The axes of a pattern's result, those in brackets together."""
+    """Return the axes of a pattern's result, those in brackets together."""
     return _side(pattern.split("->")[1])
 
 

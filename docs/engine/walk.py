@@ -1,4 +1,4 @@
-"""A Python-Markdown extension that sets modules' source beside its explanation, with the shapes of a real pass.
+"""Markdown blocks of a walk: modules' source beside its explanation, with the shapes of a real pass.
 
     //// walk | allformers.models.gpt2.gpt2
 
@@ -34,7 +34,7 @@ from PIL import Image
 from pymdownx.blocks.block import Block, type_string
 from torch import Tensor
 
-from allformers.inspection.figures import HEAT
+from allformers.inspection.figures import COLOUR_MAP
 from allformers.nn.axes import AXES
 from allformers.practice.course import entries
 from docs.engine.facts import shown, sizes_html
@@ -46,17 +46,17 @@ CELLS, LEVELS = 64, 32
 
 
 def axis_html(name: str) -> str:
-    """An axis, to be coloured and found."""
+    """Return the HTML of an axis, to be coloured and found."""
     return f'<span class="ax" data-ax="{name}">{name}</span>' if name in AXES else html.escape(name)
 
 
 def pattern_html(text: str) -> str:
-    """The words of a pattern or an annotation, each axis marked."""
+    """Return the HTML of a pattern or an annotation, each axis marked."""
     return "".join(axis_html(word) if word in AXES else html.escape(word) for word in re.split(r"(\w+)", text))
 
 
 def code_html(source: str) -> list[str]:
-    """Each line of a piece of Python, highlighted, with axes marked in patterns and annotations."""
+    """Return the HTML of each line of Python, highlighted, with axes marked in patterns and annotations."""
     rows = source.splitlines(keepends=True)
     marks: list[tuple[int, int, int, int, str]] = []
     docstrings = _docstring_lines(source)
@@ -89,7 +89,7 @@ def code_html(source: str) -> list[str]:
 
 
 def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
-    """The tokens of a piece of a module, which may begin and end inside a block."""
+    """Return the tokens of a piece of a module, which may begin and end inside a block."""
     try:
         yield from tokenize.generate_tokens(io.StringIO(source).readline)
     except (tokenize.TokenError, IndentationError):
@@ -101,7 +101,7 @@ def _docstring_lines(source: str) -> set[int]:
 
 
 def shape_html(made: Made) -> str:
-    """A tensor's axes and sizes and, on demand, what it held when the bundled model read the example."""
+    """Return the HTML of a tensor's axes and sizes and, on demand, of its values in the bundled model's example."""
     parts = []
     for place, name in enumerate(made.axes):
         label = f"{pattern_html(name)} " if re.search("[a-z]", name) else ""
@@ -112,7 +112,7 @@ def shape_html(made: Made) -> str:
 
 
 def values_html(made: Made) -> str:
-    """Statistics of a tensor of numbers, and a picture of its last two axes."""
+    """Return the HTML of a tensor's statistics, and a picture of its last two axes."""
     values = made.values
     if values is None or values.numel() < 2 or not (values.is_floating_point() or values.dtype is torch.bool):
         return ""
@@ -138,11 +138,11 @@ def _values_box(made: Made, lines: str, picture: str) -> str:
 
 
 def _picture_html(name: str, values: Tensor, lowest: float, highest: float) -> str:
-    """The last two axes of a tensor as a picture, from few (dark) to many (light): a cell for each number."""
+    """Return the last two axes of a tensor as a picture, from low (dark) to high (light): a cell for each number."""
     grid = values.reshape(-1, *values.shape[-2:])[0][:, :CELLS]
     level = ((grid.clamp(min=lowest) - lowest) / max(highest - lowest, 1e-12) * (LEVELS - 1)).round()
     image = Image.fromarray(level.to(torch.uint8).numpy())
-    image.putpalette([round(255 * part) for n in range(LEVELS) for part in colormaps[HEAT](n / (LEVELS - 1))[:3]])
+    image.putpalette([round(255 * part) for n in range(LEVELS) for part in colormaps[COLOUR_MAP](n / (LEVELS - 1))[:3]])
     drawn = io.BytesIO()
     image.save(drawn, "png", bits=5, optimize=True)
     rows, columns = grid.shape
@@ -154,7 +154,7 @@ def _picture_html(name: str, values: Tensor, lowest: float, highest: float) -> s
 
 
 class State:
-    """What is known while a page is read: the modules that it walks, and which lines of each have been explained."""
+    """The state of a page while it is read: the modules that it walks, and the lines of each explained so far."""
 
     def __init__(self) -> None:
         self.modules: list[Module] = []
@@ -180,7 +180,7 @@ class Walk(Block):
         return walk
 
     def on_end(self, block: ElementTree.Element) -> None:
-        """Complain about what no step has explained."""
+        """Raise an error if a statement is explained by no step."""
         state = _state(self.md)
         for module in state.modules:
             left = [unit for unit in module.units if (module.name, unit.first) not in state.explained]
@@ -223,11 +223,11 @@ class Step(Block):
         return step
 
     def on_add(self, block: ElementTree.Element) -> ElementTree.Element:
-        """Where prose goes."""
+        """Return the element for prose."""
         return self.prose
 
     def on_end(self, block: ElementTree.Element) -> None:
-        """Say where this is practised; the parser may end a block more than once."""
+        """Add links to the exercises; the parser may end a block more than once."""
         if self.prose.find("p[@class='walk-practice']") is not None:
             return
         names = [module.name for module in _state(self.md).modules]
@@ -285,7 +285,7 @@ def faults(page: str) -> list[str]:
 
 
 def module_of(modules: Sequence[Module], target: str) -> Module:
-    """Which of several modules has the symbol that a target begins with.
+    """Return the module, of several, that has the symbol which a target begins with.
 
     Raises:
         WalkError: none has it, or several have.
@@ -299,7 +299,7 @@ def module_of(modules: Sequence[Module], target: str) -> Module:
 
 
 def units_html(module: Module, units: list[Unit]) -> str:
-    """Code, and under each piece that makes tensors, what it makes. Neighbours that make nothing stay together."""
+    """Return the HTML of code, with the tensors that each piece makes below it. Pieces that make none stay together."""
     made = recorded(module.name)
     blocks: list[str] = []
     piece: list[Unit] = []
@@ -319,7 +319,7 @@ def units_html(module: Module, units: list[Unit]) -> str:
 
 
 def place_html(groups: Sequence[tuple[Module, list[Unit]]]) -> str:
-    """Where the code stands, with a link to each whole file."""
+    """Return the HTML of the code's file and lines, with a link to each whole file."""
     by_module: dict[str, tuple[Module, list[Unit]]] = {}
     for module, units in groups:
         by_module.setdefault(module.name, (module, []))[1].extend(units)
@@ -340,7 +340,7 @@ def _lines_html(module: Module, units: list[Unit]) -> str:
 
 
 def _adjacent(module: Module, unit: Unit, following: Unit) -> bool:
-    """Whether nothing but empty lines stands between two units."""
+    """True if only empty lines stand between two units."""
     between = module.lines[unit.last : following.first - 1]
     return following.first > unit.last and not any(line.strip() for line in between)
 
@@ -360,7 +360,7 @@ def _piece_html(module: Module, piece: list[Unit], shapes: list[str]) -> str:
 
 
 def _line_html(row: str, indent: int) -> str:
-    """A line; what all lines are indented by stays in the text but takes little room."""
+    """Return the HTML of a line; indentation common to all lines stays in the text but takes little room."""
     return (
         re.sub(rf"^((?:<[^>]*>)*)( {{{indent}}})", r'\1<span class="in">\2</span>', row) + "\n"
         if indent
@@ -369,7 +369,7 @@ def _line_html(row: str, indent: int) -> str:
 
 
 def legend_html(modules: Sequence[Module]) -> str:
-    """Each axis of some modules with its meaning and its size, and, for a model, the choice of a size."""
+    """Return the HTML of each axis with its meaning and its size, and, for a model, the choice of a size."""
     configs = {name: config for module in modules for name, config in presets(module.name).items()}
     sizes: dict[str, dict[str, str]] = {axis: {} for module in modules for axis in module.axes()}
     for preset, config in configs.items():
@@ -394,7 +394,7 @@ def legend_html(modules: Sequence[Module]) -> str:
 
 
 def axis_button(name: str) -> str:
-    """An axis that can be chosen with the keyboard too."""
+    """Return the HTML of an axis that can be chosen with the keyboard too."""
     return f'<button type="button" class="ax" data-ax="{name}">{name}</button>'
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import allformers
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.loading import meta_model
+from allformers.checkpoints.loading import empty_model
 from allformers.checkpoints.pretrained import Classifier, Encoder, Pretrained
 from allformers.generation.decoder import Decoder
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
@@ -51,10 +51,10 @@ def test_nothing_of_a_loaded_model_is_on_the_meta_device(model_class: Any, tmp_p
 @pytest.mark.parametrize("model_class", MODELS)
 def test_without_memory_parameters_have_shapes_and_buffers_have_values(model_class: Any) -> None:
     config = model_class.checkpoint_format().config_class.tiny()
-    model, before = meta_model(model_class, config), torch.get_rng_state()
+    model, before = empty_model(model_class, config), torch.get_rng_state()
     real = dict(tensors(model_class(config)))
     torch.set_rng_state(before)
-    meta_model(model_class, config)
+    empty_model(model_class, config)
     assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn
     buffers = dict(model.named_buffers())
     assert buffers.keys() == ({"lower_triangle"} if isinstance(model, GPT2) else set())
@@ -75,7 +75,7 @@ def test_a_model_built_while_others_are_built_without_memory_is_real() -> None:
     def build_without_memory() -> None:
         try:
             while not done.is_set():
-                model = meta_model(GPT2, config)
+                model = empty_model(GPT2, config)
                 assert all(parameter.is_meta for parameter in model.parameters())
                 assert not model.lower_triangle.is_meta
         except BaseException as error:
@@ -106,7 +106,7 @@ def test_a_model_that_cannot_be_built_leaves_later_ones_real() -> None:
             raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
-        meta_model(Broken, GPT2Config.tiny())
+        empty_model(Broken, GPT2Config.tiny())
     assert not any(tensor.is_meta for _, tensor in tensors(GPT2(GPT2Config.tiny())))
 
 

@@ -1,4 +1,4 @@
-"""Capture: what is seen is what was computed, what is edited takes effect, and what is not looked into is untouched."""
+"""Capture: what is captured was computed, a hook takes effect, and what is not looked into is untouched."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from allformers.checkpoints.config_json import write_config
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.experiments.rotary import RotaryGPT2
-from allformers.inspection import capture, names, replaced_by, without_heads
+from allformers.inspection import ablate_heads, activation_names, capture, patch
 from allformers.models.gpt2.gpt2 import GPT2, CausalSelfAttention, GPT2Config
 from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.models.registry import READING_ORDER
@@ -58,58 +58,60 @@ def reference(model: GPT2) -> Any:
 def test_attention_weights_are_the_references_in_every_layer_and_head(
     model: GPT2, reference: Any, token_ids: Tensor
 ) -> None:
-    with capture(model, "blocks.*.attention.weights") as seen:
+    with capture(model, "blocks.*.attention.weights") as activations:
         model(token_ids)
     with torch.no_grad():
         expected = reference(token_ids, output_attentions=True).attentions
-    assert len(seen) == len(expected) == LAYERS
-    for ours, theirs in zip(seen.by_layer("attention.weights"), expected, strict=True):
+    assert len(activations) == len(expected) == LAYERS
+    for ours, theirs in zip(activations.by_layer("attention.weights"), expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-5
         assert torch.allclose(ours.sum(-1), torch.ones(2, 4, 13), atol=1e-6)
 
 
 def test_the_residual_stream_is_the_references(model: GPT2, reference: Any, token_ids: Tensor) -> None:
-    with capture(model) as seen:
+    with capture(model) as activations:
         model(token_ids)
     with torch.no_grad():
         expected = reference(token_ids, output_hidden_states=True).hidden_states
-    ours = [*seen.by_layer("x"), model.final_norm(seen[f"blocks.{LAYERS - 1}"].values)]
+    ours = [*activations.by_layer("x"), model.final_norm(activations[f"blocks.{LAYERS - 1}"].values)]
     for one, other in zip(ours, expected, strict=True):
         assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
 def test_each_stream_plus_what_a_part_wrote_is_the_next_exactly(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model) as seen:
+    with capture(model) as activations:
         logits = model(token_ids)
-    assert torch.equal(seen["embed"].values, seen["blocks.0.x"].values)
+    assert torch.equal(activations["embed"].values, activations["blocks.0.x"].values)
     for layer in range(LAYERS):
         block = f"blocks.{layer}"
-        x_mid = seen[f"{block}.x_mid"].values
-        assert torch.equal(seen[f"{block}.x"].values + seen[f"{block}.attention"].values, x_mid)
-        assert torch.equal(x_mid + seen[f"{block}.mlp"].values, seen[block].values)
+        x_mid = activations[f"{block}.x_mid"].values
+        assert torch.equal(activations[f"{block}.x"].values + activations[f"{block}.attention"].values, x_mid)
+        assert torch.equal(x_mid + activations[f"{block}.mlp"].values, activations[block].values)
         if layer:
-            assert torch.equal(seen[f"blocks.{layer - 1}"].values, seen[f"{block}.x"].values)
-    assert torch.equal(seen["logits"].values, logits)
+            assert torch.equal(activations[f"blocks.{layer - 1}"].values, activations[f"{block}.x"].values)
+    assert torch.equal(activations["logits"].values, logits)
 
 
 def test_every_tensor_has_the_axes_that_its_name_says(model: GPT2, token_ids: Tensor) -> None:
     """What is annotated inside functions is checked here: nothing checks it when the model runs."""
-    with capture(model) as seen:
+    with capture(model) as activations:
         model(token_ids)
-    assert set(seen) == set(names(model))
+    assert set(activations) == set(activation_names(model))
     sizes = {**model.config.axes, "batch": 2, "seq": 13, "seq_k": 13, "1": 1}
-    for tensor in seen.values():
+    for tensor in activations.values():
         broadcast = tensor.name.endswith("mask")
         for axis, size in tensor.sizes.items():
             expected = math.prod(sizes[name] for name in axis.strip("()").split())
             assert size == expected or (broadcast and axis == "batch" and size == 1), (tensor.name, axis)
-    assert seen["blocks.1.attention.weights"].axes == ("batch", "heads", "seq", "seq_k")
+    assert activations["blocks.1.attention.weights"].axes == ("batch", "heads", "seq", "seq_k")
 
 
 def test_scores_are_what_softmax_is_taken_of(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, "blocks.*.attention.*") as seen:
+    with capture(model, "blocks.*.attention.*") as activations:
         model(token_ids)
-    attention = {name: seen[f"blocks.2.attention.{name}"].values for name in ("scores", "weights", "values", "mixed")}
+    attention = {
+        name: activations[f"blocks.2.attention.{name}"].values for name in ("scores", "weights", "values", "mixed")
+    }
     assert torch.equal(attention["scores"].softmax(-1), attention["weights"])
     assert (attention["scores"].triu(1) != 0).any()
     assert torch.allclose(attention["weights"] @ attention["values"], attention["mixed"], atol=1e-6)
@@ -117,40 +119,40 @@ def test_scores_are_what_softmax_is_taken_of(model: GPT2, token_ids: Tensor) -> 
 
 def test_with_a_cache_there_are_more_keys_than_queries(model: GPT2, token_ids: Tensor) -> None:
     cache = model.make_cache()
-    with capture(model, "blocks.0.attention.*") as seen:
+    with capture(model, "blocks.0.attention.*") as activations:
         model(token_ids[:, :9], cache=cache)
         model(token_ids[:, 9:], cache=cache)
-    sizes = seen["blocks.0.attention.weights"].sizes
+    sizes = activations["blocks.0.attention.weights"].sizes
     assert (sizes["seq"], sizes["seq_k"]) == (4, 13)
-    assert seen["blocks.0.attention.keys"].sizes["seq_k"] == 13
+    assert activations["blocks.0.attention.keys"].sizes["seq_k"] == 13
 
 
 def test_only_what_was_asked_for_is_kept(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, "blocks.1.attention.weights", "logits") as seen:
+    with capture(model, "blocks.1.attention.weights", "logits") as activations:
         model(token_ids)
-    assert list(seen) == ["blocks.1.attention.weights", "logits"]
+    assert list(activations) == ["blocks.1.attention.weights", "logits"]
     with capture(model, "blocks.*") as blocks:
         model(token_ids)
     assert list(blocks) == ["blocks.0", "blocks.1", "blocks.2"]
     with pytest.raises(KeyError, match=r"blocks\.0\.attention\.weights.*blocks\.1"):
-        seen["blocks.0.attention.weights"]
+        activations["blocks.0.attention.weights"]
 
 
 def test_results_are_the_same_to_the_bit_and_gradients_still_flow(model: GPT2, token_ids: Tensor) -> None:
     plain = model(token_ids)
-    same = dict.fromkeys(names(model), lambda values: values.clone())
-    with capture(model, edits=same):
-        edited = model(token_ids)
-    assert torch.equal(plain, edited)
+    same = dict.fromkeys(activation_names(model), lambda values: values.clone())
+    with capture(model, hooks=same):
+        hooked = model(token_ids)
+    assert torch.equal(plain, hooked)
     (wanted,) = torch.autograd.grad(plain.sum(), model.token_embedding.weight)
-    (found,) = torch.autograd.grad(edited.sum(), model.token_embedding.weight)
+    (found,) = torch.autograd.grad(hooked.sum(), model.token_embedding.weight)
     assert torch.equal(wanted, found)
 
 
-def test_a_silenced_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, edits={"blocks.1.attention.mixed": without_heads(2, 3)}) as seen:
-        silenced = model(token_ids)
-    mixed = seen["blocks.1.attention.mixed"].values
+def test_an_ablated_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> None:
+    with capture(model, hooks={"blocks.1.attention.mixed": ablate_heads(2, 3)}) as activations:
+        ablated = model(token_ids)
+    mixed = activations["blocks.1.attention.mixed"].values
     assert torch.equal(mixed[:, 2:], torch.zeros_like(mixed[:, 2:]))
     # The same by taking the heads' columns out of the output projection.
     other = GPT2(model.config).eval()
@@ -158,22 +160,22 @@ def test_a_silenced_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> No
     with torch.no_grad():
         columns = rearrange(other.blocks[1].attention.output.weight, "e (h d) -> e h d", h=4)
         columns[:, 2:] = 0
-    assert torch.allclose(silenced, other(token_ids), atol=1e-5)
-    assert not torch.allclose(silenced, model(token_ids), atol=1e-2)
+    assert torch.allclose(ablated, other(token_ids), atol=1e-5)
+    assert not torch.allclose(ablated, model(token_ids), atol=1e-2)
 
 
 def test_patching_the_whole_stream_makes_one_run_the_other(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, "blocks.1") as seen:
+    with capture(model, "blocks.1") as activations:
         expected = model(token_ids)
-    with capture(model, edits={"blocks.1": replaced_by(seen["blocks.1"].values)}):
+    with capture(model, hooks={"blocks.1": patch(activations["blocks.1"].values)}):
         patched = model(torch.zeros_like(token_ids))
     assert torch.equal(patched, expected)
 
 
-def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> None:
+def test_a_hook_that_changes_the_shape_is_refused(model: GPT2, token_ids: Tensor) -> None:
     message = r"blocks\.0\.mlp\.activated .*\(2, 13, 1\).*\(2, 13, 256\).*batch seq"
     with (
-        capture(model, edits={"blocks.0.mlp.activated": lambda x: x[..., :1]}),
+        capture(model, hooks={"blocks.0.mlp.activated": lambda x: x[..., :1]}),
         pytest.raises(ShapeError, match=message),
     ):
         model(token_ids)
@@ -189,15 +191,15 @@ def test_an_edit_of_another_shape_is_refused(model: GPT2, token_ids: Tensor) -> 
 def test_a_name_that_is_not_there_is_refused_before_the_model_runs(model: GPT2, pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message), capture(model, pattern):
         pass
-    with pytest.raises(ValueError, match=message), capture(model, edits={pattern: torch.zeros_like}):
+    with pytest.raises(ValueError, match=message), capture(model, hooks={pattern: torch.zeros_like}):
         pass
 
 
 def test_afterwards_the_model_is_as_it_was_even_after_an_error(model: GPT2, token_ids: Tensor) -> None:
     def fail(_: Tensor) -> Tensor:
-        raise RuntimeError("from the edit")
+        raise RuntimeError("from the hook")
 
-    with pytest.raises(RuntimeError, match="from the edit"), capture(model, edits={"logits": fail}):
+    with pytest.raises(RuntimeError, match="from the hook"), capture(model, hooks={"logits": fail}):
         model(token_ids)
     for module in model.modules():
         assert not {"forward", "embed", "unembed", "mask", "residual_stream"} & set(vars(module))
@@ -206,20 +208,20 @@ def test_afterwards_the_model_is_as_it_was_even_after_an_error(model: GPT2, toke
             model(token_ids)
         assert (len(outer), len(inner)) == (0, 1)  # the inner one has taken the model's methods over
         model(token_ids)
-    assert len(outer) == len(names(model))
+    assert len(outer) == len(activation_names(model))
 
 
 def test_another_model_of_the_same_class_is_not_touched(model: GPT2, token_ids: Tensor) -> None:
     other = GPT2(model.config).eval()
-    with capture(model) as seen:
+    with capture(model) as activations:
         other(token_ids)
-    assert len(seen) == 0
+    assert len(activations) == 0
 
 
 def test_generation_is_captured_too(model: GPT2, token_ids: Tensor) -> None:
-    with capture(model, "logits") as seen:
+    with capture(model, "logits") as activations:
         written = model.generate(token_ids, max_new_tokens=3, temperature=0)
-    assert torch.equal(seen["logits"].values[:, -1].argmax(-1), written[:, -1])
+    assert torch.equal(activations["logits"].values[:, -1].argmax(-1), written[:, -1])
 
 
 def test_nothing_of_this_is_in_the_code_that_runs() -> None:
@@ -235,7 +237,7 @@ def test_nothing_of_this_is_in_the_code_that_runs() -> None:
         codes.append([(i.opname, i.argrepr) for i in dis.get_instructions(made["f"])])
     assert codes[0] == codes[1]
     attention = inspect.unwrap(CausalSelfAttention.forward)
-    assert "__tap__" not in attention.__code__.co_names
+    assert "__hook__" not in attention.__code__.co_names
 
 
 class Stated(nn.Module):
@@ -290,16 +292,16 @@ class Stated(nn.Module):
 )
 def test_a_variable_has_the_axes_that_a_pattern_states(name: str, axes: str) -> None:
     module, x = Stated(), torch.randn(2, 5, 8)
-    with capture(module) as seen:
+    with capture(module) as activations:
         result = module(x)
     assert torch.equal(result, module(x))
-    assert seen[name].axes == tuple(re.findall(r"\([^)]*\)|\w+", axes))
-    assert list(seen[name].sizes.values()) == list(seen[name].values.shape)
+    assert activations[name].axes == tuple(re.findall(r"\([^)]*\)|\w+", axes))
+    assert list(activations[name].sizes.values()) == list(activations[name].values.shape)
 
 
 def test_what_no_pattern_states_is_not_there_and_a_name_is_one_tensor() -> None:
     module, x = Stated(), torch.randn(2, 5, 8)
-    known = names(module)
+    known = activation_names(module)
     assert not {"used", "vague", "silent", "total", "never"} & set(known)
     assert len(known) == len(set(known))
     calls: list[tuple[int, ...]] = []
@@ -308,14 +310,14 @@ def test_what_no_pattern_states_is_not_there_and_a_name_is_one_tensor() -> None:
         calls.append(tuple(values.shape))
         return values
 
-    with capture(module, "made", edits={"made": note}):
+    with capture(module, "made", hooks={"made": note}):
         module(x)
     assert calls == [(2, 5, 3, 4)]  # `forward`'s, not that of the method it calls
-    with capture(module, "branch") as seen:
+    with capture(module, "branch") as activations:
         module(x)
-        assert "branch" not in seen
+        assert "branch" not in activations
         module(torch.randn(2, 101, 8))
-    assert seen["branch"].axes == ("batch", "embed")
+    assert activations["branch"].axes == ("batch", "embed")
 
 
 class Mistaken(nn.Module):
@@ -338,11 +340,11 @@ def test_an_annotation_with_another_number_of_axes_raises_and_a_pattern_that_did
     wrong, right, x = Mistaken(), Branching(), torch.randn(2, 4)
     with pytest.raises(ShapeError, match=r"claimed.* 2 .* 3.*batch seq embed"), capture(wrong):
         wrong(x)
-    with capture(right) as seen:
+    with capture(right) as activations:
         assert torch.equal(right(x), x - 1)
-    assert "other" in names(right)
-    assert "other" not in seen
-    with pytest.raises(ShapeError, match=r"other.* 2 .* 3"), capture(right, edits={"other": torch.zeros_like}):
+    assert "other" in activation_names(right)
+    assert "other" not in activations
+    with pytest.raises(ShapeError, match=r"other.* 2 .* 3"), capture(right, hooks={"other": torch.zeros_like}):
         right(x)
 
 
@@ -360,12 +362,12 @@ def test_a_class_of_ones_own_has_its_parents_checkpoints_and_can_be_looked_into(
     model = SmoothGPT2.from_pretrained("bundled")
     assert type(model) is SmoothGPT2
     token_ids = torch.tensor([list(b"The for statement")])
-    with capture(model, "softened", "blocks.*.attention.weights") as seen:
+    with capture(model, "softened", "blocks.*.attention.weights") as activations:
         logits = model(token_ids)
     parent = GPT2.from_pretrained("bundled")
     torch.testing.assert_close(logits, 0.5 * parent(token_ids))
-    assert torch.equal(seen["softened"].values, logits.detach())
-    assert len(seen.by_layer("attention.weights")) == 4
+    assert torch.equal(activations["softened"].values, logits.detach())
+    assert len(activations.by_layer("attention.weights")) == 4
 
 
 SCRIPT = """
@@ -378,10 +380,10 @@ class Mine(GPT2):
         return 2 * super().embed(token_ids, cache)
 
 model, token_ids = Mine.from_pretrained("bundled"), torch.tensor([[72, 101]])
-with torch.no_grad(), capture(model, "blocks.0.x", "blocks.0.attention.queries") as seen:
+with torch.no_grad(), capture(model, "blocks.0.x", "blocks.0.attention.queries") as activations:
     model(token_ids)
-    print(type(model).__name__, torch.equal(seen["blocks.0.x"].values, 2 * GPT2.embed(model, token_ids)))
-print(seen["blocks.0.attention.queries"].axes)
+    print(type(model).__name__, torch.equal(activations["blocks.0.x"].values, 2 * GPT2.embed(model, token_ids)))
+print(activations["blocks.0.attention.queries"].axes)
 """
 
 
@@ -400,41 +402,41 @@ def test_what_an_experiment_overrides_is_what_is_captured() -> None:
     model = RotaryGPT2(GPT2Config.tiny()).eval()
     token_ids = torch.randint(256, (1, 12))
     plain = model(token_ids)
-    with capture(model) as seen:
+    with capture(model) as activations:
         assert torch.equal(model(token_ids), plain)
-    assert seen["blocks.1.attention.keys"].axes == ("batch", "heads", "seq_k", "head_dim")
+    assert activations["blocks.1.attention.keys"].axes == ("batch", "heads", "seq_k", "head_dim")
 
 
 def test_grouped_heads_are_numbered_through_those_of_a_key_head_together() -> None:
     config = LlamaConfig.tiny(num_heads=6, num_kv_heads=3, head_dim=10)
     model = perturb(Llama(config).eval())
     token_ids = torch.randint(256, (2, 9))
-    with torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as activations:
         plain = model(token_ids)
-    weights = seen["blocks.1.attention.weights"]
+    weights = activations["blocks.1.attention.weights"]
     assert weights.axes == ("batch", "kv_heads", "group", "seq", "seq_k")
-    by_head = seen.by_layer("attention.weights")[1]
+    by_head = activations.by_layer("attention.weights")[1]
     assert by_head.shape == weights.by_head.shape == (2, 6, 9, 9)
     assert torch.equal(by_head[:, 3], weights.values[:, 1, 1])
-    assert seen.by_layer("attention.keys")[1].shape == (2, 3, 9, 10)
-    for edited in ("mixed", "weights"):
-        with torch.no_grad(), capture(model, edits={f"blocks.1.attention.{edited}": without_heads(3, 4)}) as without:
-            silenced = model(token_ids)
+    assert activations.by_layer("attention.keys")[1].shape == (2, 3, 9, 10)
+    for hooked in ("mixed", "weights"):
+        with torch.no_grad(), capture(model, hooks={f"blocks.1.attention.{hooked}": ablate_heads(3, 4)}) as without:
+            ablated = model(token_ids)
         mixed = without["blocks.1.attention.mixed"].by_head
         assert not mixed[:, [3, 4]].any()
-        assert torch.equal(mixed[:, [0, 1, 2, 5]], seen["blocks.1.attention.mixed"].by_head[:, [0, 1, 2, 5]])
+        assert torch.equal(mixed[:, [0, 1, 2, 5]], activations["blocks.1.attention.mixed"].by_head[:, [0, 1, 2, 5]])
         other = copy.deepcopy(model)
         with torch.no_grad():
             rearrange(other.blocks[1].attention.output.weight, "embed (heads width) -> embed heads width", heads=6)[
                 :, 3:5
             ] = 0
-            torch.testing.assert_close(silenced, other(token_ids), atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(silenced, plain, atol=1e-2)
+            torch.testing.assert_close(ablated, other(token_ids), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(ablated, plain, atol=1e-2)
 
 
 @pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
 def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
-    """Captured, nothing changes; attention weights add up to one and an edit reaches the logits."""
+    """Captured, nothing changes; attention weights add up to one and a hook reaches the logits."""
     config = entry.load().checkpoint_format().config_class.tiny()
     model = perturb(entry.load()(config).eval())
     token_ids = model.dummy_input(1, 40, "cpu")
@@ -442,26 +444,26 @@ def test_every_model_of_the_family_can_be_looked_into(entry: Any) -> None:
     seq = token_ids.shape[1] if token_ids.ndim == 2 else config.context_length
     with torch.no_grad():
         plain = model(token_ids)
-        with capture(model) as seen:
+        with capture(model) as activations:
             looked = model(token_ids)
         assert torch.equal(looked, plain)
-        assert set(seen) <= set(names(model))
-        unseen = {name.rpartition(".")[2] for name in set(names(model)) - set(seen)}
+        assert set(activations) <= set(activation_names(model))
+        unseen = {name.rpartition(".")[2] for name in set(activation_names(model)) - set(activations)}
         # With a cache, and compiled, only.
         absorbed = {"absorbed", "kv_up", "k_up", "v_up", "q_latent"}
         assert unseen <= absorbed | {"gather", "gate", "up", "down", "gated", "widened", "activated"}
         grouped = "group" in config.axes
-        for layer, by_head in enumerate(seen.by_layer("attention.weights")):
+        for layer, by_head in enumerate(activations.by_layer("attention.weights")):
             attention = f"blocks.{layer}.attention"
             heads = ("kv_heads", "group") if grouped else ("heads",)
-            assert seen[f"{attention}.weights"].axes == ("batch", *heads, "seq", "seq_k")
-            assert seen[f"{attention}.queries"].axes[:-1] == ("batch", *heads, "seq")
-            assert seen[f"{attention}.keys"].axes[-2] == seen[f"{attention}.values"].axes[-2] == "seq_k"
+            assert activations[f"{attention}.weights"].axes == ("batch", *heads, "seq", "seq_k")
+            assert activations[f"{attention}.queries"].axes[:-1] == ("batch", *heads, "seq")
+            assert activations[f"{attention}.keys"].axes[-2] == activations[f"{attention}.values"].axes[-2] == "seq_k"
             torch.testing.assert_close(by_head.sum(-1), torch.ones(1, config.num_heads, seq), atol=1e-5, rtol=0)
-            scores = seen[f"{attention}.scores"].values
-            assert torch.equal(scores.softmax(-1), seen[f"{attention}.weights"].values)
-            assert {f"{attention}.mixed", f"blocks.{layer}.x_mid"} <= set(seen)
-        assert "logits" in seen
-        with capture(model, edits={"blocks.0.attention.mixed": without_heads(1)}):
+            scores = activations[f"{attention}.scores"].values
+            assert torch.equal(scores.softmax(-1), activations[f"{attention}.weights"].values)
+            assert {f"{attention}.mixed", f"blocks.{layer}.x_mid"} <= set(activations)
+        assert "logits" in activations
+        with capture(model, hooks={"blocks.0.attention.mixed": ablate_heads(1)}):
             assert not torch.equal(model(token_ids), plain)
         assert torch.equal(model(token_ids), plain)

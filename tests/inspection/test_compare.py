@@ -11,7 +11,7 @@ from torch import Tensor
 
 from allformers.checkpoints.config_json import write_config
 from allformers.checkpoints.loading import checkpoint_tensors
-from allformers.inspection.compare import compare_models, compare_texts, entropy, jensen_shannon, run_through
+from allformers.inspection.compare import compare_models, compare_texts, entropy, jensen_shannon, run
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from conftest import perturb
 
@@ -33,7 +33,7 @@ def changed(text: Tensor, position: int) -> Tensor:
 @pytest.mark.parametrize("position", [0, 5, 11])
 def test_runs_part_where_the_texts_do_and_not_before(model: GPT2, position: int) -> None:
     _, (found,) = compare_texts(model, [TEXT, changed(TEXT, position)])
-    assert found.part_at == position
+    assert found.divergence_position == position
     assert found.divergence[:position] == [0.0] * position
     assert all(bits > 1e-4 for bits in found.divergence[position:])
     assert len(found.similarity) == 4
@@ -42,15 +42,15 @@ def test_runs_part_where_the_texts_do_and_not_before(model: GPT2, position: int)
 
 def test_the_same_text_is_the_same_run(model: GPT2) -> None:
     _, (found, longer) = compare_texts(model, [TEXT, TEXT.clone(), torch.cat([TEXT, TEXT])])
-    assert found.part_at is longer.part_at is None
+    assert found.divergence_position is longer.divergence_position is None
     assert found.divergence == [0.0] * 12
     assert max(longer.divergence) < 1e-6
     assert found.similarity == pytest.approx([1.0] * 4)
 
 
 def test_the_cosine_is_that_of_the_vectors_after_the_texts_part(model: GPT2) -> None:
-    passes, (found,) = compare_texts(model, [TEXT, changed(TEXT, 7)])
-    one, other = (p.stream[2][7:].double() for p in passes)
+    runs, (found,) = compare_texts(model, [TEXT, changed(TEXT, 7)])
+    one, other = (result.stream[2][7:].double() for result in runs)
     cosines = (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))
     assert found.similarity[2] == pytest.approx(cosines.mean().item())
 
@@ -73,14 +73,14 @@ def reference_of(model: GPT2) -> Any:
 
 def test_a_model_and_its_reference_do_not_differ(model: GPT2) -> None:
     found = compare_models(model, reference_of(model), TEXT)
-    assert found.places == ("embed", "blocks.0", "blocks.1", "final_norm", "logits")
-    assert found.first is None
+    assert found.names == ("embed", "blocks.0", "blocks.1", "final_norm", "logits")
+    assert found.first_difference is None
     assert max(found.differences) < 1e-5
     assert max(found.divergence) < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("weight", "place"),
+    ("weight", "name"),
     [
         ("position_embedding.weight", "embed"),
         ("blocks.0.mlp.up.bias", "blocks.0"),
@@ -89,13 +89,13 @@ def test_a_model_and_its_reference_do_not_differ(model: GPT2) -> None:
         ("final_norm.bias", "final_norm"),
     ],
 )
-def test_the_first_place_where_models_differ_is_named(model: GPT2, weight: str, place: str) -> None:
+def test_the_first_activation_in_which_models_differ_is_named(model: GPT2, weight: str, name: str) -> None:
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.get_parameter(weight).add_(0.01)
-    assert compare_models(model, other, TEXT).first == place
-    assert compare_models(other, reference_of(model), TEXT).first == place
-    assert compare_models(model, other, TEXT, tolerance=10.0).first is None
+    assert compare_models(model, other, TEXT).first_difference == name
+    assert compare_models(other, reference_of(model), TEXT).first_difference == name
+    assert compare_models(model, other, TEXT, tolerance=10.0).first_difference is None
 
 
 def test_models_of_different_sizes_are_refused(model: GPT2) -> None:
@@ -104,9 +104,9 @@ def test_models_of_different_sizes_are_refused(model: GPT2) -> None:
 
 
 def test_a_run_keeps_the_stream_and_the_logits(model: GPT2) -> None:
-    run = run_through(model, TEXT)
-    assert [tuple(x.shape) for x in run.stream] == [(12, 64)] * 4
-    assert torch.equal(run.logits, model(TEXT[None])[0].detach())
+    result = run(model, TEXT)
+    assert [tuple(x.shape) for x in result.stream] == [(12, 64)] * 4
+    assert torch.equal(result.logits, model(TEXT[None])[0].detach())
 
 
 def test_the_divergence_is_lins() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from allformers import load
 from allformers.inputs.tokenizers import ByteTokenizer, GPT2Tokenizer
-from allformers.inspection import Seen, capture, figures, lens
+from allformers.inspection import Activations, capture, figures, lens
 from allformers.inspection.compare import entropy
 from allformers.inspection.figures import label, save, to_html, to_svg
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
@@ -76,11 +76,11 @@ def model() -> GPT2:
     return load("bundled")  # type: ignore[no-any-return]
 
 
-def look(model: GPT2, text: str) -> tuple[Seen, list[str]]:
+def look(model: GPT2, text: str) -> tuple[Activations, list[str]]:
     token_ids = torch.tensor([TOKENIZER.encode(text)])
-    with capture(model) as seen:
+    with capture(model) as activations:
         model(token_ids)
-    return seen, [label(TOKENIZER, int(token)) for token in token_ids[0]]
+    return activations, [label(TOKENIZER, int(token)) for token in token_ids[0]]
 
 
 def norms(model: GPT2) -> "Figure":
@@ -90,15 +90,15 @@ def norms(model: GPT2) -> "Figure":
 @pytest.mark.parametrize("text", ["f", "x = {'a': $1, '\t': 2}\nnaïve ⏎ 日本 \x00"])
 def test_every_figure_can_be_drawn_of_any_text(text: str) -> None:
     model = GPT2(dataclasses.replace(GPT2Config.tiny(), num_heads=3, embedding_dim=24)).eval()
-    seen, labels = look(model, text)
+    activations, labels = look(model, text)
     made = {
-        "grid": figures.attention_grid(seen, labels),
-        "head": figures.attention_head(seen, labels, 1, 2),
-        "arcs": figures.attention_arcs(seen, labels, 1, 2),
-        "entropy": figures.head_entropy(seen),
-        "norms": figures.stream_norms(seen),
-        "lens": lens.logit_lens(seen, model, labels, TOKENIZER),
-        "next": figures.next_tokens(seen["logits"].values[0], labels, TOKENIZER),
+        "grid": figures.attention_grid(activations, labels),
+        "head": figures.attention_head(activations, labels, 1, 2),
+        "arcs": figures.attention_arcs(activations, labels, 1, 2),
+        "entropy": figures.head_entropy(activations),
+        "norms": figures.stream_norms(activations),
+        "lens": lens.logit_lens(activations, model, labels, TOKENIZER),
+        "next": figures.next_tokens(activations["logits"].values[0], labels, TOKENIZER),
     }
     for name, figure in made.items():
         drawn = to_svg(figure)
@@ -107,10 +107,10 @@ def test_every_figure_can_be_drawn_of_any_text(text: str) -> None:
 
 
 def test_attention_maps_show_the_weights_and_nothing_above_the_diagonal(model: GPT2) -> None:
-    seen, labels = look(model, "for x in")
-    axes = figures.attention_head(seen, labels, 2, 3).axes[0]
+    activations, labels = look(model, "for x in")
+    axes = figures.attention_head(activations, labels, 2, 3).axes[0]
     shown = axes.images[0].get_array()
-    weights = seen["blocks.2.attention.weights"].values[0, 3]
+    weights = activations["blocks.2.attention.weights"].values[0, 3]
     for looks in range(8):
         for at in range(8):
             if at > looks:
@@ -118,48 +118,48 @@ def test_attention_maps_show_the_weights_and_nothing_above_the_diagonal(model: G
             else:
                 assert float(shown[looks, at]) == pytest.approx(weights[looks, at].item())
     assert [text.get_text() for text in axes.get_yticklabels()] == labels
-    grid = figures.attention_grid(seen, labels)
+    grid = figures.attention_grid(activations, labels)
     assert len(grid.axes) == 4 * 4
 
 
 def test_grouped_heads_are_drawn_one_by_one() -> None:
     model = Llama(LlamaConfig.tiny()).eval()
     token_ids = torch.tensor([TOKENIZER.encode("for x")])
-    with capture(model) as seen:
+    with capture(model) as activations:
         model(token_ids)
     labels = [label(TOKENIZER, int(token)) for token in token_ids[0]]
-    shown = figures.attention_head(seen, labels, 1, 3).axes[0].images[0].get_array()
-    weights = seen["blocks.1.attention.weights"].values[0, 1, 1]  # of four heads in two groups the last
+    shown = figures.attention_head(activations, labels, 1, 3).axes[0].images[0].get_array()
+    weights = activations["blocks.1.attention.weights"].values[0, 1, 1]  # of four heads in two groups the last
     assert float(shown[4, 2]) == pytest.approx(weights[4, 2].item())
-    assert len(figures.attention_grid(seen, labels).axes) == 2 * 4
-    assert len(figures.head_entropy(seen).axes[0].texts) == 2 * 4
-    assert lens.most_focused(seen)[1] in range(4)
+    assert len(figures.attention_grid(activations, labels).axes) == 2 * 4
+    assert len(figures.head_entropy(activations).axes[0].texts) == 2 * 4
+    assert lens.lowest_entropy_head(activations)[1] in range(4)
 
 
 def test_arcs_join_positions_that_look_at_each_other(model: GPT2) -> None:
-    seen, labels = look(model, "for x in")
-    weights = seen["blocks.1.attention.weights"].values[0, 0]
-    drawn = figures.attention_arcs(seen, labels, 1, 0, least=0.1).axes[0].patches
+    activations, labels = look(model, "for x in")
+    weights = activations["blocks.1.attention.weights"].values[0, 0]
+    drawn = figures.attention_arcs(activations, labels, 1, 0, threshold=0.1).axes[0].patches
     assert len(drawn) == int((weights.tril(-1) >= 0.1).sum())
 
 
 def test_a_head_that_is_not_there_is_refused(model: GPT2) -> None:
-    seen, labels = look(model, "for")
+    activations, labels = look(model, "for")
     with pytest.raises(ValueError, match=r"head 4\b.*layer 0\b.*\b4 layers.*\b4 heads"):
-        figures.attention_head(seen, labels, 0, 4)
+        figures.attention_head(activations, labels, 0, 4)
 
 
 def test_the_lens_ends_with_what_the_model_answers(model: GPT2) -> None:
-    seen, labels = look(model, "for x in")
-    texts = [text.get_text() for text in lens.logit_lens(seen, model, labels, TOKENIZER).axes[0].texts]
-    answers = seen["logits"].values[0].argmax(-1)
+    activations, labels = look(model, "for x in")
+    texts = [text.get_text() for text in lens.logit_lens(activations, model, labels, TOKENIZER).axes[0].texts]
+    answers = activations["logits"].values[0].argmax(-1)
     last_column = texts[4::5]
     assert last_column == [label(TOKENIZER, int(token)) for token in answers]
 
 
 def test_what_comes_next_is_in_order_with_probabilities(model: GPT2) -> None:
-    seen, labels = look(model, "for x in")
-    logits = seen["logits"].values[0]
+    activations, labels = look(model, "for x in")
+    logits = activations["logits"].values[0]
     texts = [text.get_text() for text in figures.next_tokens(logits, labels, TOKENIZER, top=3).axes[0].texts]
     best = logits[-1].softmax(-1).topk(3)
     expected = [f"{label(TOKENIZER, int(i))}  {p:.0%}" for i, p in zip(best.indices, best.values.tolist(), strict=True)]
@@ -167,9 +167,9 @@ def test_what_comes_next_is_in_order_with_probabilities(model: GPT2) -> None:
 
 
 def test_entropies_are_means_over_positions(model: GPT2) -> None:
-    seen, _ = look(model, "for x in")
-    texts = [text.get_text() for text in figures.head_entropy(seen).axes[0].texts]
-    expected = entropy(seen["blocks.3.attention.weights"].values[0]).mean(-1)
+    activations, _ = look(model, "for x in")
+    texts = [text.get_text() for text in figures.head_entropy(activations).axes[0].texts]
+    expected = entropy(activations["blocks.3.attention.weights"].values[0]).mean(-1)
     assert texts[-4:] == [f"{bits:.1f}" for bits in expected.tolist()]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from allformers.inspection import names, on_meta, summarise, trace
+from allformers.inspection import activation_names, meta_model, summarise, trace
 from allformers.models.bert.bert import Bert, BertConfig
 from allformers.models.gpt2 import gpt2
 from allformers.models.gpt2.checkpoint import SIZES
@@ -50,7 +50,7 @@ LARGE = ("gpt2-medium", "gpt2-large", "gpt2-xl")
 )
 def test_the_flops_of_every_size_are_those_of_the_closed_formula(config: GPT2Config) -> None:
     seq = config.context_length
-    traced = trace(on_meta(GPT2, config), torch.zeros(1, seq, dtype=torch.long, device="meta"))
+    traced = trace(meta_model(GPT2, config), torch.zeros(1, seq, dtype=torch.long, device="meta"))
     assert traced.flops == closed_formula(config, 1, seq)
     assert traced.flops == pytest.approx(summarise(GPT2, config).flops_per_token * seq)
     assert sum(traced.by_module().values()) == traced.flops
@@ -151,9 +151,9 @@ def test_the_flops_of_every_model_are_those_that_pytorch_counts(entry: Any) -> N
     for operation in traced.operations:
         known = {axis: config.axes[axis] for axis in operation.sizes if axis in config.axes and axis != "mlp"}
         assert {axis: operation.sizes[axis] for axis in known} == known
-    empty = on_meta(model_class, config, torch.bfloat16)
+    on_meta = meta_model(model_class, config, torch.bfloat16)
     given = given.to("meta", torch.bfloat16 if given.is_floating_point() else given.dtype)
-    assert trace(empty, given).flops == traced.flops
+    assert trace(on_meta, given).flops == traced.flops
 
 
 def test_an_expert_multiplies_the_tokens_that_are_routed_to_it() -> None:
@@ -208,4 +208,4 @@ def test_tracing_changes_nothing_and_leaves_nothing_behind(model: GPT2) -> None:
     with pytest.raises(ValueError, match="200"):
         trace(model, torch.zeros(1, 200, dtype=torch.long))
     assert {name: getattr(gpt2, name) for name in originals} == originals
-    assert names(model)
+    assert activation_names(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from allformers.checkpoints.loading import meta_model
+from allformers.checkpoints.loading import empty_model
 from allformers.checkpoints.tables import Size
 from allformers.cli.console import find_presets
 from allformers.models.gpt2.variants import CerebrasGPT2Config
@@ -27,7 +27,7 @@ CONFIGS = [
 
 def parameters(config: Any) -> int:
     """The number of parameters of a model, which is built without memory."""
-    return sum(parameter.numel() for parameter in meta_model(class_for(config), config).parameters())
+    return sum(parameter.numel() for parameter in empty_model(class_for(config), config).parameters())
 
 
 def class_methods(config_class: type) -> Iterator[str]:

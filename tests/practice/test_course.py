@@ -409,9 +409,9 @@ def test_a_part_can_be_transplanted_into_a_model() -> None:
     model = gpt2.GPT2(gpt2.GPT2Config.tiny()).eval()
     before = model(token_ids)
     assert transplant(model, MLP) is model
-    with capture(model, "blocks.*.mlp") as seen:
+    with capture(model, "blocks.*.mlp") as activations:
         assert not torch.equal(model(token_ids), before)
-    assert [bool(tensor.values.any()) for tensor in seen.values()] == [False, False]
+    assert [bool(tensor.values.any()) for tensor in activations.values()] == [False, False]
     with pytest.raises(ValueError, match=r"Linear_.*Block, CausalSelfAttention"):
         transplant(model, type("Linear_", (torch.nn.Linear,), {}))
 

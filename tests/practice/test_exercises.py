@@ -137,9 +137,9 @@ def test_the_tools_find_what_is_hunted(tmp_path: Path, monkeypatch: pytest.Monke
     model = importlib.import_module("hunt_mask").GPT2(trained.config).eval()
     model.load_state_dict(trained.state_dict())
     token_ids = torch.tensor(list(b"The for statement"))
-    assert compare_models(model, trained, token_ids).first == "blocks.0"
-    with capture(model, "blocks.0.attention.weights", "mask") as seen:
+    assert compare_models(model, trained, token_ids).first_difference == "blocks.0"
+    with capture(model, "blocks.0.attention.weights", "mask") as activations:
         model(rearrange(token_ids, "seq -> 1 seq"))
-    row = seen["blocks.0.attention.weights"].values[0, 0, 0]
+    row = activations["blocks.0.attention.weights"].values[0, 0, 0]
     assert (row > 0).sum() == 2
-    assert seen["mask"].axes == ("batch", "1", "seq", "seq_k")
+    assert activations["mask"].axes == ("batch", "1", "seq", "seq_k")

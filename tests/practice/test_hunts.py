@@ -75,7 +75,7 @@ def test_a_mistake_is_found_beside_another_change(entry: Entry, started: Folder)
 def test_what_is_captured_leads_to_the_mistake(name: str, agrees: str, differs: str, started: Folder) -> None:
     model, trained = models(name)
     found = compare_models(model, trained, TEXT[0])
-    assert found.first == "blocks.0"
+    assert found.first_difference == "blocks.0"
     assert found.differences[0] == 0
     with capture(model, "blocks.0.*.*", "blocks.0.attention", "blocks.0.mlp") as ours:
         model(TEXT)
@@ -104,27 +104,27 @@ def test_a_softmax_along_queries_is_found_by_two_texts(started: Folder) -> None:
     model, trained = models("hunt-softmax")
     texts = [torch.tensor(list(b"A class is red")), torch.tensor(list(b"A class is new"))]
     _, (compared,) = compare_texts(model, texts)
-    assert compared.part_at == 11
+    assert compared.divergence_position == 11
     assert min(compared.divergence[:11]) > 1e-7
     assert max(compare_texts(trained, texts)[1][0].divergence[:11]) < 1e-9
 
-    seen = []
+    runs = []
     for text in texts:
         with capture(model, "blocks.0.attention.*") as one:
             model(torch.stack([text]))
-        seen.append(one)
+        runs.append(one)
     apart = {}
-    for name, tensor in seen[0].items():
+    for name, tensor in runs[0].items():
         before = tuple(slice(11) if axis in ("seq", "seq_k") else slice(None) for axis in tensor.axes)
-        apart[name] = float((tensor.values[before].double() - seen[1][name].values[before].double()).abs().max())
+        apart[name] = float((tensor.values[before].double() - runs[1][name].values[before].double()).abs().max())
     assert next(name for name in apart if apart[name] > 1e-5) == "blocks.0.attention.weights"
-    columns = seen[0]["blocks.0.attention.weights"].values.sum(dim=-2)
+    columns = runs[0]["blocks.0.attention.weights"].values.sum(dim=-2)
     assert torch.allclose(columns, torch.ones(()))
 
 
 def test_a_position_that_is_not_counted_on_is_found_in_the_embedding(started: Folder) -> None:
     model, trained = models("hunt-cache")
-    assert compare_models(model, trained, TEXT[0]).first is None
+    assert compare_models(model, trained, TEXT[0]).first_difference is None
     with capture(model, "embed", "blocks.*", "logits") as whole:
         model(TEXT)
     cache = model.make_cache()

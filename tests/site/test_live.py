@@ -54,9 +54,10 @@ if (all) {
   for (const [name, { shape, values }] of Object.entries(model.tensors)) keep({ parameter: name, shape }, values);
 }
 prompts.forEach((ids, prompt) => {
-  const { logits, seen } = allformers.forward(model, ids);
-  if (logits !== seen.logits) throw new Error("logits is not what was seen");
-  for (const [name, { axes, shape, values }] of Object.entries(seen)) keep({ prompt, name, axes, shape }, values);
+  const { logits, activations } = allformers.forward(model, ids);
+  if (logits !== activations.logits) throw new Error("logits is not the activation of that name");
+  for (const [name, { axes, shape, values }] of Object.entries(activations))
+    keep({ prompt, name, axes, shape }, values);
 });
 let milliseconds = null;
 if (all) {
@@ -116,11 +117,11 @@ def run_pass(script: Path, weights: Path, prompts: list[list[int]], folder: Path
 
 def python_pass(model: GPT2, token_ids: list[int]) -> Tensors:
     """What Python sees for the same prompt, but for the masks."""
-    with torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as activations:
         model(torch.tensor([token_ids]))
     return {
         name: (tensor.axes, tensor.values.float())
-        for name, tensor in seen.items()
+        for name, tensor in activations.items()
         if tensor.values.dtype is not torch.bool
     }
 

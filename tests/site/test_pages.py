@@ -18,7 +18,7 @@ import yaml
 from einops import einsum, rearrange
 from markdown import Markdown
 
-from allformers.inspection import capture, on_meta
+from allformers.inspection import capture, meta_model
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
 from allformers.models.registry import Entry as RegistryEntry
@@ -95,13 +95,15 @@ def wrong_shapes(walk: Element) -> list[str]:
         config = presets(GPT2_MODULE)[preset]
         token_ids = torch.zeros(1, config.context_length, dtype=torch.long)
         model = GPT2(config).eval()
-        with torch.inference_mode(), capture(model) as seen:
+        with torch.inference_mode(), capture(model) as activations:
             model(token_ids)
         known = {
-            name: seen[f"blocks.0.attention.{name}"]
+            name: activations[f"blocks.0.attention.{name}"]
             for name in ("queries", "keys", "values", "scores", "weights", "mixed")
         }
-        known |= {name: seen[f"blocks.0.{name}"] for name in ("x_mid", "mlp.activated")} | {"logits": seen["logits"]}
+        known |= {name: activations[f"blocks.0.{name}"] for name in ("x_mid", "mlp.activated")} | {
+            "logits": activations["logits"]
+        }
         known["activated"] = known.pop("mlp.activated")
         # A new key stands where its query does: `seq`, until the cache has put earlier ones before it.
         before = {name: known[name]._replace(axes=("batch", "heads", "seq", "head_dim")) for name in ("keys", "values")}
@@ -124,14 +126,14 @@ def wrong_shapes(walk: Element) -> list[str]:
 def wrong_values(walk: Element) -> list[str]:
     """Where a tensor's statistics are not those of a fresh pass."""
     model = load("bundled")
-    with torch.inference_mode(), capture(model) as seen:
+    with torch.inference_mode(), capture(model) as activations:
         model(record.prompt_ids())
     problems = []
     for name, values in {
-        "queries": seen["blocks.0.attention.queries"].values,
-        "mixed": seen["blocks.0.attention.mixed"].values,
-        "activated": seen["blocks.0.mlp.activated"].values,
-        "logits": seen["logits"].values,
+        "queries": activations["blocks.0.attention.queries"].values,
+        "mixed": activations["blocks.0.attention.mixed"].values,
+        "activated": activations["blocks.0.mlp.activated"].values,
+        "logits": activations["logits"].values,
     }.items():
         *_, row = (row for row in walk.find(".walk-shape") if row.find("code")[0].text == name)  # its last value
         said = re.search(r"mean (\S+), spread (\S+), from (\S+) to (\S+?)(;|$)", row.find("p")[0].text)
@@ -150,7 +152,7 @@ def wrong_facts(page: str) -> list[str]:
     said = {div.find("dt")[0].text: div.find("b")[0] for div in strip.find("div") if div.find("dt")}
     problems = []
     for preset, config in presets(GPT2_MODULE).items():
-        parameters = sum(p.numel() for p in on_meta(GPT2, config).parameters())
+        parameters = sum(p.numel() for p in meta_model(GPT2, config).parameters())
         cache = 2 * config.num_layers * config.embedding_dim * 4
         expected = {
             "parameters": f"{parameters:,}",
@@ -477,7 +479,7 @@ def _line(beginning: str) -> int:
     return next(n for n, line in enumerate(SOURCE.splitlines(), 1) if line.strip().startswith(beginning))
 
 
-TINY = f"{sum(p.numel() for p in on_meta(GPT2, GPT2Config.tiny()).parameters()):,}"
+TINY = f"{sum(p.numel() for p in meta_model(GPT2, GPT2Config.tiny()).parameters()):,}"
 
 
 SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {

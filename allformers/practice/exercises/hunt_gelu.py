@@ -31,7 +31,7 @@ and after a few layers perhaps in the last two. These logits go up to 24.
 
 Do not read the code from top to bottom; ask it. From `allformers.inspection` (`inside.html` on the site says more):
 
-- `compare_models(model, trained, text[0])` runs both on a text. `.places` and `.differences` are what was compared in
+- `compare_models(model, trained, text[0])` runs both on a text. `.names` and `.differences` are what was compared in
   order, and how far apart it is, relative to the largest value there. Does the difference begin somewhere?
 - `capture(model, "blocks.0.*.*")` keeps every tensor that the code of block 0's attention and MLP annotates. Do the
   same with the trained model, and go through both in the order in which they came.
@@ -89,9 +89,10 @@ def agrees_with_the_trained_model(model_class: Callable[[GPT2Config], nn.Module]
     model = model_class(trained.config).eval()
     model.load_state_dict(trained.state_dict())
     found = compare_models(model, trained, torch.tensor(list(b"The for statement is used to iterate")), 1e-6)
-    if found.first is not None:
-        by = found.differences[found.places.index(found.first)]
-        raise Fault(f"it differs from the trained model first in {found.first}, by {by:.2g} of the largest value there")
+    if found.first_difference is not None:
+        name = found.first_difference
+        by = found.differences[found.names.index(name)]
+        raise Fault(f"it differs from the trained model first in {name}, by {by:.2g} of the largest value there")
 
 
 exercise = Exercise(

@@ -15,7 +15,8 @@ The code below is the package's own, with one mistake in it. Find it, and mend i
 
 Do not read the code from top to bottom; ask it. Three tools help (`inside.html` on the site says more of them):
 
-- `compare_models(model, trained, token_ids).first` names the first place at which two models differ on a text.
+- `compare_models(model, trained, token_ids).first_difference` names the first place at which two models differ on a
+  text.
 - `capture(model, "blocks.0.attention.weights")` keeps what each position attends to. Which entries of a causal model's
   weights have to be 0, and are they?
 - Change one token of a text, and look at which positions the logits change. In a language model, which must not?
@@ -23,9 +24,9 @@ Do not read the code from top to bottom; ask it. Three tools help (`inside.html`
     from allformers.inspection import capture, compare_models
 
     token_ids = torch.tensor([list(b"The for statement")])
-    with capture(model, "blocks.0.attention.weights") as seen:
+    with capture(model, "blocks.0.attention.weights") as activations:
         model(token_ids)
-    print(seen["blocks.0.attention.weights"].values[0, 0, :4, :6])
+    print(activations["blocks.0.attention.weights"].values[0, 0, :4, :6])
 """
 
 from collections.abc import Callable, Iterator

@@ -25,8 +25,8 @@ It prints:
 
 Do not read the code from top to bottom; ask it. From `allformers.inspection` (`inside.html` on the site says more):
 
-- `compare_models(model, trained, text[0])` runs both on a text. `.first` is the first place where they differ, and a
-  place is a whole block.
+- `compare_models(model, trained, text[0])` runs both on a text. `.first_difference` is the first place where they
+  differ, and a place is a whole block.
 - `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the
   same with the trained model. Of the first that differs, look at the quotient of both and not at the difference.
 """

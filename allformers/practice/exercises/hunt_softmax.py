@@ -26,9 +26,9 @@ It prints:
 Do not read the code from top to bottom; ask it. From `allformers.inspection` (`inside.html` on the site says more):
 
 - `compare_texts(model, texts)` runs one model on two texts, each a tensor with the axis `seq`, as in
-  `torch.tensor(list(b"A class is red"))`. Of its second result, `[0].part_at` says where the texts part, and
-  `[0].divergence` how far apart the predictions are at each position. Take two texts that differ in their last word:
-  what has to be 0, and is it?
+  `torch.tensor(list(b"A class is red"))`. Of its second result, `[0].divergence_position` says where the texts part,
+  and `[0].divergence` how far apart the predictions are at each position. Take two texts that differ in their last
+  word: what has to be 0, and is it?
 - `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Which of
   them has to be the same for both texts, up to where they part, and is not?
 """

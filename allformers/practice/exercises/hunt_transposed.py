@@ -25,11 +25,11 @@ It prints:
 
 Do not read the code from top to bottom; ask it. From `allformers.inspection` (`inside.html` on the site says more):
 
-- `compare_models(model, trained, text[0])` runs both on a text. `.first` is the first place where they differ, and a
-  place is a whole block.
+- `compare_models(model, trained, text[0])` runs both on a text. `.first_difference` is the first place where they
+  differ, and a place is a whole block.
 - `capture(model, "blocks.0.attention.*")` keeps every tensor that the code of block 0's attention names. Do the
   same with the trained model, and go through both in the order in which they came.
-- `names(model)` lists everything that can be captured. A module's result is called as the module.
+- `activation_names(model)` lists everything that can be captured. A module's result is called as the module.
 
 Two runs, side by side:
 

@@ -67,7 +67,7 @@
   function widget(place, model) {
     const { context_length: context, num_layers: layers, num_heads: heads, vocab_size: vocab } = model.config;
     let written = []; // the tokens after the prompt
-    let pass = null; // of the tokens now: {tokens, slid, logits, seen, milliseconds}
+    let pass = null; // of the tokens now: {tokens, slid, logits, activations, milliseconds}
     let writing = 0; // tokens still to be written
     let head = 0, query = 0, key = 0;
 
@@ -168,7 +168,7 @@
       topP: topP.value() === 1 ? null : topP.value(),
     });
     const lastLogits = () => pass.logits.values.subarray(-vocab);
-    const values = (name) => pass.seen[`blocks.${layer.value}.attention.${name}`].values;
+    const values = (name) => pass.activations[`blocks.${layer.value}.attention.${name}`].values;
     const weight = (q, k, h = head) => values("weights")[(h * pass.tokens.length + q) * pass.tokens.length + k];
 
     // Compute what the text so far gives, and show it.
@@ -362,7 +362,7 @@
 
     function showTensors() {
       if (!fold.open || !pass) return;
-      tensorRows.replaceChildren(...Object.entries(pass.seen).map(([name, { axes, shape, values }]) => {
+      tensorRows.replaceChildren(...Object.entries(pass.activations).map(([name, { axes, shape, values }]) => {
         let count = 0, sum = 0, squares = 0, min = Infinity, max = -Infinity;
         for (const v of values) {
           if (v === allformers.LOWEST) continue;

@@ -145,22 +145,25 @@ var allformers = (function () {
     return mixed;
   }
 
-  // "batch seq -> batch seq vocab": scores, for every position, each token as the next one. `seen` holds everything
-  // on the way there, by the names that allformers.inspection.capture gives, in the order of computing.
+  // "batch seq -> batch seq vocab": scores, for every position, each token as the next one. `activations` holds
+  // everything on the way there, by the names that allformers.inspection.capture gives, in the order of computing.
   function forward(model, tokenIds) {
     const { config, tensors } = model, seq = tokenIds.length;
     const embed = config.embedding_dim, heads = config.num_heads, headDim = embed / heads, eps = config.norm_eps;
     if (seq < 1 || seq > config.context_length) throw new RangeError(`1 to ${config.context_length} tokens, not ${seq}`);
-    const seen = {};
-    const see = (name, pattern, shape, values) => { seen[name] = tensor(pattern, shape, values); return values; };
-    const stream = (name, values) => see(name, "batch seq embed", [1, seq, embed], values);
+    const activations = {};
+    const record = (name, pattern, shape, values) => {
+      activations[name] = tensor(pattern, shape, values);
+      return values;
+    };
+    const stream = (name, values) => record(name, "batch seq embed", [1, seq, embed], values);
     const perHead = (name, seqAxis, values) =>
-      see(name, `batch heads ${seqAxis} head_dim`, [1, heads, seq, headDim], values);
-    const square = (name, values) => see(name, "batch heads seq seq_k", [1, heads, seq, seq], values);
+      record(name, `batch heads ${seqAxis} head_dim`, [1, heads, seq, headDim], values);
+    const square = (name, values) => record(name, "batch heads seq seq_k", [1, heads, seq, seq], values);
     const linearOf = (name, x) => linear(x, tensors[name + ".weight"], tensors[name + ".bias"]);
     const normOf = (name, x) => layerNorm(x, tensors[name + ".weight"], tensors[name + ".bias"], eps);
 
-    see("token_ids", "batch seq", [1, seq], Float32Array.from(tokenIds));
+    record("token_ids", "batch seq", [1, seq], Float32Array.from(tokenIds));
 
     // "batch seq -> batch seq embed": token embedding plus position embedding
     const tokens = tensors["token_embedding.weight"].values, positions = tensors["position_embedding.weight"].values;
@@ -187,14 +190,14 @@ var allformers = (function () {
       const weights = square(`${attention}.weights`, softmax(scores, seq));
       const mixed = perHead(`${attention}.mixed`, "seq", mix(weights, values, seq, heads, headDim));
       const merged = mergeHeads(mixed, seq, heads, headDim);
-      see(`${attention}.merged`, ["batch", "seq", "(heads head_dim)"], [1, seq, embed], merged);
+      record(`${attention}.merged`, ["batch", "seq", "(heads head_dim)"], [1, seq, embed], merged);
       const gathered = stream(attention, linearOf(`${attention}.output`, merged));
       const xMid = stream(`${block}.x_mid`, add(x, gathered));
 
       // MLP, "batch seq embed -> batch seq embed": each position by itself; up, GELU, down.
       const normedAgain = stream(`${mlp}.x`, normOf(`${block}.mlp_norm`, xMid));
       const activated = gelu(linearOf(`${mlp}.up`, normedAgain));
-      see(`${mlp}.activated`, "batch seq mlp", [1, seq, config.mlp_dim], activated);
+      record(`${mlp}.activated`, "batch seq mlp", [1, seq, config.mlp_dim], activated);
       const transformed = stream(mlp, linearOf(`${mlp}.down`, activated));
       x = stream(block, add(xMid, transformed));
     }
@@ -202,8 +205,8 @@ var allformers = (function () {
 
     // "batch seq embed -> batch seq vocab": final norm, then the dot product with every token's embedding (tied)
     const logits = linear(normOf("final_norm", x), tensors["token_embedding.weight"], null);
-    for (const name of ["logits", "unembed"]) see(name, "batch seq vocab", [1, seq, config.vocab_size], logits);
-    return { logits: seen.logits, seen };
+    for (const name of ["logits", "unembed"]) record(name, "batch seq vocab", [1, seq, config.vocab_size], logits);
+    return { logits: activations.logits, activations };
   }
 
   // "vocab -> vocab": the ids from the likeliest token to the least likely; equal ones stay in their order
