@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.atomic import replacing
+from allformers.checkpoints.atomic import atomic_write
 from allformers.checkpoints.config_json import read_config, write_config
 from allformers.checkpoints.hub import locate, read_json, require
 from allformers.checkpoints.loading import build, checkpoint_tensors
@@ -158,8 +158,8 @@ def write_pretrained(folder: str | Path, form: Format, config: Any, tensors: Map
     description = write_config(form, config)
     description["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     with (
-        replacing(folder / "config.json") as config_file,
-        replacing(folder / "model.safetensors") as weights_file,
+        atomic_write(folder / "config.json") as config_file,
+        atomic_write(folder / "model.safetensors") as weights_file,
     ):
         config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         save_tensors(tensors, weights_file)

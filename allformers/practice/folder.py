@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allformers.checkpoints.atomic import digest, replacing
+from allformers.checkpoints.atomic import atomic_write, sha256
 from allformers.practice.course import Entry, entries
 from allformers.practice.report import Report
 
@@ -72,17 +72,18 @@ class Folder:
         if found is None:
             return "started"
         said = "passed" if found == "passed" else f"fails at {found}"
-        return said if known.get("digest") == digest(path) else f"{said}, changed since"
+        checked = known.get("sha256", known.get("digest"))  # "digest": its name in older folders
+        return said if checked == sha256(path) else f"{said}, changed since"
 
     def record(self, report: Report) -> None:
         """Remember what the checks found, and how many hints were given."""
         progress = self._progress()
         progress[report.name] = {
             "found": "passed" if report.passed else report.failure.check if report.failure else None,
-            "digest": digest(self.file(report.entry)),
+            "sha256": sha256(self.file(report.entry)),
             "hints": len(report.hints),
         }
-        with replacing(self.path / PROGRESS) as draft:
+        with atomic_write(self.path / PROGRESS) as draft:
             draft.write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
 
     def hints(self, entry: Entry) -> int:

@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from allformers.checkpoints.atomic import digest, new_folder
+from allformers.checkpoints.atomic import atomic_folder, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
 from allformers.nn.shapes import checked
@@ -110,7 +110,7 @@ def prepare(
     """
     if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {tokenizer!r}")
-    with tempfile.TemporaryDirectory() as scratch, new_folder(Path(folder)) as draft:
+    with tempfile.TemporaryDirectory() as scratch, atomic_folder(Path(folder)) as draft:
         documents = _documents(source, file, glob, Path(scratch))
         total = sum(document.stat().st_size for document in documents)
         if isinstance(tokenizer, str):
@@ -165,7 +165,7 @@ def open_tokens(folder: str | Path, *, verify: bool = False) -> Tokens:
     found = path.stat().st_size if path.is_file() else 0
     if found != expected:
         raise ValueError(f"{path} should have {expected:,} bytes but has {found:,}: prepare the data again")
-    if verify and digest(path) != tokens_sha256:
+    if verify and sha256(path) != tokens_sha256:
         raise ValueError(f"{path} has not the digest that data.json gives: prepare the data again")
     ids = torch.from_file(str(path), shared=False, size=count, dtype=getattr(torch, dtype.name))
     return Tokens(ids, load_tokenizer(folder, vocab_size), size, text_sha256, tokens_sha256)
@@ -212,9 +212,9 @@ def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
         path = Path(file)
         if not path.is_file():
             raise ValueError(f"there is no file {file}")
-        if digest(path) != corpus.sha256:
+        if sha256(path) != corpus.sha256:
             raise ValueError(
-                f"{file} is not {name}: its SHA-256 is {digest(path)}, expected {corpus.sha256}. "
+                f"{file} is not {name}: its SHA-256 is {sha256(path)}, expected {corpus.sha256}. "
                 "To learn from it as a text of its own, give it as the source"
             )
         return path

@@ -28,7 +28,7 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from allformers.checkpoints.atomic import digest, new_folder, remove_drafts, remove_folder, replacing
+from allformers.checkpoints.atomic import atomic_folder, atomic_write, remove_drafts, remove_folder, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.checkpoints.pretrained import write_pretrained
@@ -254,7 +254,7 @@ class Run:
         if not trainer.processes.is_first:
             return
         folder = self.folder / "checkpoints"
-        with new_folder(folder / f"step-{trainer.step:08d}") as draft:
+        with atomic_folder(folder / f"step-{trainer.step:08d}") as draft:
             write_pretrained(draft, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
             self.tokenizer.save(draft)
             save_tensors(state, draft / "state.safetensors")
@@ -264,7 +264,7 @@ class Run:
                 "recipe": dataclasses.asdict(trainer.recipe),
                 "tokens_sha256": self.record["corpus"]["tokens_sha256"],
                 "files": {
-                    file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in draft.iterdir()
+                    file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in draft.iterdir()
                 },
             }
             (draft / "state.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -300,7 +300,7 @@ class Run:
             return
         path = self.folder / "metrics.jsonl"
         lines = [line for line in read_metrics(self.folder) if line["step"] <= self.trainer.step]
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         board = _tensorboard(self.folder, self.trainer.step) if self.tensorboard else None
 
@@ -390,14 +390,14 @@ def _damage(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
         size = path.stat().st_size if path.is_file() else None
         if size != expected["bytes"]:
             return f"{name} has {size:,} bytes, expected {expected['bytes']:,}" if size is not None else f"no {name}"
-        if digest(path) != expected["sha256"]:
+        if sha256(path) != expected["sha256"]:
             return f"the contents of {name} have changed"
     return ""
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write a run's `training.json`."""
-    with replacing(folder / "training.json") as draft:
+    with atomic_write(folder / "training.json") as draft:
         draft.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from allformers.checkpoints.atomic import digest, new_folder, remove_drafts, remove_folder, replacing
+from allformers.checkpoints.atomic import atomic_folder, atomic_write, remove_drafts, remove_folder, sha256
 
 
 def write_file(path: Path) -> None:
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("new")
 
 
 def write_folder(path: Path) -> None:
-    with new_folder(path) as draft:
+    with atomic_folder(path) as draft:
         (draft / "one").write_text("1")
         (draft / "two").write_text("2")
 
@@ -109,4 +109,4 @@ def test_a_folder_is_removed_whole(tmp_path: Path) -> None:
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert digest(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -118,10 +118,10 @@ def test_a_corpus_on_the_network_can_be_given_as_a_file_whose_digest_is_checked(
 ) -> None:
     file = tmp_path / "file.txt"
     file.write_text("To be, or not to be")
-    monkeypatch.setitem(CORPORA, "shakespeare", Remote("https://example.org/none.txt", data.digest(file)))
+    monkeypatch.setitem(CORPORA, "shakespeare", Remote("https://example.org/none.txt", data.sha256(file)))
     tokens = prepare("shakespeare", tmp_path / "tokens", "characters", file=file)
     assert (len(tokens.ids), tokens.tokenizer.vocab_size) == (19, len(set("To be, or not to be")))
-    assert tokens.text_sha256 == data.digest(file)
+    assert tokens.text_sha256 == data.sha256(file)
 
 
 @pytest.mark.network
@@ -154,7 +154,7 @@ def test_a_corpus_is_downloaded_once_and_its_digest_checked(tmp_path: Path, monk
 
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.setattr("pooch.core.choose_downloader", lambda url, progressbar=False: download)
-    monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", data.digest(source)))
+    monkeypatch.setitem(CORPORA, "served", Remote("https://example.org/served.txt", data.sha256(source)))
     for count in range(2):
         assert bytes(prepare("served", tmp_path / f"tokens{count}").ids.tolist()) == b"served"
     assert asked == ["https://example.org/served.txt"]

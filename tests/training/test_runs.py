@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.atomic import digest
+from allformers.checkpoints.atomic import sha256
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training import data, recipes
 from allformers.training.recipes import Recipe
@@ -122,7 +122,7 @@ def test_a_resumed_run_reaches_the_same_bits(tmp_path: Path, straight: Path, at:
     assert read_result(tmp_path)["ended"] == f"the budget of {at} steps is spent"
     more = follow(tmp_path, resume=True)
     assert [report.step for report in more] == list(range(at + 1, 13))
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
     untimed = [
         [{k: v for k, v in line.items() if k not in {"seconds", "tokens_per_second", "mfu"}} for line in lines]
         for lines in (read_metrics(tmp_path), read_metrics(straight))
@@ -135,7 +135,7 @@ def test_a_resumed_run_reaches_the_same_bits(tmp_path: Path, straight: Path, at:
 
 def test_watching_a_run_more_closely_changes_nothing(tmp_path: Path, straight: Path) -> None:
     follow(tmp_path, make_recipe(validate_every=1, sample_every=1, save_every=1, log_every=3, temperature=1.0))
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def start(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
@@ -170,7 +170,7 @@ def test_killed_at_random_steps_it_reaches_the_same_bits(tmp_path: Path) -> None
     assert process.returncode == 0
     whole.communicate()
     assert whole.returncode == 0
-    assert digest(tmp_path / "killed" / "model.safetensors") == digest(tmp_path / "whole" / "model.safetensors")
+    assert sha256(tmp_path / "killed" / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
     assert [line["step"] for line in read_metrics(tmp_path / "killed")] == list(range(1, 121))
     assert not list(tmp_path.rglob(".*.draft"))
 
@@ -188,7 +188,7 @@ def test_asked_to_stop_it_saves_and_ends(tmp_path: Path, straight: Path, number:
     assert read_result(tmp_path)["ended"] == f"{number.name} was received"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     follow(tmp_path, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_another_recipe_is_refused_by_what_differs(stopped: Path, changes: dict[
 
 def test_what_does_not_shape_the_weights_may_change(stopped: Path, straight: Path) -> None:
     follow(stopped, make_recipe(validate_every=1, prompt="I am", save_every=1), resume=True)
-    assert digest(stopped / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(stopped / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def test_another_text_is_refused(stopped: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_intact(
     assert file in str(e.value)
     shutil.rmtree(find_checkpoints(stopped)[-1])
     follow(stopped, resume=True)
-    assert digest(stopped / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(stopped / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def test_a_checkpoint_without_its_description_is_damaged(stopped: Path) -> None:
@@ -283,15 +283,15 @@ def test_a_checkpoint_without_its_description_is_damaged(stopped: Path) -> None:
 
 
 def test_a_finished_run_has_nothing_left_to_do(straight: Path) -> None:
-    before = digest(straight / "model.safetensors")
+    before = sha256(straight / "model.safetensors")
     assert follow(straight, resume=True) == []
-    assert digest(straight / "model.safetensors") == before
+    assert sha256(straight / "model.safetensors") == before
     assert read_result(straight)["ended"] == "the recipe is done"
 
 
 def test_resume_begins_where_there_is_nothing(tmp_path: Path, straight: Path) -> None:
     follow(tmp_path / "new", resume=True)
-    assert digest(tmp_path / "new" / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "new" / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 # -- When the disk or the numbers give out -----------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_when_the_disk_refuses_the_earlier_checkpoint_is_intact(tmp_path: Path, 
     assert steps(tmp_path) == [5]
     assert not list(tmp_path.rglob(".*"))
     follow(tmp_path, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 @pytest.mark.parametrize("at", few_of(range(12)))
@@ -343,7 +343,7 @@ def test_a_disk_that_is_full_at_any_moment_leaves_a_run_that_can_go_on(
     assert steps(tmp_path) in ([5], [5, 10])
     assert not list(tmp_path.rglob(".*"))
     follow(tmp_path, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
 
 
 def die_at(at: int, folder: Path, recipe: Recipe) -> None:
@@ -385,7 +385,7 @@ def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: P
     assert child.exitcode == -signal.SIGKILL
     assert steps(tmp_path)[-1] in (6, 9)
     follow(tmp_path, recipe, resume=True)
-    assert digest(tmp_path / "model.safetensors") == digest(straight / "model.safetensors")
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
     assert not list(tmp_path.rglob(".*"))
 
 
