@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from allformers.checkpoints.hub import locate, read_json
+from allformers.checkpoints.hub import read_json, resolve_checkpoint
 from allformers.nn.shapes import checked
 
 
@@ -65,12 +65,12 @@ def example_image(config: Any) -> Float[Tensor, "batch channels image_height ima
 
 def label_names(checkpoint: str | Path, count: int) -> list[str]:
     """What a checkpoint calls its labels, in order, each by the first of its names; numbers where it has none."""
-    path = locate(checkpoint)("config.json")
+    path = resolve_checkpoint(checkpoint)("config.json")
     named = {} if path is None else read_json(path).get("id2label") or {}
     return [str(named.get(str(label), label)).partition(",")[0] for label in range(count)]
 
 
 def _settings(checkpoint: str | Path) -> dict[str, Any]:
     """How the pictures were prepared that a checkpoint learned from."""
-    path = locate(checkpoint)("preprocessor_config.json")
+    path = resolve_checkpoint(checkpoint)("preprocessor_config.json")
     return {} if path is None else read_json(path)

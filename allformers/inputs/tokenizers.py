@@ -4,13 +4,13 @@ import codecs
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.hub import locate, read_json
+from allformers.checkpoints.hub import read_json, resolve_checkpoint
 
 if TYPE_CHECKING:
     import tiktoken
@@ -283,8 +283,8 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     Raises:
         CheckpointError: none of them fits.
     """
-    find = locate(name)
-    path = find("tokenizer_config.json")
+    resolve_file = resolve_checkpoint(name)
+    path = resolve_file("tokenizer_config.json")
     description = {} if path is None else read_json(path)
     kind = description.get("tokenizer_class")
     tokenizer: Tokenizer
@@ -295,9 +295,9 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
         if not isinstance(characters, str) or not characters:
             raise CheckpointError(f"{path} has no characters, which a CharTokenizer needs")
         tokenizer = CharTokenizer(characters)
-    elif (described := find("tokenizer.json")) is not None:
+    elif (described := resolve_file("tokenizer.json")) is not None:
         tokenizer = JsonTokenizer(described)
-    elif vocab_size >= GPT2Tokenizer.vocab_size and (files := _gpt2_files(find)):
+    elif vocab_size >= GPT2Tokenizer.vocab_size and (files := _gpt2_files(resolve_file)):
         tokenizer = GPT2Tokenizer(files)
     elif 0 <= vocab_size - GPT2Tokenizer.vocab_size < 128:
         tokenizer = GPT2Tokenizer()
@@ -315,7 +315,7 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _gpt2_files(find: Any) -> Path | None:
+def _gpt2_files(resolve_file: Callable[[str], Path | None]) -> Path | None:
     """The folder that holds both files of a byte-level BPE, if the checkpoint has them."""
-    paths: Sequence[Path | None] = (find("vocab.json"), find("merges.txt"))
+    paths: Sequence[Path | None] = (resolve_file("vocab.json"), resolve_file("merges.txt"))
     return paths[0].parent if paths[0] and paths[1] and paths[0].parent == paths[1].parent else None
