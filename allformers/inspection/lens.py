@@ -53,17 +53,17 @@ def fill_in(loaded: Any, given: "Tensor", tokenizer: "Tokenizer") -> tuple[list[
     import torch
     from einops import rearrange
 
-    if tokenizer.missing is None:
+    if tokenizer.mask_token_id is None:
         raise ValueError("the model's tokenizer has no token for what is missing, such as [MASK], to look at")
-    special = getattr(tokenizer, "special", {})
+    special = getattr(tokenizer, "special_tokens", {})
     ids = given[0].tolist()
-    missing = [place for place, token in enumerate(ids) if token == tokenizer.missing]
+    missing = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
     places = missing or [place for place, token in enumerate(ids) if token not in special]
     found = []
     with torch.inference_mode():
         for place in places:
             asked = given.clone()
-            asked[0, place] = tokenizer.missing
+            asked[0, place] = tokenizer.mask_token_id
             found.append(loaded(asked)[0, place])
     if not found:
         raise ValueError("there is nothing to look at: the prompt is empty")

@@ -250,8 +250,8 @@ def _encode(documents: Iterable[Path], tokenizer: Tokenizer) -> Iterator[tuple[l
     for document in documents:
         for piece in _whole_words(_pieces(document)):
             yield tokenizer.encode(piece), piece.encode()
-        if tokenizer.end_of_text is not None:
-            yield [tokenizer.end_of_text], b""
+        if tokenizer.eos_token_id is not None:
+            yield [tokenizer.eos_token_id], b""
 
 
 def _pieces(document: Path) -> Iterator[str]:

@@ -228,7 +228,7 @@ class Run:
         trainer, recipe, processes = self.trainer, self.trainer.recipe, self.trainer.processes
         if not (processes.is_first or processes.parallel == "fsdp"):
             return None
-        first = self.tokenizer.end_of_text
+        first = self.tokenizer.eos_token_id
         start = self.tokenizer.encode(recipe.prompt) or [int(trainer.tokens[0]) if first is None else first]
         with processes.gathered(trainer.model):
             (written,) = trainer.model.generate_batch(  # type: ignore[operator]
