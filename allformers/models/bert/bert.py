@@ -67,7 +67,7 @@ class BertConfig(EncoderConfig):
     vocab_size: PositiveInt = 30522
     context_length: PositiveInt = 512  # max_position_embeddings: positions that have an embedding
     num_segments: PositiveInt = 2  # type_vocab_size: the kinds of token_type_ids
-    tie_embeddings: bool = True  # the unembedding shares the token embedding's matrix
+    tie_embeddings: bool = True  # tie_word_embeddings: the unembedding shares the token embedding's matrix
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:

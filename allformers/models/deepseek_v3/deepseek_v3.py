@@ -71,8 +71,8 @@ class DeepSeekV3Config(RopeConfig):
     attention_bias: bool = False
     rope_theta: PositiveFloat = 10000.0
     rope_type: Literal["default", "yarn"] = "yarn"
-    rope_factor: PositiveFloat = 40.0
-    original_context_length: PositiveInt = 4096
+    rope_factor: PositiveFloat = 40.0  # factor
+    original_context_length: PositiveInt = 4096  # original_max_position_embeddings
     rope_mscale: float = 1.0  # mscale and mscale_all_dim: for yarn
 
     def __post_init__(self) -> None:

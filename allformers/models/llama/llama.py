@@ -55,7 +55,7 @@ class LlamaConfig(RopeConfig):
     mlp_bias: bool = False
     rope_theta: PositiveFloat = 500000.0
     rope_type: RopeType = "llama3"
-    rope_factor: PositiveFloat = 8.0
+    rope_factor: PositiveFloat = 8.0  # factor
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,11 +28,11 @@ class MistralConfig(LlamaConfig):
     """The defaults are Mistral 7B v0.1."""
 
     vocab_size: PositiveInt = 32000
-    context_length: PositiveInt = 32768
+    context_length: PositiveInt = 32768  # max_position_embeddings
     sliding_window: PositiveInt | None = 4096  # positions that a token attends to, its own included; None for all
     rope_theta: PositiveFloat = 10000.0
     rope_type: RopeType = "default"
-    rope_factor: PositiveFloat = 1.0
+    rope_factor: PositiveFloat = 1.0  # factor
     attention_bias: Literal[False] = False
     mlp_bias: Literal[False] = False
 

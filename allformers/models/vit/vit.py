@@ -38,7 +38,7 @@ class ViTConfig(EncoderConfig):
     patch_size: PositiveInt = 16  # height and width of a patch
     num_channels: PositiveInt = 3  # numbers per pixel: red, green and blue
     num_labels: PositiveInt = 1000
-    dropout: Probability = 0.0
+    dropout: Probability = 0.0  # hidden_dropout_prob and attention_probs_dropout_prob
 
     def __post_init__(self) -> None:
         super().__post_init__()
