@@ -197,17 +197,17 @@ class SlidingWindow:
         self.offset = 0
         self.layers: list[RollingCache] = []
 
-    def room(self, seq: int) -> int:
-        """Positions to allocate: a quarter more than the window, or as many as a long pass needs."""
+    def allocation(self, seq: int) -> int:
+        """The number of positions to allocate: a quarter more than the window, or as many as a long pass needs."""
         oldest = self.cache.evicted(self.size)
         return max(self.cache.length - oldest + seq, min(self.size * 5 // 4 + 1, self.cache.capacity - oldest))
 
     def move(self, seq: int) -> None:
         """Move what will still be attended to to the front of new memory with room for `seq` more positions."""
-        oldest, room = self.cache.evicted(self.size), self.room(seq)
+        oldest, size = self.cache.evicted(self.size), self.allocation(seq)
         for layer in self.layers:
-            kept = [buffer[..., oldest - self.offset :, :][..., :room, :] for buffer in layer.buffers]
-            layer.buffers = tuple(buffer.new_empty((*buffer.shape[:-2], room, buffer.shape[-1])) for buffer in kept)
+            kept = [buffer[..., oldest - self.offset :, :][..., :size, :] for buffer in layer.buffers]
+            layer.buffers = tuple(buffer.new_empty((*buffer.shape[:-2], size, buffer.shape[-1])) for buffer in kept)
             for buffer, held in zip(layer.buffers, kept, strict=True):
                 buffer[..., : held.shape[-2], :] = held
         self.offset = oldest
@@ -237,8 +237,8 @@ class RollingCache(LayerCache):
         seq = new[0].shape[-2]
         start, stop, window = self.cache.length, self._end(seq), self.window
         if not self.buffers:
-            room = window.room(seq)
-            self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], room, tensor.shape[-1])) for tensor in new)
+            size = window.allocation(seq)
+            self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], size, tensor.shape[-1])) for tensor in new)
         self.ensure_capacity(seq)
         for buffer, tensor in zip(self.buffers, new, strict=True):
             buffer[..., start - window.offset : stop - window.offset, :] = tensor
@@ -263,12 +263,12 @@ class FixedState(LayerCache):
 
     @property
     def values(self) -> tuple[Tensor, ...]:
-        """The state as the last pass that went through has left it; empty before the first."""
+        """The state after the last pass that went through; empty before the first."""
         return self.buffers
 
     @checked
     def update(self, *new: Shaped[Tensor, "batch ..."]) -> None:
-        """Give the state that holds from the end of this pass on."""
+        """Set the state that counts from the end of this pass on."""
         self.pending = new
 
     def commit(self) -> None:
@@ -292,7 +292,7 @@ class SourceCache(LayerCache):
 
     @property
     def values(self) -> tuple[Tensor, ...]:
-        """What was filled in; empty before."""
+        """The tensors that were filled in; empty before."""
         return self.buffers
 
     @checked

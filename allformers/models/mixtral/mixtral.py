@@ -116,10 +116,10 @@ class MixtureOfExperts(nn.Module):
         self, tokens: Float[Tensor, "tokens embed"], expert_ids: Int[Tensor, "tokens top_k"]
     ) -> Float[Tensor, "tokens top_k embed"]:
         """Each token's outputs of its experts: tokens are sorted by expert, so that each gets its own as one matrix."""
-        assigned = rearrange(expert_ids, "tokens top_k -> (tokens top_k)")
-        permutation = assigned.argsort(stable=True)
+        flat_ids = rearrange(expert_ids, "tokens top_k -> (tokens top_k)")
+        permutation = flat_ids.argsort(stable=True)
         token_index = permutation // self.top_k
-        tokens_per_expert: list[int] = torch.bincount(assigned, minlength=self.num_experts).tolist()
+        tokens_per_expert: list[int] = torch.bincount(flat_ids, minlength=self.num_experts).tolist()
         outputs: list[Tensor] = []
         start = 0
         for expert, count in enumerate(tokens_per_expert):
