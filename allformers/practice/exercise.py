@@ -77,7 +77,7 @@ class Exercise:
         hints: from a nudge to almost the answer.
         page: where the site explains it, such as `gpt2.html#CausalSelfAttention`.
         part_of: what it corresponds to in this package, as a dotted name.
-        after: the exercises to do before it, by name.
+        prerequisites: the exercises to do before it, by name.
         properties: what has to hold, in the order in which it is checked.
         reference: what results are compared with, if not the solution: the package's own component.
         bug: for a hunt, the mistake.
@@ -90,7 +90,7 @@ class Exercise:
     hints: tuple[str, ...]
     page: str
     part_of: str
-    after: tuple[str, ...] = ()
+    prerequisites: tuple[str, ...] = ()
     properties: tuple[Property, ...] = ()
     reference: Any = None
     bug: Bug | None = None

@@ -32,7 +32,7 @@ def page(entry: Entry) -> str:
     is_hunt = exercise.bug is not None
     own = ".".join(re.findall(r"[A-Z]\w*|\w+$", exercise.part_of))
     solution = f'{{{{ exercise_code("{entry.name}", solved=True) }}}}'
-    before = ", ".join(f"[{find(name).title}]({name}.md)" for name in exercise.after)
+    before = ", ".join(f"[{find(name).title}]({name}.md)" for name in exercise.prerequisites)
     properties = [f"- **{_capital(label(p))}.** {_on_one_line(inspect.getdoc(p))}" for p in exercise.properties]
     hints = zip(("A nudge", "A hint", "Almost the answer"), exercise.hints, strict=True)
     pieces = [

@@ -113,7 +113,7 @@ def test_an_exercise_says_what_it_is_and_what_comes_before(entry: Entry) -> None
     assert entry.teaches.endswith(".")
     assert len(entry.task) > 300
     known = [other.name for other in entries()]
-    for earlier in exercise.after:
+    for earlier in exercise.prerequisites:
         assert known.index(earlier) < known.index(entry.name)
     module, _, symbol = re.fullmatch(r"(allformers(?:\.[a-z0-9_]+)+)(\.)(\w+(?:\.\w+)*)", exercise.part_of).groups()
     thing = importlib.import_module(module)

@@ -164,5 +164,5 @@ exercise = Exercise(
     ),
     page="training.html#Trainer.advance.part",
     part_of="allformers.training.loop.Trainer.advance",
-    after=("gpt2", "loss"),
+    prerequisites=("gpt2", "loss"),
 )
