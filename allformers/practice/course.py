@@ -65,7 +65,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class Entry(NamedTuple):
-    """What is known of an exercise without importing it.
+    """The course's record of an exercise, read without importing it.
 
     Attributes:
         number: its place in the course, from 1.
@@ -85,7 +85,7 @@ class Entry(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """What its module is called, here and in a learner's folder."""
+        """The name of its module, here and in a learner's folder."""
         return self.name.replace("-", "_")
 
     def load(self) -> "Exercise":

@@ -1,4 +1,4 @@
-"""What an exercise consists of.
+"""The record of an exercise.
 
 Everything that a learner sees comes from one file in `exercises`:
 
@@ -25,7 +25,7 @@ name is what holds, its docstring what is expected and why. It may give back a s
 
 
 class Fault(Exception):  # noqa: N818  (a learner's mistake is no error here)
-    """What was written is not what it should be.
+    """A fault in the learner's code, found by a check.
 
     Args:
         seen: what was seen, in a sentence or two that name axes and sizes.
@@ -98,12 +98,12 @@ class Exercise:
 
     @property
     def main(self) -> Any:
-        """What is called and compared, as the solution has it."""
+        """The function or class of the solution that is called and compared."""
         return self.solution[-1]
 
     @property
     def compared_with(self) -> Any:
-        """What the results are compared with."""
+        """The function or class that results are compared with."""
         return self.main if self.reference is None else self.reference
 
     @property
@@ -118,7 +118,7 @@ def paragraphs(text: str) -> tuple[str, ...]:
 
 
 def label(property_: Property) -> str:
-    """What a property says, in words."""
+    """The sentence of a property, from its name."""
     return property_.__name__.strip("_").replace("_", " ")
 
 

@@ -33,7 +33,7 @@ class Folder:
     path: Path
 
     def file(self, entry: Entry) -> Path:
-        """Where what a learner writes for an exercise lies."""
+        """The file in which a learner writes an exercise."""
         return self.path / f"{entry.stem}.py"
 
     def started(self) -> list[Entry]:
@@ -63,7 +63,7 @@ class Folder:
         return path
 
     def state(self, entry: Entry) -> str:
-        """How far an exercise has come, in a few words."""
+        """The progress of an exercise, in a few words."""
         path = self.file(entry)
         if not path.is_file():
             return "not started"
@@ -87,7 +87,7 @@ class Folder:
             draft.write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
 
     def hints(self, entry: Entry) -> int:
-        """How many hints were given for an exercise."""
+        """The number of hints that were given for an exercise."""
         return int(self._progress().get(entry.name, {}).get("hints", 0))
 
     def _progress(self) -> dict[str, dict[str, Any]]:
@@ -103,7 +103,7 @@ class Folder:
         return progress
 
 
-def parts(source: str, own: Mapping[str, Entry]) -> list[Entry]:
+def imported_exercises(source: str, own: Mapping[str, Entry]) -> list[Entry]:
     """The exercises whose files a piece of source imports."""
     try:
         tree = ast.parse(source)

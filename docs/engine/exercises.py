@@ -16,7 +16,7 @@ from markupsafe import Markup
 from allformers.practice.checking import is_differentiable
 from allformers.practice.course import SECTIONS, Entry, entries, find
 from allformers.practice.exercise import label
-from allformers.practice.report import CHECKS, MEANING
+from allformers.practice.report import CHECKS, DESCRIPTIONS
 from allformers.practice.source import answer, code
 from docs.engine.walk import code_html
 
@@ -89,7 +89,7 @@ def checks() -> Markup:
     """The checks in order, each with what holds where it passes."""
     items = Markup("").join(
         Markup("<li><code>{}</code>: {}{}</li>").format(
-            name, MEANING[name], " (a hint, and no failure)" if name == "named" else ""
+            name, DESCRIPTIONS[name], " (a hint, and no failure)" if name == "named" else ""
         )
         for name in CHECKS
     )

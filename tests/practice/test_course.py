@@ -56,7 +56,7 @@ class InProcess(Worker):
 
     def check(self, name: str) -> Report:
         loader, entry = Loader(self.folder), find(name)
-        outcomes = list(loader.examine(entry))
+        outcomes = list(loader.run_checks(entry))
         return Report(name, str(self.folder.file(entry)), outcomes, loader.parts, hints=list(entry.load().hints))
 
 

@@ -38,7 +38,7 @@ def checked(tmp_path: Path) -> Checked:
         folder = Folder(tmp_path)
         folder.file(entry).write_text(text, encoding="utf-8")
         loader = Loader(folder)
-        return Report(entry.name, "a file", list(loader.examine(entry)), loader.parts)
+        return Report(entry.name, "a file", list(loader.run_checks(entry)), loader.parts)
 
     return checked
 
