@@ -1,4 +1,4 @@
-"""Tables that connect a model with its checkpoints: what each weight and each field is called, and how it lies.
+"""Tables that connect a model with its checkpoints: the name and layout of each weight, the name of each field.
 
 What a model calls things, and how its matrices lie, differs from what the checkpoint says; each model states the
 differences once, as data, and the other files of this folder apply them in both directions:
@@ -76,7 +76,7 @@ class Field(NamedTuple):
     when: tuple[str, ...] = ()
 
     def is_written(self, config: Any) -> bool:
-        """Whether a configuration writes it."""
+        """True if a configuration writes this field."""
         return not self.when or getattr(config, self.when[0]) in self.when[1:]
 
 
@@ -116,7 +116,7 @@ def each_layer(theirs: str, ours: str, *rows: Weight) -> tuple[Weight, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a model's checkpoints look: its two tables, and what is left out on purpose.
+    """The format of a model's checkpoints: its two tables, and what is left out on purpose.
 
     Attributes:
         model_type: the value of `model_type` in `config.json`.
@@ -166,7 +166,7 @@ class Format:
         weights: tuple[Weight, ...] = (),
         **others: Any,
     ) -> "Format":
-        """The format of a descendant: this one, and what it says besides.
+        """Return the format of a descendant: this one, and what it says besides.
 
         Args:
             model_type: as for any format, like all that is not named here.

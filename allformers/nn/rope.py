@@ -140,7 +140,7 @@ class RopeConfig(Config):
 
     @property
     def attention_factor(self) -> float:
-        """What scores are multiplied by: YaRN's mscale, once for the query and once for the key."""
+        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor) ** 2 if self.rope_type == "yarn" else 1.0
 
 
@@ -148,7 +148,7 @@ class RopeConfig(Config):
 def rope_cos_sin(
     positions: Int[Tensor, "seq"], inv_freq: Float[Tensor, "pair"]
 ) -> tuple[Float[Tensor, "seq pair"], Float[Tensor, "seq pair"]]:
-    """Cosine and sine of the angle by which each pair is rotated at each position."""
+    """RoPE's cosine and sine: those of the angle by which each pair is rotated at each position."""
     angles = einsum(positions.to(inv_freq.dtype), inv_freq, "seq, pair -> seq pair")
     return angles.cos(), angles.sin()
 
@@ -157,7 +157,7 @@ def rope_cos_sin(
 def apply_rope(
     x: Float[Tensor, "... seq head_dim"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
 ) -> Float[Tensor, "... seq head_dim"]:
-    """Rotate each pair (a, b) to (a cos - b sin, b cos + a sin). A pair is (x[i], x[i + head_dim / 2]).
+    """Apply RoPE: rotate each pair (a, b) to (a cos - b sin, b cos + a sin). A pair is (x[i], x[i + head_dim / 2]).
 
     Checkpoints on the Hugging Face hub pair the halves of a head; other code pairs neighbours. Either is right, as long
     as weights and code agree.

@@ -240,7 +240,7 @@ class Bert(Encoder):
         segments: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block. Arguments and errors as for `forward`."""
+        """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
         x = self.embed(token_ids, segments)
         mask = None if lengths is None else padding_mask(lengths, token_ids.shape[1])

@@ -125,7 +125,7 @@ class DeepSeekV3Config(RopeConfig):
 
     @property
     def attention_factor(self) -> float:
-        """What scores are multiplied by: YaRN's mscale, once for the query and once for the key."""
+        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor, self.rope_mscale) ** 2 if self.rope_type == "yarn" else 1.0
 
     @cached_property
@@ -220,7 +220,7 @@ class LatentAttention(nn.Module):
     def compress(
         self, x: Float[Tensor, "batch seq embed"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
     ) -> tuple[Float[Tensor, "batch seq kv_latent"], Float[Tensor, "batch seq rope_dim"]]:
-        """What the cache holds of each position: the latent, and the one rotated key that all heads share."""
+        """The KV cache's content for each position: the latent, and the one rotated key that all heads share."""
         compressed = self.kv_down(x)
         latent = self.config.kv_latent_dim
         return self.kv_norm(compressed[..., :latent]), _apply_rope_to_neighbours(compressed[..., latent:], cos, sin)
@@ -429,7 +429,7 @@ class DeepSeekV3(Decoder):
     def residual_stream(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block. Arguments and errors as for `forward`."""
+        """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
         x: Float[Tensor, "batch seq embed"] = self.token_embedding(token_ids)
         cos, sin = self.rope(token_ids, cache)

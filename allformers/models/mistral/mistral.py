@@ -71,6 +71,6 @@ class Mistral(Llama):
     def mask(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """True where a query may attend to a key: not later, within the window, and not padding."""
+        """The attention mask, True where a query may attend to a key: not later, within the window, and not padding."""
         window = self.config.sliding_window
         return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)

@@ -142,11 +142,13 @@ class MixtureOfExperts(nn.Module):
 
         No size depends on the text here. It pays for a few tokens only: each gets its own copy of the weights.
         """
-        gate, up, down = self.gate[expert_ids], self.up[expert_ids], self.down[expert_ids]
-        gated = einsum(tokens, gate, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
-        widened = einsum(tokens, up, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
-        activated = self.activation(gated) * widened
-        return einsum(activated, down, "tokens top_k expert_mlp, tokens top_k embed expert_mlp -> tokens top_k embed")
+        gate_weight, up_weight, down_weight = self.gate[expert_ids], self.up[expert_ids], self.down[expert_ids]
+        gate = einsum(tokens, gate_weight, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
+        up = einsum(tokens, up_weight, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
+        activated = self.activation(gate) * up
+        return einsum(
+            activated, down_weight, "tokens top_k expert_mlp, tokens top_k embed expert_mlp -> tokens top_k embed"
+        )
 
 
 class MixtralBlock(Block):

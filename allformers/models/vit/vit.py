@@ -138,7 +138,7 @@ class ViT(Classifier):
     def residual_stream(
         self, images: Float[Tensor, "batch channels image_height image_width"]
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block: the class token first, then the patches row by row."""
+        """The residual stream (hidden states) after the last block: class token first, then the patches row by row."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
