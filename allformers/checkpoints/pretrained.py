@@ -71,7 +71,7 @@ class Pretrained(nn.Module):
                 Face hub ("gpt2", "distilgpt2"), which is then downloaded once and kept in the hub's own cache.
             revision: a branch, tag or commit on the hub.
             dtype: of the weights; if None, the widest in the checkpoint.
-            device: where to put them; if None, the CPU.
+            device: the device of the weights; if None, the CPU.
 
         Raises:
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the

@@ -95,7 +95,7 @@ class Decoder(Pretrained):
 
         Args:
             token_ids: the prompts. Of a prompt longer than the context the model reads only the end.
-            max_new_tokens: how many tokens to write, at most.
+            max_new_tokens: the number of tokens to generate, at most.
             temperature: 0 takes the likeliest token each time; see `allformers.generation.sampling` for the rest.
             top_k: choose among that many tokens only.
             top_p: nucleus sampling: choose among the likeliest tokens that hold that much probability.
@@ -103,8 +103,8 @@ class Decoder(Pretrained):
                 generator.
             stop_tokens: a row ends with the first of these that it writes; it then repeats that token until all rows
                 have ended.
-            prefill: how many tokens of a prompt to read at once. The longer the piece, the more memory the scores of
-                attention take, and the faster it goes; None reads all at once. The text does not depend on it.
+            prefill: the number of a prompt's tokens to read at once. The longer the chunk, the more memory attention's
+                scores take, and the faster it goes; None reads all at once. The text does not depend on it.
 
         Raises:
             ShapeError: the prompts are not a tensor of integers with two axes.

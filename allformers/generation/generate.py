@@ -41,10 +41,10 @@ def decode(
         model: a decoder.
         text: the prompts, the shorter ones padded on the left.
         left_padding: the number of padding tokens in each row; None for none.
-        max_new_tokens: how many tokens to generate, at most.
+        max_new_tokens: the number of tokens to generate, at most.
         sample: chooses each row's token by its logits.
         stop: the tokens that end a row.
-        prefill: how many tokens of a prompt to read at once; None reads all at once.
+        prefill: the number of a prompt's tokens to read at once; None reads all at once.
     """
     context = model.config.context_length
     text, left_padding = truncate_left(text, left_padding, context)

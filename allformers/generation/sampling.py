@@ -84,8 +84,8 @@ def sample(
     Args:
         logits: one distribution a row.
         temperature: 0 means `greedy`, and then nothing else matters.
-        top_k: how many tokens to choose from; all if None.
-        top_p: how much probability to choose from; all if None.
+        top_k: the number of tokens to choose from; all if None.
+        top_p: the probability that the tokens to choose from hold together, the nucleus; all tokens if None.
         generators: a source of randomness for each row, so that a row's draws do not depend on its neighbours;
             PyTorch's global one if None.
 

@@ -140,7 +140,7 @@ class GPT2Tokenizer(Tokenizer):
     Source: the GPT-2 paper, section 2.2; Sennrich et al. 2015, arXiv:1508.07909.
 
     Args:
-        folder: where `vocab.json` and `merges.txt` lie, as in GPT-2's checkpoints; then nothing is downloaded.
+        folder: the folder of `vocab.json` and `merges.txt`, as in GPT-2's checkpoints; then nothing is downloaded.
     """
 
     vocab_size = 50257

@@ -16,10 +16,10 @@ class Entry(NamedTuple):
     """One model of the family.
 
     Attributes:
-        name: how the command line calls it.
-        module: where it is defined.
+        name: the name on the command line.
+        module: the module that defines it.
         class_name: its class there.
-        model_type: what its checkpoints' `config.json` says.
+        model_type: the `model_type` of its checkpoints' `config.json`.
     """
 
     name: str

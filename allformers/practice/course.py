@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
     Attributes:
         number: its place in the course, from 1.
-        name: how commands call it, such as `split-heads`.
+        name: the name on the command line, such as `split-heads`.
         section: the part of the course that it stands in.
         title: the beginning of its file's first sentence.
         teaches: the rest of that sentence.

@@ -27,7 +27,7 @@ class Folder:
     """A folder to practise in.
 
     Attributes:
-        path: where it is; it need not be there yet.
+        path: its path; it need not be there yet.
     """
 
     path: Path

@@ -19,7 +19,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "gradients": "gradients equal the reference's",
     "named": "every operation on axes names them",
 }
-"""What holds where a check passes."""
+"""The statement that holds where a check passes, for each check."""
 
 SYMBOLS = {"passed": "✓", "failed": "✗", "noted": "·"}
 WIDTH = 100
@@ -31,10 +31,10 @@ class Outcome:
 
     Attributes:
         check: one of `CHECKS`.
-        state: whether it passed; "noted" is a remark that fails nothing.
+        state: "passed" or "failed"; "noted" is a remark that fails nothing.
         what: of a property, what it says.
-        seen: what was seen; of a check that passed, something to show.
-        expected: what should have been.
+        seen: the observation; of a check that passed, something to show.
+        expected: the expectation.
     """
 
     check: str
@@ -64,12 +64,12 @@ class Report:
 
     Attributes:
         name: the exercise.
-        where: what was checked: a file, or an object.
-        outcomes: what each check found, up to the first that failed.
+        where: the file or object that was checked.
+        outcomes: the outcome of each check, up to the first that failed.
         parts: the parts that it was put together from, each with whose it was.
-        printed: what the learner's code printed.
+        printed: the output of the learner's code.
         hints: the hints that were given so far.
-        hints_left: how many more there are.
+        hints_left: the number of hints that are left.
     """
 
     name: str

@@ -36,7 +36,7 @@ class Worker:
     """The process, as its owner sees it. Started when first needed.
 
     Args:
-        folder: where the learner's files are.
+        folder: the folder of the learner's files.
         seconds: the time limit for one exercise.
     """
 

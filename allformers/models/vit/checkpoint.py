@@ -90,4 +90,4 @@ FORMAT = Format(
         "label2id": {f"LABEL_{label}": label for label in range(config.num_labels)},
     },
 )
-"""How ViT's checkpoints name and lay out what is above."""
+"""The format of ViT's checkpoints: fields, and weights."""
