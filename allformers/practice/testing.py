@@ -37,9 +37,9 @@ class Reports:
 @pytest.fixture(scope="session")
 def reports() -> Iterator[Reports]:
     """The reports, and a process for each folder that makes them."""
-    made = Reports()
-    yield made
-    for worker in made.workers.values():
+    session = Reports()
+    yield session
+    for worker in session.workers.values():
         worker.close()
 
 

@@ -51,7 +51,7 @@ class DeepSeekV3Config(RopeConfig):
     num_heads: PositiveInt = 128  # num_attention_heads
     mlp_dim: PositiveInt = 18432  # intermediate_size: of the dense layers
     q_latent_dim: PositiveInt | None = 1536  # q_lora_rank; None: queries are made from the residual stream itself
-    kv_latent_dim: PositiveInt = 512  # kv_lora_rank: what keys and values are made from, and the cache holds
+    kv_latent_dim: PositiveInt = 512  # kv_lora_rank: width of the latent that the cache holds
     nope_head_dim: PositiveInt = 128  # qk_nope_head_dim: the part of a query and key without RoPE
     rope_head_dim: EvenInt = 64  # qk_rope_head_dim: the part with RoPE
     v_head_dim: PositiveInt = 128
@@ -63,7 +63,7 @@ class DeepSeekV3Config(RopeConfig):
     topk_groups: PositiveInt = 4  # topk_group: groups that a token may choose from
     expert_mlp_dim: PositiveInt = 2048  # moe_intermediate_size: of one expert
     norm_topk_prob: bool = True  # the weights of a token's experts sum to one
-    routed_scaling_factor: float = 2.5  # what they are multiplied by then
+    routed_scaling_factor: float = 2.5  # the factor on these weights
     dropout: Probability = 0.0  # attention_dropout
     norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     tie_embeddings: bool = False  # tie_word_embeddings
