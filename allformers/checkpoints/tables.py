@@ -110,7 +110,7 @@ def norm(theirs: str, ours: str, axes: str = "embed") -> tuple[Weight, Weight]:
 
 
 def each_layer(theirs: str, ours: str, *rows: Weight) -> tuple[Weight, ...]:
-    """Rows for every layer, with what all names begin with."""
+    """Rows for every layer, with a prefix that all names begin with."""
     return tuple(row._replace(theirs=f"{theirs}.{row.theirs}", ours=f"{ours}.{row.ours}") for row in rows)
 
 
@@ -215,7 +215,7 @@ IGNORED_FIELDS: Mapping[str, str] = {
     "problem_type": "for classification heads",
     "bos_token_id": "for generation; say it in stop_tokens or the prompt",
     "eos_token_id": "for generation; say it in stop_tokens or the prompt",
-    "pad_token_id": "padding is hidden whatever its id",
+    "pad_token_id": "padding is masked whatever its id",
     "task_specific_params": "settings for generation",
     "use_cache": "whether to cache is the caller's choice",
     "gradient_checkpointing": "memory in training, not arithmetic",

@@ -175,7 +175,7 @@ class Decoder(Pretrained):
         stop_tokens: Iterable[int] = (),
         prefill: int | None = None,
     ) -> Iterator[Int[Tensor, "batch"]]:
-        """Write token by token: an iterator over the next token of every row, as soon as it is known.
+        """Generate token by token: return an iterator over the next token of every row, as soon as it is known.
 
         Arguments and errors as for `generate`; prompts of different lengths as for `generate_batch`.
         """

@@ -85,7 +85,7 @@ class ByteTokenizer(Tokenizer):
         return bytes([token_id])
 
     def to_config(self) -> dict[str, Any]:
-        """Its name is all there is to say."""
+        """The name of its class; it has no settings."""
         return {"tokenizer_class": "ByteTokenizer"}
 
 
@@ -126,7 +126,7 @@ class CharTokenizer(Tokenizer):
         return self.characters[token_id].encode()
 
     def to_config(self) -> dict[str, Any]:
-        """Its name and alphabet."""
+        """The name of its class, and its alphabet."""
         return {"tokenizer_class": "CharTokenizer", "characters": self.characters}
 
 
@@ -183,7 +183,7 @@ class GPT2Tokenizer(Tokenizer):
         return self._encoding.decode_single_token_bytes(token_id)
 
     def to_config(self) -> dict[str, Any]:
-        """Its name is all there is to say."""
+        """The name of its class; it has no settings."""
         return {"tokenizer_class": "GPT2Tokenizer"}
 
     def save(self, folder: str | Path) -> None:
@@ -224,7 +224,7 @@ class JsonTokenizer(Tokenizer):
         self.mask_token_id = self._first_id("[MASK]", "<mask>")
 
     def _first_id(self, *texts: str) -> int | None:
-        """The id of the first of these tokens that there is."""
+        """The id of the first of these tokens that the vocabulary has; None if it has none."""
         return next((one for text in texts if (one := self.backend.token_to_id(text)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
@@ -249,7 +249,7 @@ class JsonTokenizer(Tokenizer):
         return piece.replace("▁", " ").encode()
 
     def to_config(self) -> dict[str, Any]:
-        """The reference's name for it."""
+        """The name of the class that transformers has for such a file."""
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
     def save(self, folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The KV cache: what a decoder keeps of the positions that it has read, so that each new token costs one position.
+"""The KV cache: the keys and values of positions that a decoder has read, so that a new token costs one position.
 
 An earlier token never attends to a later one, so its keys and values do not change as the text grows: they are computed
 once and kept. The caller owns the cache and passes it to the model. Each layer appends to its own state, and the model
@@ -168,7 +168,7 @@ class LayerCache:
         """Make sure that `seq` more positions fit where they will be written; here they always do."""
 
     def commit(self) -> None:
-        """Take what a pass has made for held; appended positions are counted by the cache itself."""
+        """Commit a pass: what it made counts as held. Appended positions are counted by the cache itself."""
 
     def clear(self) -> None:
         """Forget all positions; the memory is kept, and will be overwritten."""
@@ -272,7 +272,7 @@ class FixedState(LayerCache):
         self.pending = new
 
     def commit(self) -> None:
-        """Take the value of the pass that has ended."""
+        """Commit the value of the pass that has ended."""
         if self.pending is not None:
             self.buffers, self.pending = self.pending, None
 

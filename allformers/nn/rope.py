@@ -32,7 +32,7 @@ from allformers.nn.shapes import checked
 def default_inv_freq(
     head_dim: int, theta: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "pair"]:
-    """The angle in radians by which each pair rotates per position: from 1 down to nearly 1 / theta.
+    """RoPE's inverse frequencies: the radians by which each pair rotates per position, from 1 down to nearly 1 / theta.
 
     Fast pairs tell neighbours apart, slow ones tell far from near.
     """
@@ -48,7 +48,7 @@ def llama3_inv_freq(
     high_freq_factor: float,
     original_context_length: int,
 ) -> Float[Tensor, "pair"]:
-    """Frequencies for a longer context than the model was trained on: slow pairs are slowed down by `factor`.
+    """Llama 3.1's frequencies for a longer context than in training: slow pairs are slowed down by `factor`.
 
     A pair that makes at least `high_freq_factor` full turns within the original context stays as it is; one that makes
     fewer than `low_freq_factor` is slowed down; between them the two are interpolated.
@@ -95,7 +95,7 @@ RopeType = Literal["default", "linear", "llama3", "yarn"]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig(Config):
-    """The part of a configuration that says how RoPE rotates; `rope_parameters` or `rope_scaling` in `config.json`."""
+    """RoPE's settings in a configuration: `rope_parameters` or `rope_scaling` in `config.json`."""
 
     rope_theta: PositiveFloat = 10000.0
     rope_type: RopeType = "default"
