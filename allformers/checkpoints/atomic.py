@@ -1,4 +1,4 @@
-"""Writing to disk so that nothing is ever half there: a draft beside the place, made durable, then renamed.
+"""Atomic writes of files and folders: a draft beside the target, made durable (fsync), then renamed.
 
 A rename within a folder happens whole or not at all. Whoever is killed before it leaves a draft, whose name begins
 with a dot, and what was there before; a full disk leaves not even the draft.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A place to write a file that takes `path`'s place once the block has ended without an error."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file atomically: yield a draft, which takes `path`'s place once the block has ended without an error."""
     draft = _draft(path)
     try:
         yield draft
@@ -26,8 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write files to that is called `path` once the block has ended without an error.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a folder atomically: yield a draft, which is called `path` once the block has ended without an error.
 
     Raises:
         FileExistsError: `path` exists and is not an empty folder.
@@ -72,7 +72,7 @@ def _draft(path: Path) -> Path:
 
 
 def _make_durable(path: Path) -> None:
-    """Have the disk hold a file's contents, or a folder's names, before anything that follows."""
+    """Flush to disk (fsync) a file's contents, or a folder's names, before anything that follows."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,7 +9,7 @@ from allformers.checkpoints.tables import Format
 
 
 def read_config(form: Format, given: Mapping[str, Any], where: str = "config.json") -> Any:
-    """A model's configuration from the contents of a `config.json`.
+    """Read a model's configuration from the contents of a `config.json`.
 
     Raises:
         CheckpointError: another architecture, a field with which the model would be another one, or a value out of
@@ -31,7 +31,7 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
             f"{where}: ignoring {', '.join(unknown)}, unknown to the reference implementation too", stacklevel=3
         )
     ours: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    theirs_of: dict[str, str] = {}
     for field in form.fields:
         value = given.get(field.theirs)
         value = tuple(value) if isinstance(value, list) else value
@@ -39,16 +39,16 @@ def read_config(form: Format, given: Mapping[str, Any], where: str = "config.jso
             value = field.default({**given, **ours}) if callable(field.default) else field.default
         if field.ours in ours and ours[field.ours] != value:
             faults.append(
-                f"{sources[field.ours]} is {ours[field.ours]!r} but {field.theirs} is {value!r}; here both are "
+                f"{theirs_of[field.ours]} is {ours[field.ours]!r} but {field.theirs} is {value!r}; here both are "
                 f"{field.ours}, so make them equal"
             )
         ours.setdefault(field.ours, value)
-        sources.setdefault(field.ours, field.theirs)
+        theirs_of.setdefault(field.ours, field.theirs)
     if not faults:
         try:
             return form.config_class(**ours)
         except (ValueError, TypeError) as error:
-            named = [theirs for name, theirs in sources.items() if name in str(error)]
+            named = [theirs for name, theirs in theirs_of.items() if name in str(error)]
             faults.append(f"{error} ({', '.join(named)})")
     raise CheckpointError("\n  ".join([f"{where} does not describe a model that can be built here:", *faults]))
 
@@ -81,9 +81,9 @@ def write_config(form: Format, config: Any) -> dict[str, Any]:
         if not field.is_written(config):
             continue
         *outer, name = field.theirs.split(".")
-        place = fields
+        target = fields
         for key in outer:
-            place = place.setdefault(key, {})
+            target = target.setdefault(key, {})
         value = getattr(config, field.ours)
-        place[name] = list(value) if isinstance(value, tuple) else value
+        target[name] = list(value) if isinstance(value, tuple) else value
     return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.extra_config(config)}

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files lie: in a folder, in this package, or on the Hugging Face hub."""
+"""Resolve the files of a checkpoint: in a folder, in this package, or on the Hugging Face hub."""
 
 import functools
 import json
@@ -13,14 +13,14 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether a checkpoint's name can only mean a model on the hub: nothing lies there, and it is not a path."""
+    """True if a name can only mean a model on the hub: it is not a path, and nothing lies there."""
     path = Path(name)
     is_path = isinstance(name, Path) or path.is_absolute() or name.startswith(".") or name.count("/") > 1
     return name != "bundled" and not is_path and not path.exists()
 
 
-def locate(name: str | Path, revision: str | None = None) -> Callable[[str], Path | None]:
-    """A function from a file's name to where it lies on this machine, or None if the checkpoint has no such file.
+def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Callable[[str], Path | None]:
+    """Return a function from a file's name to its path on this machine, or to None if the checkpoint has no such file.
 
     Args:
         name: a folder, a model's name on the hub, or "bundled" for the model that comes with this package.
@@ -60,13 +60,13 @@ def _download(name: str, revision: str | None, file: str) -> Path | None:
         raise CheckpointError(f"downloading {file} of {name} failed: {error}") from error
 
 
-def require(find: Callable[[str], Path | None], file: str, name: str | Path) -> Path:
-    """Where a file of a checkpoint lies.
+def require_file(resolve_file: Callable[[str], Path | None], file: str, name: str | Path) -> Path:
+    """The path of a file that the checkpoint must have.
 
     Raises:
         CheckpointError: the checkpoint has no such file.
     """
-    path = find(file)
+    path = resolve_file(file)
     if path is None:
         raise CheckpointError(f"{name} has no {file}")
     return path

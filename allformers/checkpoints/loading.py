@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import Weight
-from allformers.checkpoints.tensors import Stored
+from allformers.checkpoints.tensors import LazyTensor
 
 if TYPE_CHECKING:
     from allformers.checkpoints.pretrained import Pretrained
@@ -52,12 +52,12 @@ def weight_axes(model: "Pretrained") -> dict[str, str]:
 
 def _rows(model: "Pretrained") -> list[Weight]:
     """The weight table with `{layer}` written out, as far as a model has these weights."""
-    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     rows = []
     for row in model.checkpoint_format().weights:
         for layer in range(model.config.num_layers) if "{layer}" in row.theirs else ["0"]:
             theirs, ours = (name.replace("{layer}", str(layer)) for name in (row.theirs, row.ours))
-            if ours in there:
+            if ours in parameters:
                 rows.append(row._replace(theirs=theirs, ours=ours))
     return rows
 
@@ -82,48 +82,48 @@ def _to_theirs(tensor: Tensor, row: Weight, axes: Mapping[str, int]) -> Tensor:
     return rearrange(tensor, f"{row.our_axes} -> {row.their_axes}", **_sizes(row.our_axes, axes))
 
 
-def _place(
-    stored: list[Stored], row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
+def _load_weight(
+    tensors: list[LazyTensor], row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Read a weight into our layout: straight into place where their layout is another view of the same memory."""
-    whole = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
-    for one, ours in zip(stored, whole if len(stored) > 1 else [whole], strict=True):
+    weight = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
+    for tensor, ours in zip(tensors, weight if len(tensors) > 1 else [weight], strict=True):
         theirs = _to_theirs(ours, row.each, axes)
-        one.copy_to(theirs)
+        tensor.read_into(theirs)
         if theirs.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
             ours.copy_(_to_ours(theirs, row.each, axes))
-    return whole
+    return weight
 
 
-def build(
+def build_model(
     cls: type[Any],
     config: Any,
-    stored: Mapping[str, Stored],
+    tensors: Mapping[str, LazyTensor],
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     where: str,
 ) -> Any:
-    """A model with the stored weights, or an error that lists everything that does not fit."""
+    """Build a model with these weights, or raise one error that lists everything that does not fit."""
     model = empty_model(cls, config)
-    rows = _fitting(model, stored, where)
-    dtype = dtype or functools.reduce(torch.promote_types, {stored[name].dtype for names, _ in rows for name in names})
+    rows = _match_weights(model, tensors, where)
+    dtype = dtype or functools.reduce(torch.promote_types, {tensors[name].dtype for names, _ in rows for name in names})
     state: dict[str, Tensor] = {}
     for names, row in rows:
-        state[row.ours] = _place([stored[name] for name in names], row, config.axes, dtype, device or "cpu")
+        state[row.ours] = _load_weight([tensors[name] for name in names], row, config.axes, dtype, device or "cpu")
     for _, row in rows:
         if row.tied_to is not None and config.tie_embeddings:
             if torch.equal(state[row.ours], state[row.tied_to]):
                 del state[row.ours]
             else:  # a head of its own, whatever the configuration says: the reference keeps it too
                 model = empty_model(cls, dataclasses.replace(config, tie_embeddings=False))
-    places: dict[nn.Parameter, list[str]] = {}
+    parameter_names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter, []).append(name)
-    for parameter, known in places.items():
-        weight = next(state[name] for name in known if name in state)
-        filled = nn.Parameter(weight, requires_grad=parameter.requires_grad)
-        for owner, _, leaf in (name.rpartition(".") for name in known):
-            setattr(model.get_submodule(owner), leaf, filled)
+        parameter_names.setdefault(parameter, []).append(name)
+    for parameter, names in parameter_names.items():
+        weight = next(state[name] for name in names if name in state)
+        loaded = nn.Parameter(weight, requires_grad=parameter.requires_grad)
+        for owner, _, leaf in (name.rpartition(".") for name in names):
+            setattr(model.get_submodule(owner), leaf, loaded)
     return model.to(device or "cpu").eval()
 
 
@@ -138,7 +138,7 @@ def empty_model(model_class: type[Any], config: Any) -> Any:
 
 
 class _Thread(threading.local):
-    """Whether the parameters that this thread registers go to the meta device."""
+    """State of one thread: with `on_meta`, the parameters that it registers go to the meta device."""
 
     on_meta = False
 
@@ -168,36 +168,40 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _today(name: str, suffixes: Mapping[str, str]) -> str:
-    """A weight's name with the ending that newer files have."""
+def _modern_name(name: str, suffixes: Mapping[str, str]) -> str:
+    """The name that newer files give to a weight: an old suffix is replaced."""
     for old, new in suffixes.items():
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
 
 
-def _fitting(model: "Pretrained", stored: Mapping[str, Stored], where: str) -> list[tuple[list[str], Weight]]:
-    """Each row of the table with the stored names that it stands for, once all names and all rows are accounted for."""
+def _match_weights(
+    model: "Pretrained", tensors: Mapping[str, LazyTensor], where: str
+) -> list[tuple[list[str], Weight]]:
+    """Match each row of the table with the names of its tensors; every name and every row is accounted for."""
     form, config = model.checkpoint_format(), model.config
-    names = {_today(name.removeprefix(form.prefix), form.legacy_suffixes): name for name in stored}
+    names = {_modern_name(name.removeprefix(form.prefix), form.legacy_suffixes): name for name in tensors}
     rows = _rows(model)
     table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
     faults = [
         f"twice, with and without {form.prefix}: {name}"
-        for name in stored
-        if form.prefix and form.prefix + name in stored
+        for name in tensors
+        if form.prefix and form.prefix + name in tensors
     ]
     for theirs, row in table.items():
         if theirs not in names:
             if row.tied_to is None or not config.tie_embeddings:
                 faults.append(f"missing: {theirs} (for {row.ours})")
             continue
-        one, expected = stored[names[theirs]], _shape(row.each.their_axes, config.axes)
-        if one.shape != expected:
-            faults.append(f"misshapen: {names[theirs]} is {one.shape}, expected {expected}: axes {row.each.their_axes}")
-        if not one.dtype.is_floating_point:
-            faults.append(f"not floating-point: {names[theirs]} is {one.dtype}")
+        tensor, expected = tensors[names[theirs]], _shape(row.each.their_axes, config.axes)
+        if tensor.shape != expected:
+            faults.append(
+                f"misshapen: {names[theirs]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
+            )
+        if not tensor.dtype.is_floating_point:
+            faults.append(f"not floating-point: {names[theirs]} is {tensor.dtype}")
     faults += [
         f"surplus: {original}"
         for name, original in names.items()

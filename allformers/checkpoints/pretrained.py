@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.atomic import replacing
+from allformers.checkpoints.atomic import atomic_write
 from allformers.checkpoints.config_json import read_config, write_config
-from allformers.checkpoints.hub import locate, read_json, require
-from allformers.checkpoints.loading import build, checkpoint_tensors
+from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
+from allformers.checkpoints.loading import build_model, checkpoint_tensors
 from allformers.checkpoints.tables import Format
 from allformers.checkpoints.tensors import in_memory, open_weights, save_tensors
 
@@ -71,17 +71,17 @@ class Pretrained(nn.Module):
                 Face hub ("gpt2", "distilgpt2"), which is then downloaded once and kept in the hub's own cache.
             revision: a branch, tag or commit on the hub.
             dtype: of the weights; if None, the widest in the checkpoint.
-            device: where to put them; if None, the CPU.
+            device: the device of the weights; if None, the CPU.
 
         Raises:
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the
                 configuration is of another architecture, or weights are missing, surplus or misshapen.
         """
-        find = locate(name, revision)
-        given = read_json(require(find, "config.json", name))
+        resolve_file = resolve_checkpoint(name, revision)
+        given = read_json(require_file(resolve_file, "config.json", name))
         variant = cls.variant_for(given)
         config = read_config(variant.checkpoint_format(), given, where=f"{name}/config.json")
-        model = build(variant, config, open_weights(find, name), dtype, device, where=str(name))
+        model = build_model(variant, config, open_weights(resolve_file, name), dtype, device, where=str(name))
         return cast(Self, model)
 
     @classmethod
@@ -101,9 +101,9 @@ class Pretrained(nn.Module):
                 return cls.from_pretrained(folder, device=next(model.parameters()).device)
         config = read_config(form, given, where=f"{where}.config")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        stored = {name: in_memory(tensor) for name, tensor in state.items()}
+        tensors = {name: in_memory(tensor) for name, tensor in state.items()}
         device = next(iter(state.values())).device if state else None
-        return cast(Self, build(variant, config, stored, None, device, where=where))
+        return cast(Self, build_model(variant, config, tensors, None, device, where=where))
 
     @classmethod
     def variant_for(cls, given: Mapping[str, Any]) -> "type[Pretrained]":
@@ -155,11 +155,11 @@ def write_pretrained(folder: str | Path, form: Format, config: Any, tensors: Map
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"cannot save to {folder}: it is a file, not a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    description = write_config(form, config)
-    description["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    config_json = write_config(form, config)
+    config_json["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     with (
-        replacing(folder / "config.json") as config_file,
-        replacing(folder / "model.safetensors") as weights_file,
+        atomic_write(folder / "config.json") as config_file,
+        atomic_write(folder / "model.safetensors") as weights_file,
     ):
-        config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        config_file.write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
         save_tensors(tensors, weights_file)

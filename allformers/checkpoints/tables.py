@@ -1,4 +1,4 @@
-"""Tables that connect a model with its checkpoints: what each weight and each field is called, and how it lies.
+"""Tables that connect a model with its checkpoints: the name and layout of each weight, the name of each field.
 
 What a model calls things, and how its matrices lie, differs from what the checkpoint says; each model states the
 differences once, as data, and the other files of this folder apply them in both directions:
@@ -65,7 +65,7 @@ class Field(NamedTuple):
     Attributes:
         theirs: the field in `config.json`; a dot stands for nesting.
         ours: the field of the model's configuration. Rows that share it must agree in a checkpoint.
-        default: what the field means if it is missing or null: a value, or a function of what is known by then: all of
+        default: the value if the field is missing or null, or a function of what is known by then: all of
             `config.json` under its names, and the rows above under ours.
         when: for a field that only some kinds of configuration write: the field of ours that says so, then its values.
     """
@@ -76,7 +76,7 @@ class Field(NamedTuple):
     when: tuple[str, ...] = ()
 
     def is_written(self, config: Any) -> bool:
-        """Whether a configuration writes it."""
+        """True if a configuration writes this field."""
         return not self.when or getattr(config, self.when[0]) in self.when[1:]
 
 
@@ -84,9 +84,9 @@ class Size(NamedTuple):
     """One row of a model's table of sizes.
 
     Attributes:
-        name: how the command line calls it, such as "gpt2-medium".
-        hub_name: where weights of this size are published: a name on the Hugging Face hub; empty if nowhere.
-        parameters: how many there are, a tied unembedding counted once.
+        name: the name on the command line, such as "gpt2-medium".
+        hub_name: the name on the Hugging Face hub of published weights of this size; empty if there are none.
+        parameters: the number of parameters, a tied unembedding counted once.
         config: the configuration.
     """
 
@@ -110,13 +110,13 @@ def norm(theirs: str, ours: str, axes: str = "embed") -> tuple[Weight, Weight]:
 
 
 def each_layer(theirs: str, ours: str, *rows: Weight) -> tuple[Weight, ...]:
-    """Rows for every layer, with what all names begin with."""
+    """Rows for every layer, with a prefix that all names begin with."""
     return tuple(row._replace(theirs=f"{theirs}.{row.theirs}", ours=f"{ours}.{row.ours}") for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a model's checkpoints look: its two tables, and what is left out on purpose.
+    """The format of a model's checkpoints: its two tables, and what is left out on purpose.
 
     Attributes:
         model_type: the value of `model_type` in `config.json`.
@@ -128,10 +128,10 @@ class Format:
         unsupported_fields: fields with which the model would be another one: the only value accepted, and the reason.
         weights: the weight table.
         ignored_weights: names that hold no weights, each with the reason.
-        prefix: what some checkpoints put before the names of everything except the head.
+        prefix: the prefix that some checkpoints put before all names but the LM head's.
         extra_config: further fields to write for a configuration, where the reference's default would not fit it.
         legacy_suffixes: endings of weights' names in older files, and what they became.
-        load_via_files: whether a live model names or lays out its weights otherwise than its files do, and so has to be
+        load_via_files: True if a live model names or lays out its weights otherwise than its files do, and so has to be
             copied by way of these.
         variants: subclasses of the model that a few checkpoints need; each has `is_asked_for(config_json)`.
     """
@@ -166,7 +166,7 @@ class Format:
         weights: tuple[Weight, ...] = (),
         **others: Any,
     ) -> "Format":
-        """The format of a descendant: this one, and what it says besides.
+        """Return the format of a descendant: this one, and what it says besides.
 
         Args:
             model_type: as for any format, like all that is not named here.
@@ -179,7 +179,7 @@ class Format:
             unsupported_fields: further fields.
             ignored_fields: further fields.
             weights: further rows.
-            others: what takes the place of what is here.
+            others: other attributes, replaced.
         """
 
         def now(theirs: str) -> str:
@@ -215,7 +215,7 @@ IGNORED_FIELDS: Mapping[str, str] = {
     "problem_type": "for classification heads",
     "bos_token_id": "for generation; say it in stop_tokens or the prompt",
     "eos_token_id": "for generation; say it in stop_tokens or the prompt",
-    "pad_token_id": "padding is hidden whatever its id",
+    "pad_token_id": "padding is masked whatever its id",
     "task_specific_params": "settings for generation",
     "use_cache": "whether to cache is the caller's choice",
     "gradient_checkpointing": "memory in training, not arithmetic",

@@ -13,17 +13,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.hub import read_json, require
+from allformers.checkpoints.hub import read_json, require_file
 
-_PIECE = 16 * 2**20
+_CHUNK_BYTES = 16 * 2**20
 
 
-class Stored(NamedTuple):
-    """A tensor that has not been read yet; `copy_to` reads it into another of its shape, whatever that one's dtype."""
+class LazyTensor(NamedTuple):
+    """A tensor in a file that is not read yet; `read_into` copies it into a tensor of its shape and of any dtype."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    copy_to: Callable[[Tensor], object]
+    read_into: Callable[[Tensor], object]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -41,65 +41,65 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(rights)
 
 
-def open_weights(find: Callable[[str], Path | None], name: str | Path) -> dict[str, Stored]:
+def open_weights(resolve_file: Callable[[str], Path | None], name: str | Path) -> dict[str, LazyTensor]:
     """All tensors of a checkpoint, unread: of one file or of several listed in an index; safetensors if there are."""
     for file, read in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
-        path = find(file)
+        path = resolve_file(file)
         if path is not None:
             return read(path)
-        index = find(f"{file}.index.json")
+        index = resolve_file(f"{file}.index.json")
         if index is not None:
-            return _open_shards(index, find, read, name)
+            return _open_shards(index, resolve_file, read, name)
     raise CheckpointError(f"{name} has neither model.safetensors nor pytorch_model.bin, whole or in shards")
 
 
 def _open_shards(
     index: Path,
-    find: Callable[[str], Path | None],
-    read: Callable[[Path], dict[str, Stored]],
+    resolve_file: Callable[[str], Path | None],
+    read: Callable[[Path], dict[str, LazyTensor]],
     name: str | Path,
-) -> dict[str, Stored]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+) -> dict[str, LazyTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from weights to files")
-    shards: dict[str, dict[str, Stored]] = {}
-    for file in sorted(set(places.values())):
+    shards: dict[str, dict[str, LazyTensor]] = {}
+    for file in sorted(set(weight_map.values())):
         if Path(file).name != file:
             raise CheckpointError(f"{index} names {file!r}, which is not a plain file name")
-        shards[file] = read(require(find, file, name))
-    absent = sorted(weight for weight, file in places.items() if weight not in shards[file])
-    if absent:
-        raise CheckpointError(f"{name}: {', '.join(absent)} should be in a shard by {index.name} but is not")
-    return {weight: one for shard in shards.values() for weight, one in shard.items()}
+        shards[file] = read(require_file(resolve_file, file, name))
+    missing = sorted(weight for weight, file in weight_map.items() if weight not in shards[file])
+    if missing:
+        raise CheckpointError(f"{name}: {', '.join(missing)} should be in a shard by {index.name} but is not")
+    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 
-def _open_safetensors(path: Path) -> dict[str, Stored]:
-    stored = {}
+def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 part = file.get_slice(name)
                 shape = tuple(part.get_shape())
                 dtype = (part[:0] if shape else file.get_tensor(name)).dtype
-                stored[name] = Stored(shape, dtype, functools.partial(_copy_safetensor, path, name))
+                tensors[name] = LazyTensor(shape, dtype, functools.partial(_read_safetensor, path, name))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return stored
+    return tensors
 
 
-def _copy_safetensor(path: Path, name: str, place: Tensor) -> None:
-    """Read one tensor into its place, piece by piece.
+def _read_safetensor(path: Path, name: str, target: Tensor) -> None:
+    """Read one tensor into `target`, chunk by chunk.
 
     The file is mapped, and a page of it counts as this process's memory from its first touch until the file is closed:
-    reading pieces of 16 MiB with the file closed in between keeps that from doubling what loading takes.
+    reading chunks of 16 MiB with the file closed in between keeps that from doubling what loading takes.
     """
-    rows = max(1, _PIECE * len(place) // max(1, place.nbytes))
-    for start in range(0, len(place), rows):
+    rows = max(1, _CHUNK_BYTES * len(target) // max(1, target.nbytes))
+    for start in range(0, len(target), rows):
         with safe_open(path, framework="pt") as file:
-            place[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
+            target[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
 
 
-def _open_pickle(path: Path) -> dict[str, Stored]:
+def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     try:
         mapped = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -115,6 +115,6 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     return {name: in_memory(tensor) for name, tensor in state.items()}
 
 
-def in_memory(tensor: Tensor) -> Stored:
-    """A tensor that is read already, as one to copy from."""
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda place: place.copy_(tensor))
+def in_memory(tensor: Tensor) -> LazyTensor:
+    """A tensor that is in memory already, as a `LazyTensor`."""
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda target: target.copy_(tensor))

@@ -91,13 +91,13 @@ def generate(
     chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
     token_ids = chosen.encode(text)
     if not token_ids:
-        if chosen.end_of_text is None:
+        if chosen.eos_token_id is None:
             raise ValueError("the prompt is empty, and the tokenizer has no token to begin a text with")
-        token_ids = [chosen.end_of_text]
+        token_ids = [chosen.eos_token_id]
     if max_new_tokens is None:
         room = loaded.config.context_length - len(token_ids)
         max_new_tokens = min(200, room) if room > 0 else 200
-    stop_tokens = () if chosen.end_of_text is None else (chosen.end_of_text,)
+    stop_tokens = () if chosen.eos_token_id is None else (chosen.eos_token_id,)
     stream = partial(
         loaded.stream,
         [token_ids],

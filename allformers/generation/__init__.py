@@ -1,1 +1,1 @@
-"""Writing with a decoder: the base class, the loop, and how logits become a token."""
+"""Autoregressive generation: the base class of decoders, the loop, and sampling."""

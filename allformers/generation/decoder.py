@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allformers.checkpoints.pretrained import Pretrained
-from allformers.generation.generate import Prompts, as_tensor, decode, pad
+from allformers.generation.generate import Prompts, as_tensor, decode, pad_left
 from allformers.generation.sampling import sample, validate
 from allformers.nn.cache import Cache
 from allformers.nn.shapes import check_token_ids, checked
@@ -19,17 +19,18 @@ class Decoder(Pretrained):
     """Base class of autoregressive models: `generate`, `generate_batch`, `stream`, `make_cache`.
 
     A model has a `config` with `vocab_size`, `context_length` and `num_layers`, and two methods: `residual_stream`,
-    from token ids to the residual stream after the last block, and `unembed`, from there to logits.
+    from token ids to the residual stream (hidden states) after the last block, and `unembed` (the LM head), from there
+    to logits.
     """
 
     config: Any
 
     def residual_stream(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """The residual stream after the last block; each model defines it."""
+        """The residual stream (hidden states) after the last block; each model defines it."""
         raise NotImplementedError
 
     def unembed(self, x: Tensor) -> Tensor:
-        """From the residual stream to logits; each model defines it."""
+        """From the residual stream to logits, by the LM head; each model defines it."""
         raise NotImplementedError
 
     def windows(self) -> list[int | None]:
@@ -90,20 +91,20 @@ class Decoder(Pretrained):
         stop_tokens: Iterable[int] = (),
         prefill: int | None = None,
     ) -> Int[Tensor, "batch total"]:
-        """Continue a batch of prompts of one length; the prompt, followed by the new tokens.
+        """Continue a batch of prompts of one length; return the prompts, followed by the new tokens.
 
         Args:
             token_ids: the prompts. Of a prompt longer than the context the model reads only the end.
-            max_new_tokens: how many tokens to write, at most.
+            max_new_tokens: the number of tokens to generate, at most.
             temperature: 0 takes the likeliest token each time; see `allformers.generation.sampling` for the rest.
             top_k: choose among that many tokens only.
-            top_p: choose among the likeliest tokens that hold that much probability.
+            top_p: nucleus sampling: choose among the likeliest tokens that hold that much probability.
             seed: row r draws with the seed `seed + r`, whatever its neighbours are; None draws from PyTorch's global
                 generator.
             stop_tokens: a row ends with the first of these that it writes; it then repeats that token until all rows
                 have ended.
-            prefill: how many tokens of a prompt to read at once. The longer the piece, the more memory the scores of
-                attention take, and the faster it goes; None reads all at once. The text does not depend on it.
+            prefill: the number of a prompt's tokens to read at once. The longer the chunk, the more memory attention's
+                scores take, and the faster it goes; None reads all at once. The text does not depend on it.
 
         Raises:
             ShapeError: the prompts are not a tensor of integers with two axes.
@@ -174,7 +175,7 @@ class Decoder(Pretrained):
         stop_tokens: Iterable[int] = (),
         prefill: int | None = None,
     ) -> Iterator[Int[Tensor, "batch"]]:
-        """Write token by token: an iterator over the next token of every row, as soon as it is known.
+        """Generate token by token: return an iterator over the next token of every row, as soon as it is known.
 
         Arguments and errors as for `generate`; prompts of different lengths as for `generate_batch`.
         """
@@ -184,7 +185,7 @@ class Decoder(Pretrained):
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
         stop = torch.tensor(tuple(stop_tokens), dtype=torch.long, device=self._device)
-        prompt, left_padding = pad(token_ids)
+        prompt, left_padding = pad_left(token_ids)
         check_token_ids(prompt, self.config.vocab_size)
         check_token_ids(stop.cpu(), self.config.vocab_size)
         generators = None

@@ -1,8 +1,9 @@
-"""Writing with a decoder: read the prompt once, then one token at a time, each fed back in.
+"""Autoregressive generation: read the prompt once, then one token at a time, each fed back in.
 
-Prefill, step, loop. The prompt goes through the model in one pass, which fills the cache; then each step passes only
-the newest token, and the cache supplies the rest. Once the text is longer than the model's context the window slides:
-the oldest token drops out, every position shifts by one, and so the whole window is read anew at each step.
+Prefill, decode step, loop. The prompt goes through the model in one pass, which fills the KV cache; then each step
+passes only the newest token, and the cache supplies the rest. Once the text is longer than the model's context the
+window slides: the oldest token drops out, every position shifts by one, and so the whole window is read anew at each
+step.
 """
 
 import contextlib
@@ -40,43 +41,43 @@ def decode(
         model: a decoder.
         text: the prompts, the shorter ones padded on the left.
         left_padding: the number of padding tokens in each row; None for none.
-        max_new_tokens: how many tokens to generate, at most.
+        max_new_tokens: the number of tokens to generate, at most.
         sample: chooses each row's token by its logits.
         stop: the tokens that end a row.
-        prefill: how many tokens of a prompt to read at once; None reads all at once.
+        prefill: the number of a prompt's tokens to read at once; None reads all at once.
     """
     context = model.config.context_length
-    text, left_padding = window(text, left_padding, context)
+    text, left_padding = truncate_left(text, left_padding, context)
     cache = model.make_cache(min(context, text.shape[1] + max_new_tokens), left_padding)
-    unread = text
-    last: Tensor | None = None
+    new_tokens = text
+    last_tokens: Tensor | None = None
     for count in range(max_new_tokens):
         # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
-        with torch.inference_mode(), evaluating(model), unchecked() if count else contextlib.nullcontext():
-            token = sample(next_logits(model, unread, cache, prefill))
-            if last is not None and stop.numel():
-                token = torch.where(torch.isin(last, stop), last, token)
-            last = token
-            column = rearrange(token, "batch -> batch 1")
-            text, left_padding = window(torch.cat([text, column], dim=1), left_padding, context)
+        with torch.inference_mode(), eval_mode(model), unchecked() if count else contextlib.nullcontext():
+            next_tokens = sample(next_token_logits(model, new_tokens, cache, prefill))
+            if last_tokens is not None and stop.numel():
+                next_tokens = torch.where(torch.isin(last_tokens, stop), last_tokens, next_tokens)
+            last_tokens = next_tokens
+            column = rearrange(next_tokens, "batch -> batch 1")
+            text, left_padding = truncate_left(torch.cat([text, column], dim=1), left_padding, context)
             if cache.length < context:
-                unread = column
+                new_tokens = column
             else:
                 cache.clear(left_padding)
-                unread = text
-        yield token
-        if stop.numel() and bool(torch.isin(token, stop).all()):
+                new_tokens = text
+        yield next_tokens
+        if stop.numel() and bool(torch.isin(next_tokens, stop).all()):
             return
 
 
 @checked
-def next_logits(
+def next_token_logits(
     model: "allformers.generation.decoder.Decoder",
     token_ids: Int[Tensor, "batch seq"],
     cache: Cache,
     prefill: int | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Read tokens in chunks of `prefill`, and return the logits after the last."""
+    """Prefill: read tokens in chunks of `prefill`, and return the logits after the last."""
     seq = token_ids.shape[1]
     chunk = prefill or seq
     *starts, last = range(0, seq, chunk)
@@ -86,7 +87,7 @@ def next_logits(
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off inside a `with` block, and afterwards back to however each part was."""
     if not model.training:
         yield
@@ -107,8 +108,10 @@ def as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
 
 
 @checked
-def pad(prompts: Int[Tensor, "batch seq"] | Prompts) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch"] | None]:
-    """Prompts as one tensor, the shorter ones padded on the left, and the padding of each row, or None."""
+def pad_left(
+    prompts: Int[Tensor, "batch seq"] | Prompts,
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch"] | None]:
+    """Join prompts in one tensor, the shorter ones padded on the left; also the padding of each row, or None."""
     rows = [as_tensor(prompt) for prompt in prompts]
     if not rows or not all(row.numel() for row in rows):
         raise ValueError("there is nothing to continue: give at least one prompt, and each at least one token")
@@ -119,11 +122,11 @@ def pad(prompts: Int[Tensor, "batch seq"] | Prompts) -> tuple[Int[Tensor, "batch
 
 
 @checked
-def window(
+def truncate_left(
     text: Int[Tensor, "batch seq"], left_padding: Int[Tensor, "batch"] | None, context: int
 ) -> tuple[Int[Tensor, "batch window"], Int[Tensor, "batch"] | None]:
-    """The last `context` positions of a text, and the padding that is left in them."""
-    dropped = max(0, text.shape[1] - context)
-    if left_padding is not None and dropped:
-        left_padding = (left_padding - dropped).clamp(min=0)
-    return text[:, dropped:], left_padding
+    """Keep the last `context` positions of a text; the padding of each row shrinks by those that are dropped."""
+    num_dropped = max(0, text.shape[1] - context)
+    if left_padding is not None and num_dropped:
+        left_padding = (left_padding - num_dropped).clamp(min=0)
+    return text[:, num_dropped:], left_padding

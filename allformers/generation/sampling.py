@@ -1,4 +1,4 @@
-"""From logits to a token: small pure functions, each of which only reshapes the odds.
+"""Sampling, from logits to a token: greedy, temperature, top-k, nucleus (top-p). Each is a small pure function.
 
 They are applied in the usual order (temperature, then top-k, then top-p), each on what the one before has left; a
 token that one of them rules out gets a logit of minus infinity, which is a probability of zero.
@@ -46,20 +46,20 @@ def apply_temperature(logits: Float[Tensor, "batch vocab"], temperature: float) 
 
 @checked
 def keep_top_k(logits: Float[Tensor, "batch vocab"], top_k: int) -> Float[Tensor, "batch vocab"]:
-    """Rule out all but the `top_k` likeliest tokens: exactly that many, even where logits are equal.
+    """Top-k sampling: rule out all but the `top_k` likeliest tokens; exactly that many, even where logits are equal.
 
     Source: Fan et al. 2018, arXiv:1805.04833.
     """
-    kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    return torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
+    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, top.indices, top.values)
 
 
 @checked
 def keep_top_p(logits: Float[Tensor, "batch vocab"], top_p: float) -> Float[Tensor, "batch vocab"]:
-    """Rule out the tail: keep the fewest likeliest tokens whose probabilities add up to at least `top_p`.
+    """Nucleus (top-p) sampling: keep the fewest likeliest tokens whose probabilities add up to at least `top_p`.
 
-    So the token that crosses the threshold is kept, and one token always is. Few survive where the model is sure,
-    many where it is not. Source: Holtzman et al. 2019, arXiv:1904.09751.
+    The rest, the tail, is ruled out. So the token that crosses the threshold is kept, and one token always is. Few
+    survive where the model is sure, many where it is not. Source: Holtzman et al. 2019, arXiv:1904.09751.
     """
     if top_p >= 1:
         return logits
@@ -84,8 +84,8 @@ def sample(
     Args:
         logits: one distribution a row.
         temperature: 0 means `greedy`, and then nothing else matters.
-        top_k: how many tokens to choose from; all if None.
-        top_p: how much probability to choose from; all if None.
+        top_k: the number of tokens to choose from; all if None.
+        top_p: the probability that the tokens to choose from hold together, the nucleus; all tokens if None.
         generators: a source of randomness for each row, so that a row's draws do not depend on its neighbours;
             PyTorch's global one if None.
 

@@ -1,1 +1,1 @@
-"""From text and images to what a model reads."""
+"""Inputs of models: tokenizers for text, preprocessing for images."""

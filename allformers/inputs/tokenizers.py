@@ -4,30 +4,30 @@ import codecs
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.hub import locate, read_json
+from allformers.checkpoints.hub import read_json, resolve_checkpoint
 
 if TYPE_CHECKING:
     import tiktoken
 
 
 class Tokenizer(ABC):
-    """What every tokenizer can do.
+    """Base class of tokenizers: text to token ids and back.
 
     Attributes:
         vocab_size: ids run from 0 to one less than this.
-        end_of_text: the id that ends a document, or None if there is none.
-        missing: the id that stands where a token is missing and has to be filled in, or None.
+        eos_token_id: the id of the token that ends a document (end of sequence), or None if there is none.
+        mask_token_id: the id that stands in place of a token that the model has to fill in, or None.
     """
 
     vocab_size: int
-    end_of_text: int | None = None
-    missing: int | None = None
+    eos_token_id: int | None = None
+    mask_token_id: int | None = None
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -42,8 +42,8 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def description(self) -> dict[str, Any]:
-        """What `tokenizer_config.json` has to say for `load_tokenizer` to make this tokenizer again."""
+    def to_config(self) -> dict[str, Any]:
+        """The contents of `tokenizer_config.json`, from which `load_tokenizer` makes this tokenizer again."""
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids. Bytes that are not UTF-8 become the replacement character."""
@@ -58,10 +58,10 @@ class Tokenizer(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer_config.json` beside a checkpoint's weights."""
-        content = json.dumps(self.description(), indent=2, ensure_ascii=False)
+        content = json.dumps(self.to_config(), indent=2, ensure_ascii=False)
         (Path(folder) / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
 
-    def _check(self, token_id: int) -> None:
+    def _check_token_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(f"token id {token_id} is not in the vocabulary: ids run from 0 to {self.vocab_size - 1}")
 
@@ -81,11 +81,11 @@ class ByteTokenizer(Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The byte itself."""
-        self._check(token_id)
+        self._check_token_id(token_id)
         return bytes([token_id])
 
-    def description(self) -> dict[str, Any]:
-        """Its name is all there is to say."""
+    def to_config(self) -> dict[str, Any]:
+        """The name of its class; it has no settings."""
         return {"tokenizer_class": "ByteTokenizer"}
 
 
@@ -122,11 +122,11 @@ class CharTokenizer(Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The character, in UTF-8."""
-        self._check(token_id)
+        self._check_token_id(token_id)
         return self.characters[token_id].encode()
 
-    def description(self) -> dict[str, Any]:
-        """Its name and alphabet."""
+    def to_config(self) -> dict[str, Any]:
+        """The name of its class, and its alphabet."""
         return {"tokenizer_class": "CharTokenizer", "characters": self.characters}
 
 
@@ -140,11 +140,11 @@ class GPT2Tokenizer(Tokenizer):
     Source: the GPT-2 paper, section 2.2; Sennrich et al. 2015, arXiv:1508.07909.
 
     Args:
-        folder: where `vocab.json` and `merges.txt` lie, as in GPT-2's checkpoints; then nothing is downloaded.
+        folder: the folder of `vocab.json` and `merges.txt`, as in GPT-2's checkpoints; then nothing is downloaded.
     """
 
     vocab_size = 50257
-    end_of_text = 50256
+    eos_token_id = 50256
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = folder
@@ -161,9 +161,9 @@ class GPT2Tokenizer(Tokenizer):
                 ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(vocabulary))
             except (OSError, ValueError, AssertionError, KeyError, IndexError) as error:
                 raise CheckpointError(f"{merges} and {vocabulary} do not hold a byte-level BPE: {error}") from error
-            if len(ranks) != self.end_of_text:
+            if len(ranks) != self.eos_token_id:
                 raise CheckpointError(f"{vocabulary} is not GPT-2's: it has {len(ranks)} tokens besides <|endoftext|>")
-            special = {"<|endoftext|>": self.end_of_text}
+            special = {"<|endoftext|>": self.eos_token_id}
             return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
         try:
             return tiktoken.get_encoding("gpt2")
@@ -179,11 +179,11 @@ class GPT2Tokenizer(Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that were joined to this token."""
-        self._check(token_id)
+        self._check_token_id(token_id)
         return self._encoding.decode_single_token_bytes(token_id)
 
-    def description(self) -> dict[str, Any]:
-        """Its name is all there is to say."""
+    def to_config(self) -> dict[str, Any]:
+        """The name of its class; it has no settings."""
         return {"tokenizer_class": "GPT2Tokenizer"}
 
     def save(self, folder: str | Path) -> None:
@@ -195,7 +195,7 @@ class GPT2Tokenizer(Tokenizer):
 
 
 class JsonTokenizer(Tokenizer):
-    """What a checkpoint's `tokenizer.json` describes: the tokenizers of Llama, Mistral, Qwen, Gemma and most others.
+    """The tokenizer in a checkpoint's `tokenizer.json`, as Llama, Mistral, Qwen, Gemma and most others have one.
 
     The library `tokenizers`, from those who made the format, does the cutting. Two ways of writing bytes as tokens are
     known: that of GPT-2, where each byte is a letter, and that of SentencePiece, where a space is `▁` and a byte that
@@ -209,45 +209,47 @@ class JsonTokenizer(Tokenizer):
     """
 
     def __init__(self, path: str | Path) -> None:
-        from tokenizers import Tokenizer as Described
+        from tokenizers import Tokenizer as Backend
 
         self.path = Path(path)
         try:
-            self.described = Described.from_file(str(path))
+            self.backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises nothing more particular
             raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
-        self.vocab_size = self.described.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
         self.byte_level = "ByteLevel" in json.dumps(read_json(self.path).get("decoder"))
-        added = self.described.get_added_tokens_decoder()
-        self.special = {token_id: token.content for token_id, token in added.items() if token.special}
-        self.end_of_text = self._first("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-        self.missing = self._first("[MASK]", "<mask>")
+        added = self.backend.get_added_tokens_decoder()
+        self.special_tokens = {token_id: token.content for token_id, token in added.items() if token.special}
+        self.eos_token_id = self._first_id("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+        self.mask_token_id = self._first_id("[MASK]", "<mask>")
 
-    def _first(self, *texts: str) -> int | None:
-        """The id of the first of these tokens that there is."""
-        return next((one for text in texts if (one := self.described.token_to_id(text)) is not None), None)
+    def _first_id(self, *texts: str) -> int | None:
+        """The id of the first of these tokens that the vocabulary has; None if it has none."""
+        return next((one for text in texts if (one := self.backend.token_to_id(text)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, with what the checkpoint wants before and after it, such as a beginning of text."""
-        return list(self.described.encode(text).ids)
+        return list(self.backend.encode(text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; special tokens stand for their names."""
-        piece = self.described.id_to_token(token_id) if token_id >= 0 else None
+        piece = self.backend.id_to_token(token_id) if token_id >= 0 else None
         if piece is None:
             raise ValueError(f"{token_id} is not a token id: they run from 0 to {self.vocab_size - 1}")
-        if token_id in self.special:
+        if token_id in self.special_tokens:
             return piece.encode()
         if self.byte_level:
             return (
-                bytes(_GPT2_LETTERS[letter] for letter in piece) if set(piece) <= set(_GPT2_LETTERS) else piece.encode()
+                bytes(_UNICODE_TO_BYTE[letter] for letter in piece)
+                if set(piece) <= set(_UNICODE_TO_BYTE)
+                else piece.encode()
             )
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
 
-    def description(self) -> dict[str, Any]:
-        """The reference's name for it."""
+    def to_config(self) -> dict[str, Any]:
+        """The name of the class that transformers has for such a file."""
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
     def save(self, folder: str | Path) -> None:
@@ -257,14 +259,17 @@ class JsonTokenizer(Tokenizer):
             shutil.copyfile(self.path, Path(folder) / "tokenizer.json")
 
 
-def _gpt2_letters() -> dict[str, int]:
-    """The letter that GPT-2's files have for each byte: itself if it can be printed, else one from 256 on."""
+def _unicode_to_byte() -> dict[str, int]:
+    """The byte of each letter in GPT-2's files: a printable byte is its own letter, others have those from 256 on.
+
+    The reverse of `bytes_to_unicode` in GPT-2's code.
+    """
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-_GPT2_LETTERS = _gpt2_letters()
+_UNICODE_TO_BYTE = _unicode_to_byte()
 
 NAMED: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
 """The tokenizers that need no data of their own, by the names that the command line uses."""
@@ -283,21 +288,21 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     Raises:
         CheckpointError: none of them fits.
     """
-    find = locate(name)
-    path = find("tokenizer_config.json")
-    description = {} if path is None else read_json(path)
-    kind = description.get("tokenizer_class")
+    resolve_file = resolve_checkpoint(name)
+    path = resolve_file("tokenizer_config.json")
+    tokenizer_config = {} if path is None else read_json(path)
+    tokenizer_class = tokenizer_config.get("tokenizer_class")
     tokenizer: Tokenizer
-    if kind == "ByteTokenizer":
+    if tokenizer_class == "ByteTokenizer":
         tokenizer = ByteTokenizer()
-    elif kind == "CharTokenizer":
-        characters = description.get("characters")
+    elif tokenizer_class == "CharTokenizer":
+        characters = tokenizer_config.get("characters")
         if not isinstance(characters, str) or not characters:
             raise CheckpointError(f"{path} has no characters, which a CharTokenizer needs")
         tokenizer = CharTokenizer(characters)
-    elif (described := find("tokenizer.json")) is not None:
-        tokenizer = JsonTokenizer(described)
-    elif vocab_size >= GPT2Tokenizer.vocab_size and (files := _gpt2_files(find)):
+    elif (json_file := resolve_file("tokenizer.json")) is not None:
+        tokenizer = JsonTokenizer(json_file)
+    elif vocab_size >= GPT2Tokenizer.vocab_size and (files := _gpt2_files(resolve_file)):
         tokenizer = GPT2Tokenizer(files)
     elif 0 <= vocab_size - GPT2Tokenizer.vocab_size < 128:
         tokenizer = GPT2Tokenizer()
@@ -315,7 +320,7 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _gpt2_files(find: Any) -> Path | None:
+def _gpt2_files(resolve_file: Callable[[str], Path | None]) -> Path | None:
     """The folder that holds both files of a byte-level BPE, if the checkpoint has them."""
-    paths: Sequence[Path | None] = (find("vocab.json"), find("merges.txt"))
+    paths: Sequence[Path | None] = (resolve_file("vocab.json"), resolve_file("merges.txt"))
     return paths[0].parent if paths[0] and paths[1] and paths[0].parent == paths[1].parent else None

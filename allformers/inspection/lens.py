@@ -56,17 +56,17 @@ def fill_masks(model: Any, token_ids: "Tensor", tokenizer: "Tokenizer") -> tuple
     import torch
     from einops import rearrange
 
-    if tokenizer.missing is None:
+    if tokenizer.mask_token_id is None:
         raise ValueError("the model's tokenizer has no token for what is missing, such as [MASK], to look at")
-    special = getattr(tokenizer, "special", {})
+    special = getattr(tokenizer, "special_tokens", {})
     ids = token_ids[0].tolist()
-    missing = [place for place, token in enumerate(ids) if token == tokenizer.missing]
+    missing = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
     positions = missing or [position for position, token in enumerate(ids) if token not in special]
     logits = []
     with torch.inference_mode():
         for position in positions:
             masked = token_ids.clone()
-            masked[0, position] = tokenizer.missing
+            masked[0, position] = tokenizer.mask_token_id
             logits.append(model(masked)[0, position])
     if not logits:
         raise ValueError("the prompt is empty: there is no token to fill in")

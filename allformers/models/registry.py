@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.config_json import read_config
-from allformers.checkpoints.hub import locate, read_json, require
+from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
 from allformers.checkpoints.tables import Size
 from allformers.nn.config import Config
 
@@ -16,10 +16,10 @@ class Entry(NamedTuple):
     """One model of the family.
 
     Attributes:
-        name: how the command line calls it.
-        module: where it is defined.
+        name: the name on the command line.
+        module: the module that defines it.
         class_name: its class there.
-        model_type: what its checkpoints' `config.json` says.
+        model_type: the `model_type` of its checkpoints' `config.json`.
     """
 
     name: str
@@ -97,7 +97,7 @@ def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any
     Raises:
         CheckpointError: there is no such checkpoint, or it is not of a family that is here.
     """
-    given = read_json(require(locate(name, revision), "config.json", name))
+    given = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
     model_type = given.get("model_type")
     for entry in READING_ORDER:
         if entry.model_type == model_type:

@@ -1,1 +1,1 @@
-"""What models share and a learner reads too: axes, shape checks, rotary positions, caches, configurations."""
+"""Parts that models share and a learner reads too: axes, shape checks, RoPE, masks, KV caches, configurations."""

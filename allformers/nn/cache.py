@@ -1,4 +1,4 @@
-"""The KV cache: what a decoder keeps of the positions that it has read, so that each new token costs one position.
+"""The KV cache: the keys and values of positions that a decoder has read, so that a new token costs one position.
 
 An earlier token never attends to a later one, so its keys and values do not change as the text grows: they are computed
 once and kept. The caller owns the cache and passes it to the model. Each layer appends to its own state, and the model
@@ -168,7 +168,7 @@ class LayerCache:
         """Make sure that `seq` more positions fit where they will be written; here they always do."""
 
     def commit(self) -> None:
-        """Take what a pass has made for held; appended positions are counted by the cache itself."""
+        """Commit a pass: what it made counts as held. Appended positions are counted by the cache itself."""
 
     def clear(self) -> None:
         """Forget all positions; the memory is kept, and will be overwritten."""
@@ -197,17 +197,17 @@ class SlidingWindow:
         self.offset = 0
         self.layers: list[RollingCache] = []
 
-    def room(self, seq: int) -> int:
-        """Positions to allocate: a quarter more than the window, or as many as a long pass needs."""
+    def allocation(self, seq: int) -> int:
+        """The number of positions to allocate: a quarter more than the window, or as many as a long pass needs."""
         oldest = self.cache.evicted(self.size)
         return max(self.cache.length - oldest + seq, min(self.size * 5 // 4 + 1, self.cache.capacity - oldest))
 
     def move(self, seq: int) -> None:
         """Move what will still be attended to to the front of new memory with room for `seq` more positions."""
-        oldest, room = self.cache.evicted(self.size), self.room(seq)
+        oldest, size = self.cache.evicted(self.size), self.allocation(seq)
         for layer in self.layers:
-            kept = [buffer[..., oldest - self.offset :, :][..., :room, :] for buffer in layer.buffers]
-            layer.buffers = tuple(buffer.new_empty((*buffer.shape[:-2], room, buffer.shape[-1])) for buffer in kept)
+            kept = [buffer[..., oldest - self.offset :, :][..., :size, :] for buffer in layer.buffers]
+            layer.buffers = tuple(buffer.new_empty((*buffer.shape[:-2], size, buffer.shape[-1])) for buffer in kept)
             for buffer, held in zip(layer.buffers, kept, strict=True):
                 buffer[..., : held.shape[-2], :] = held
         self.offset = oldest
@@ -237,8 +237,8 @@ class RollingCache(LayerCache):
         seq = new[0].shape[-2]
         start, stop, window = self.cache.length, self._end(seq), self.window
         if not self.buffers:
-            room = window.room(seq)
-            self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], room, tensor.shape[-1])) for tensor in new)
+            size = window.allocation(seq)
+            self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], size, tensor.shape[-1])) for tensor in new)
         self.ensure_capacity(seq)
         for buffer, tensor in zip(self.buffers, new, strict=True):
             buffer[..., start - window.offset : stop - window.offset, :] = tensor
@@ -263,16 +263,16 @@ class FixedState(LayerCache):
 
     @property
     def values(self) -> tuple[Tensor, ...]:
-        """The state as the last pass that went through has left it; empty before the first."""
+        """The state after the last pass that went through; empty before the first."""
         return self.buffers
 
     @checked
     def update(self, *new: Shaped[Tensor, "batch ..."]) -> None:
-        """Give the state that holds from the end of this pass on."""
+        """Set the state that counts from the end of this pass on."""
         self.pending = new
 
     def commit(self) -> None:
-        """Take the value of the pass that has ended."""
+        """Commit the value of the pass that has ended."""
         if self.pending is not None:
             self.buffers, self.pending = self.pending, None
 
@@ -292,7 +292,7 @@ class SourceCache(LayerCache):
 
     @property
     def values(self) -> tuple[Tensor, ...]:
-        """What was filled in; empty before."""
+        """The tensors that were filled in; empty before."""
         return self.buffers
 
     @checked

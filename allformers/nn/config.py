@@ -28,7 +28,7 @@ class Constraint(NamedTuple):
     """A constraint on a value, and the words for it in an error message.
 
     Attributes:
-        words: what a message says after "must be".
+        words: the words in a message after "must be".
         holds: True for a value that is allowed.
     """
 

@@ -12,7 +12,7 @@ from allformers.nn.shapes import checked
 def causal_mask(
     positions_q: Int[Tensor, "#batch seq"], positions_k: Int[Tensor, "#batch seq_k"], window: int | None = None
 ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-    """True where a key is not later than the query, is no padding, and lies within the window.
+    """Causal attention mask: True where a key is not later than the query, is no padding, and lies within the window.
 
     Args:
         positions_q: each query's position in its own sequence; negative for padding.
@@ -29,7 +29,7 @@ def causal_mask(
 
 @checked
 def padding_mask(lengths: Int[Tensor, "batch"], seq_k: int) -> Bool[Tensor, "batch 1 1 seq_k"]:
-    """True for the first `lengths` keys of each sequence, False for the padding behind them."""
+    """Padding mask: True for the first `lengths` keys of each sequence, False for the padding behind them."""
     positions = torch.arange(seq_k, device=lengths.device)
     mask = rearrange(positions, "seq_k -> 1 seq_k") < rearrange(lengths, "batch -> batch 1")
     return rearrange(mask, "batch seq_k -> batch 1 1 seq_k")

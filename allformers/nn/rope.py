@@ -32,7 +32,7 @@ from allformers.nn.shapes import checked
 def default_inv_freq(
     head_dim: int, theta: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "pair"]:
-    """The angle in radians by which each pair rotates per position: from 1 down to nearly 1 / theta.
+    """RoPE's inverse frequencies: the radians by which each pair rotates per position, from 1 down to nearly 1 / theta.
 
     Fast pairs tell neighbours apart, slow ones tell far from near.
     """
@@ -48,7 +48,7 @@ def llama3_inv_freq(
     high_freq_factor: float,
     original_context_length: int,
 ) -> Float[Tensor, "pair"]:
-    """Frequencies for a longer context than the model was trained on: slow pairs are slowed down by `factor`.
+    """Llama 3.1's frequencies for a longer context than in training: slow pairs are slowed down by `factor`.
 
     A pair that makes at least `high_freq_factor` full turns within the original context stays as it is; one that makes
     fewer than `low_freq_factor` is slowed down; between them the two are interpolated.
@@ -95,7 +95,7 @@ RopeType = Literal["default", "linear", "llama3", "yarn"]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig(Config):
-    """The part of a configuration that says how RoPE rotates; `rope_parameters` or `rope_scaling` in `config.json`."""
+    """RoPE's settings in a configuration: `rope_parameters` or `rope_scaling` in `config.json`."""
 
     rope_theta: PositiveFloat = 10000.0
     rope_type: RopeType = "default"
@@ -140,7 +140,7 @@ class RopeConfig(Config):
 
     @property
     def attention_factor(self) -> float:
-        """What scores are multiplied by: YaRN's mscale, once for the query and once for the key."""
+        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor) ** 2 if self.rope_type == "yarn" else 1.0
 
 
@@ -148,7 +148,7 @@ class RopeConfig(Config):
 def rope_cos_sin(
     positions: Int[Tensor, "seq"], inv_freq: Float[Tensor, "pair"]
 ) -> tuple[Float[Tensor, "seq pair"], Float[Tensor, "seq pair"]]:
-    """Cosine and sine of the angle by which each pair is rotated at each position."""
+    """RoPE's cosine and sine: those of the angle by which each pair is rotated at each position."""
     angles = einsum(positions.to(inv_freq.dtype), inv_freq, "seq, pair -> seq pair")
     return angles.cos(), angles.sin()
 
@@ -157,7 +157,7 @@ def rope_cos_sin(
 def apply_rope(
     x: Float[Tensor, "... seq head_dim"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
 ) -> Float[Tensor, "... seq head_dim"]:
-    """Rotate each pair (a, b) to (a cos - b sin, b cos + a sin). A pair is (x[i], x[i + head_dim / 2]).
+    """Apply RoPE: rotate each pair (a, b) to (a cos - b sin, b cos + a sin). A pair is (x[i], x[i + head_dim / 2]).
 
     Checkpoints on the Hugging Face hub pair the halves of a head; other code pairs neighbours. Either is right, as long
     as weights and code agree.

@@ -51,7 +51,7 @@ _REMOVED = os.environ.get("ALLFORMERS_CHECKS", "on").strip().lower() in {"off", 
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as for every type checker
 
-_REMEMBERED = 4096  # calls of one function; a text that grows makes a new one at each step
+_MAX_REMEMBERED = 4096  # calls of one function; a text that grows makes a new one at each step
 
 _enabled: ContextVar[bool] = ContextVar("allformers_checks", default=True)
 
@@ -89,13 +89,13 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
         if torch.compiler.is_compiling() or not _enabled.get():
             return function(*args, **kwargs)
         known = _known_sizes(args)
-        call = _call(known, args, kwargs)
+        call = _call_key(known, args, kwargs)
         examined: Callable[..., _Result] = strict
         if call in fitted:
             result = function(*args, **kwargs)
-            if (call, _outline(result)) in fitted:
+            if (call, _value_key(result)) in fitted:
                 return result
-            examined = _returning(result, function)  # the arguments are as before, but the result is not
+            examined = _checked_return(result, function)  # the arguments are as before, but the result is not
         with jaxtyped("context"):
             if known:
                 isinstance(*_probe(tuple(known.items())))  # binds the sizes: one name is one size in a context
@@ -106,9 +106,9 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
                 if message is None:  # raised further down, by code that is not ours
                     raise
             else:
-                outcome = _outline(result)
+                outcome = _value_key(result)
                 if call is not None and outcome is not None:
-                    if len(fitted) >= _REMEMBERED:
+                    if len(fitted) >= _MAX_REMEMBERED:
                         fitted.clear()
                     fitted.update({call, (call, outcome)})
                 return result
@@ -146,26 +146,26 @@ def _known_sizes(args: tuple[object, ...]) -> Mapping[str, int]:
     return own["axes"] if "axes" in own else getattr(own.get("config"), "axes", {})
 
 
-def _call(known: Mapping[str, int], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-    """All of a call that decides whether it fits, or None if that cannot be told briefly."""
-    outlines = [_outline(value) for value in (*args, *kwargs.values())]
+def _call_key(known: Mapping[str, int], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """The cache key of a call: types, dtypes and shapes of its arguments; None if an argument has no such key."""
+    outlines = [_value_key(value) for value in (*args, *kwargs.values())]
     return None if None in outlines else (tuple(known.items()), len(args), tuple(kwargs), *outlines)
 
 
-def _outline(value: object) -> object:
-    """All of a value that decides whether it fits an annotation, or None if its type does not tell, as for a list."""
+def _value_key(value: object) -> object:
+    """The cache key of a value: type, dtype and shape; None if its type does not decide a check, as for a list."""
     if isinstance(value, Tensor):
         return type(value), value.dtype, value.shape
     if isinstance(value, str | nn.Module) or not isinstance(value, Iterable):
         return type(value)
     if isinstance(value, tuple):
-        outlines = tuple(_outline(part) for part in value)
+        outlines = tuple(_value_key(part) for part in value)
         return None if None in outlines else (type(value), outlines)
     return None
 
 
-def _returning(result: _Result, function: Callable[..., _Result]) -> Callable[..., _Result]:
-    """A checked function with the annotations of another, that does nothing but return what that one returned."""
+def _checked_return(result: _Result, function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """A checked function with the annotations of another, that only returns the given result."""
 
     @functools.wraps(function)
     def returning(*args: object, **kwargs: object) -> _Result:
@@ -175,7 +175,7 @@ def _returning(result: _Result, function: Callable[..., _Result]) -> Callable[..
 
 
 class _Sizes:
-    """Something with a shape and nothing else, so that sizes can be told to jaxtyping without making a tensor."""
+    """A stand-in for a tensor with a shape and nothing else, to bind sizes in jaxtyping without making a tensor."""
 
     dtype = "sizes"
 
@@ -214,7 +214,9 @@ def _explain(
     if signature.return_annotation is not inspect.Signature.empty and violation.culprits:
         result = violation.culprits[0]  # its text only, where it is of a type that beartype cannot refer to, as a tuple
         if isinstance(result, str):
-            return f"{function.__qualname__}: the result is {result}, expected {_written(signature.return_annotation)}"
+            return (
+                f"{function.__qualname__}: the result is {result}, expected {_as_source(signature.return_annotation)}"
+            )
         reason = _misfit(result, signature.return_annotation, sizes, "the result")
         if reason is not None:
             return f"{function.__qualname__}: the result {reason}"
@@ -222,7 +224,7 @@ def _explain(
 
 
 def _misfit(value: object, annotation: Any, sizes: dict[str, tuple[int, str]], source: str) -> str | None:
-    """Why a value does not fit its annotation, or None if it does; then the axes it names are added to `sizes`."""
+    """The reason why a value does not fit, or None if it does; then the axes of its annotation enter `sizes`."""
     choices = typing.get_args(annotation) if typing.get_origin(annotation) in {typing.Union, types.UnionType} else ()
     if choices:
         reasons = [_misfit(value, choice, sizes, source) for choice in choices]
@@ -239,11 +241,11 @@ def _misfit(value: object, annotation: Any, sizes: dict[str, tuple[int, str]], s
     if reason is None:
         return None
     came = f"{_dtype(value)}, shape {tuple(value.shape)}"
-    return f"{reason}\n  came:     {came}\n  expected: {_written(annotation)}"
+    return f"{reason}\n  came:     {came}\n  expected: {_as_source(annotation)}"
 
 
 def _tensor_misfit(value: Tensor, annotation: Any, sizes: dict[str, tuple[int, str]], source: str) -> str | None:
-    """Why a tensor does not fit: its dtype, the number of its axes, or the size of one of them."""
+    """The reason why a tensor does not fit: its dtype, the number of its axes, or the size of one of them."""
     shape, axes = tuple(value.shape), annotation.dim_str.split()
     if isinstance(annotation.dtypes, (tuple, list)) and _dtype(value) not in annotation.dtypes:
         return f"has dtype {_dtype(value)}, expected {_dtype_family(annotation)}"
@@ -263,22 +265,22 @@ def _tensor_misfit(value: Tensor, annotation: Any, sizes: dict[str, tuple[int, s
 
 
 def _named(annotation: Any) -> bool:
-    """Whether an annotation is a tensor with named axes."""
+    """True if an annotation is a tensor with named axes."""
     return isinstance(annotation, type) and issubclass(annotation, AbstractArray)
 
 
 def _wrong_type(value: object, annotation: Any) -> str:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return f"is {shown}, of type {type(value).__qualname__}; expected {_written(annotation)}"
+    return f"is {shown}, of type {type(value).__qualname__}; expected {_as_source(annotation)}"
 
 
-def _written(annotation: Any) -> str:
+def _as_source(annotation: Any) -> str:
     """An annotation as one writes it in source."""
     if _named(annotation):
         return f'{annotation.dtype.__name__}[Tensor, "{annotation.dim_str}"]'
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
-        return " | ".join(_written(choice) for choice in typing.get_args(annotation))
+        return " | ".join(_as_source(choice) for choice in typing.get_args(annotation))
     if annotation is type(None):
         return "None"
     return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)

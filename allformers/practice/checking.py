@@ -1,7 +1,7 @@
-"""Checking what a learner wrote: a list of checks, each of which finds something to say, or nothing.
+"""The checks of a submission, one after the other: import, shapes, properties, values, gradients, style.
 
-`examine(exercise, load)` gives what they found, one outcome after the other. Nothing here starts a process or keeps
-anything: whoever does not trust the code runs this in a process of its own.
+`run_checks(exercise, load)` yields their outcomes. Nothing here starts a process or keeps anything: `worker` runs this
+in a process of its own, because a learner's code may do anything.
 """
 
 import ast
@@ -26,18 +26,18 @@ from allformers.practice.course import entry_of
 from allformers.practice.exercise import Case, Exercise, Fault, label, largest
 from allformers.practice.named import violations
 from allformers.practice.report import Outcome
-from allformers.practice.source import is_unwritten, left_to_write, stub
+from allformers.practice.source import checked_functions, is_stub, stub
 
 SEED = 20260101
 
 
-class Unwritten(Fault):
-    """What was written says itself that it is not there yet."""
+class NotWritten(Fault):
+    """The code says itself that it is not written yet: it raises `NotImplementedError`."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a learner wrote.
+class Submission:
+    """A submission: the code that a learner wrote for an exercise.
 
     Attributes:
         things: the functions or classes, in the order of the exercise's solution.
@@ -50,75 +50,75 @@ class Subject:
     files: frozenset[str]
 
 
-def names_of_checks(exercise: Exercise) -> Iterator[tuple[str, str]]:
-    """The checks that an exercise may go through, each with what it says if it is a property."""
+def check_names(exercise: Exercise) -> Iterator[tuple[str, str]]:
+    """The checks of an exercise, in order: each one's name, and for a property its sentence."""
     yield from (("import", ""), ("written", ""), ("shapes", ""))
     yield from (("property", label(property_)) for property_ in exercise.properties)
     yield from (("values", ""), ("gradients", ""), ("named", ""))
 
 
-def examine(
-    exercise: Exercise, load: Callable[[], Subject], begin: Callable[[str, str], None] = lambda check, what: None
+def run_checks(
+    exercise: Exercise, load: Callable[[], Submission], on_start: Callable[[str, str], None] = lambda check, what: None
 ) -> Iterator[Outcome]:
-    """Check what was written, in order, up to the first check that fails.
+    """Run an exercise's checks on a submission, in order, up to the first check that fails.
 
     Args:
-        exercise: what was to be written.
-        load: how to get at what was written; it raises a `Fault` if that cannot be had.
-        begin: is told of each check before it runs, which may be the last that is heard of it.
+        exercise: the exercise.
+        load: returns the submission; raises a `Fault` if it cannot be loaded.
+        on_start: called with each check before it runs, since a check may end the process.
     """
-    run = _Examination(exercise)
+    state = _CheckRun(exercise)
     checks: dict[tuple[str, str], Callable[[], str | None]] = {
-        ("import", ""): lambda: run.load(load),
-        ("written", ""): run.written,
-        ("shapes", ""): run.shapes,
-        **{("property", label(p)): functools.partial(run.property, p) for p in exercise.properties},
-        ("values", ""): run.values,
-        ("gradients", ""): run.gradients,
+        ("import", ""): lambda: state.load(load),
+        ("written", ""): state.written,
+        ("shapes", ""): state.shapes,
+        **{("property", label(p)): functools.partial(state.property, p) for p in exercise.properties},
+        ("values", ""): state.values,
+        ("gradients", ""): state.gradients,
     }
-    for (check, what), find in checks.items():
-        begin(check, what)
-        if check == "gradients" and not run.is_differentiable():
+    for (check, what), run_check in checks.items():
+        on_start(check, what)
+        if check == "gradients" and not state.is_differentiable():
             continue
         try:
-            shown = find()
-        except Unwritten as fault:
+            shown = run_check()
+        except NotWritten as fault:
             yield Outcome("written", "failed", "", fault.seen, fault.expected)
             return
         except Fault as fault:
             yield Outcome(check, "failed", what, fault.seen, fault.expected)
             return
         yield Outcome(check, "passed", what, shown or "")
-    begin("named", "")
-    remark = run.named()
+    on_start("named", "")
+    remark = state.named()
     yield Outcome("named", "noted" if remark else "passed", seen=remark)
 
 
 def is_differentiable(exercise: Exercise) -> bool:
-    """Whether the reference's results have gradients."""
-    return _Examination(exercise).is_differentiable()
+    """True if the reference's results have gradients."""
+    return _CheckRun(exercise).is_differentiable()
 
 
-class _Examination:
-    """What one exercise's checks share."""
+class _CheckRun:
+    """The state that the checks of one submission share."""
 
     def __init__(self, exercise: Exercise) -> None:
         self.exercise = exercise
-        self.subject = Subject((), None, frozenset())
-        self.held: tuple[Any, ...] = ()
+        self.submission = Submission((), None, frozenset())
+        self.annotated: tuple[Any, ...] = ()
         self.changed = ""  # the argument that a call has changed in place
 
     # -- Each check: a `Fault`, or something to show, or nothing -------------------------------------------------------
 
-    def load(self, load: Callable[[], Subject]) -> None:
-        self.subject = load()
-        for solution, thing in zip(self.exercise.solution, self.subject.things, strict=True):
-            _check_kind(solution, thing)
-        instead = dict(zip(self.exercise.solution, self.subject.things, strict=True))
-        self.held = tuple(_held_to(solution, thing, instead) for solution, thing in instead.items())
+    def load(self, load: Callable[[], Submission]) -> None:
+        self.submission = load()
+        for solution, thing in zip(self.exercise.solution, self.submission.things, strict=True):
+            _check_type(solution, thing)
+        instead = dict(zip(self.exercise.solution, self.submission.things, strict=True))
+        self.annotated = tuple(_with_annotations_of(solution, thing, instead) for solution, thing in instead.items())
 
     def written(self) -> None:
-        source = self.subject.source
+        source = self.submission.source
         if source is None:
             return
         try:
@@ -126,28 +126,28 @@ class _Examination:
         except SyntaxError:  # a cell of a notebook may hold more than Python
             return
         if self.exercise.bug is not None:
-            if ast.dump(_bare(tree)) == ast.dump(_bare(ast.parse(stub(self.exercise)))):
+            if ast.dump(_without_docstrings(tree)) == ast.dump(_without_docstrings(ast.parse(stub(self.exercise)))):
                 raise Fault("not mended yet: the code is as it was at the start", "The mistake is found and mended.")
             return
         names = {thing.__name__ for thing in self.exercise.solution}
         own = [node for node in tree.body if getattr(node, "name", None) in names]
-        for name, function in left_to_write(ast.Module(own, [])):
-            if is_unwritten(function):
+        for name, function in checked_functions(ast.Module(own, [])):
+            if is_stub(function):
                 raise Fault(f"`{name}` is not written yet", "A body stands where `raise NotImplementedError` was.")
 
     def shapes(self) -> None:
         for index, expected in enumerate(self._reference_results()):
-            result, changed = self._called(index)
+            result, changed = self._call_and_mutated(index)
             self.changed = self.changed or changed
             for (name, ours), (_, theirs) in zip(self._named(expected), self._named(result), strict=False):
-                self._same_form(name, theirs, ours, index)
+                self._check_shape_and_dtype(name, theirs, ours, index)
 
     def property(self, property_: Callable[..., str | None]) -> str | None:
         told = inspect.cleandoc(property_.__doc__ or "").replace("\n", " ")
         try:
             torch.manual_seed(SEED)
-            return self._theirs(property_, *self.held)
-        except Unwritten:
+            return self._guarded(property_, *self.annotated)
+        except NotWritten:
             raise
         except Fault as fault:
             name = self.exercise.main.__name__
@@ -156,19 +156,19 @@ class _Examination:
 
     def values(self) -> None:
         for index, expected in enumerate(self._reference_results()):
-            result, changed = self._called(index)
+            result, changed = self._call_and_mutated(index)
             if changed:
                 raise Fault(
                     f"it changes its argument `{changed}` in place",
                     "An argument stays as it is: whoever passed it may need it again.",
                 )
             for (name, ours), (_, theirs) in zip(self._named(expected), self._named(result), strict=True):
-                self._equal(name, theirs, ours, index)
+                self._check_equal(name, theirs, ours, index)
 
     def gradients(self) -> None:
         for index in range(self._count()):
             ours = self._gradients_of(self.exercise.compared_with, index, theirs=False)
-            theirs = self._gradients_of(self.held[-1], index, theirs=True)
+            theirs = self._gradients_of(self.annotated[-1], index, theirs=True)
             for name, gradient in ours.items():
                 if gradient is None:
                     continue
@@ -179,13 +179,13 @@ class _Examination:
                         "The result depends on it, so a gradient flows back to it, unless something cuts it off: "
                         "`detach`, `.data`, `.item()`, `no_grad`, or a number where a tensor should be.",
                     )
-                self._equal(
+                self._check_equal(
                     f"the gradient of `{name}`", found, gradient, index, axes=self._axes_of(name, gradient.ndim)
                 )
 
     def named(self) -> str:
         try:
-            found = sorted(set(violations(ast.parse(self.subject.source or ""))))
+            found = sorted(set(violations(ast.parse(self.submission.source or ""))))
         except SyntaxError:
             return ""
         listed = "; ".join(f"line {line}: {what}" for line, what in found)
@@ -195,7 +195,7 @@ class _Examination:
     # -- Calls ---------------------------------------------------------------------------------------------------------
 
     def is_differentiable(self) -> bool:
-        """Whether the reference's results have gradients."""
+        """True if the reference's results have gradients."""
         return any(isinstance(value, Tensor) for value in self._gradients_of(self.exercise.compared_with, 0).values())
 
     def _case(self, index: int) -> Case:
@@ -210,16 +210,16 @@ class _Examination:
         for index in range(self._count()):
             case = self._case(index)
             torch.manual_seed(SEED)
-            made = self._made(self.exercise.compared_with, case)
-            yield made(*self._given(case, self.exercise.solution))
+            made = self._make(self.exercise.compared_with, case)
+            yield made(*self._arguments(case, self.exercise.solution))
 
-    def _made(self, thing: Any, case: Case) -> Any:
-        """What to call: the function itself, or a module with the reference's weights."""
+    def _make(self, thing: Any, case: Case) -> Any:
+        """The callable to compare: the function itself, or a module with the reference's weights."""
         is_class = isinstance(self.exercise.main, type)
         return with_reference_weights(self.exercise, thing, case) if is_class else thing
 
-    def _given(self, case: Case, things: tuple[Any, ...]) -> list[Any]:
-        """What to call it with; a class of the solution stands for a new one of what was written."""
+    def _arguments(self, case: Case, things: tuple[Any, ...]) -> list[Any]:
+        """The arguments of a case; a class of the solution stands for a new object of the learner's class."""
         own = dict(zip(self.exercise.solution, things, strict=True))
         return [own[one]() if isinstance(one, type) and one in own else one for one in case.arguments]
 
@@ -227,48 +227,48 @@ class _Examination:
         case = case or self._case(index)
         try:
             torch.manual_seed(SEED)
-            made = self._theirs(self._made, thing, case)
-            arguments = self._theirs(self._given, case, self.held)
+            made = self._guarded(self._make, thing, case)
+            arguments = self._guarded(self._arguments, case, self.annotated)
             torch.manual_seed(SEED)
-            return self._theirs(made, *arguments)
-        except Unwritten:
+            return self._guarded(made, *arguments)
+        except NotWritten:
             raise
         except Fault as fault:
-            raise Fault(f"{fault.seen}\n{self._told(index)}", fault.expected) from None
+            raise Fault(f"{fault.seen}\n{self._call_text(index)}", fault.expected) from None
 
-    def _called(self, index: int) -> tuple[Any, str]:
-        """What a call gives, and the argument that it changes in place; nothing if it leaves all as they are."""
+    def _call_and_mutated(self, index: int) -> tuple[Any, str]:
+        """The result of a call, and the name of the argument that it changed in place, empty if none."""
         case = self._case(index)
         before = [_copy(argument) for argument in case.arguments]
-        result = self._call(self.held[-1], index, case)
+        result = self._call(self.annotated[-1], index, case)
         for name, was, argument in zip(self._parameters(), before, case.arguments, strict=False):
             if isinstance(was, Tensor) and not torch.equal(was, argument):
                 return result, name
         return result, ""
 
-    def _theirs(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run something that may run the learner's code, and turn whatever it raises into a `Fault`."""
+    def _guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that may run the learner's code, and turn whatever that raises into a `Fault`."""
         try:
             return function(*arguments)
         except (Fault, KeyboardInterrupt):
             raise
         except NotImplementedError as error:
-            raise Unwritten(f"{error or 'not written yet'}{placed(error, self.subject.files)}") from None
+            raise NotWritten(f"{error or 'not written yet'}{error_location(error, self.submission.files)}") from None
         except ShapeError as error:
             raise Fault(str(error)) from None
         except BaseException as error:  # a learner's code may raise anything, SystemExit too
-            raise Fault(f"{described(error)}{placed(error, self.subject.files)}") from None
+            raise Fault(f"{describe_error(error)}{error_location(error, self.submission.files)}") from None
 
     def _gradients_of(self, thing: Any, index: int, theirs: bool = False) -> dict[str, Tensor | None]:
         """The gradients of all numbers that a call depends on, by name."""
         case = self._case(index)
         leaves: dict[str, Tensor] = {}
-        arguments = self._given(case, self.held if theirs else self.exercise.solution)
+        arguments = self._arguments(case, self.annotated if theirs else self.exercise.solution)
         for place, (name, argument) in enumerate(zip(self._parameters(), arguments, strict=False)):
             if isinstance(argument, Tensor) and argument.is_floating_point():
                 arguments[place] = leaves[name] = argument.detach().clone().requires_grad_()
-        run = self._theirs if theirs else lambda function, *given: function(*given)
-        made = run(self._made, thing, case)
+        run = self._guarded if theirs else lambda function, *given: function(*given)
+        made = run(self._make, thing, case)
         if isinstance(made, nn.Module):
             leaves |= dict(made.named_parameters())
         torch.manual_seed(SEED)
@@ -284,32 +284,32 @@ class _Examination:
 
     # -- Comparisons ---------------------------------------------------------------------------------------------------
 
-    def _same_form(self, name: str, theirs: Any, ours: Any, index: int) -> None:
+    def _check_shape_and_dtype(self, name: str, theirs: Any, ours: Any, index: int) -> None:
         """Refuse a result of another dtype or shape; its annotation may leave both open."""
         if not isinstance(ours, Tensor):
             return
         if not isinstance(theirs, Tensor):
-            raise Fault(f"{name} is {theirs!r}, expected a tensor\n{self._told(index)}")
+            raise Fault(f"{name} is {theirs!r}, expected a tensor\n{self._call_text(index)}")
         axes = self._axes_of(name, ours.ndim).split() or [f"axis {number}" for number in range(ours.ndim)]
         if theirs.ndim != ours.ndim:
             raise Fault(
-                f"{name} has the shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}\n{self._told(index)}"
+                f"{name} has the shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}\n{self._call_text(index)}"
             )
         for axis, has, wanted in zip(axes, theirs.shape, ours.shape, strict=True):
             if has != wanted:
-                raise Fault(f"{name} has {has} on axis `{axis}`, expected {wanted}\n{self._told(index)}")
+                raise Fault(f"{name} has {has} on axis `{axis}`, expected {wanted}\n{self._call_text(index)}")
         if theirs.dtype is not ours.dtype:
-            raise Fault(f"{name} has dtype {_dtype(theirs)}, expected {_dtype(ours)}\n{self._told(index)}")
+            raise Fault(f"{name} has dtype {_dtype(theirs)}, expected {_dtype(ours)}\n{self._call_text(index)}")
 
-    def _equal(self, name: str, theirs: Any, ours: Any, index: int, axes: str | None = None) -> None:
+    def _check_equal(self, name: str, theirs: Any, ours: Any, index: int, axes: str | None = None) -> None:
         if not isinstance(ours, Tensor):
             same = (
                 abs(theirs - ours) <= self.exercise.tolerance * abs(ours) if isinstance(ours, float) else theirs == ours
             )
             if not same:
-                raise Fault(f"{name} is {theirs!r}, expected {ours!r}\n{self._told(index)}")
+                raise Fault(f"{name} is {theirs!r}, expected {ours!r}\n{self._call_text(index)}")
             return
-        self._same_form(name, theirs, ours, index)
+        self._check_shape_and_dtype(name, theirs, ours, index)
         mine, right = theirs.detach().double(), ours.detach().double()
         finite = right[right.isfinite()]
         scale = float(finite.abs().max()) if finite.numel() else 1.0
@@ -328,7 +328,7 @@ class _Examination:
         if ours.is_floating_point():
             told.append(f"the largest difference, {_number(worst)}")
         told.append(f"{wrong:,} of {ours.numel():,} numbers differ")
-        raise Fault(f"{'; '.join(told)}\n{self._told(index)}")
+        raise Fault(f"{'; '.join(told)}\n{self._call_text(index)}")
 
     # -- Words ---------------------------------------------------------------------------------------------------------
 
@@ -366,8 +366,8 @@ class _Examination:
                 return " ".join(part for axis in named for part in (open_axes if axis == "..." else [axis]))
         return ""
 
-    def _told(self, index: int) -> str:
-        """With what it was called."""
+    def _call_text(self, index: int) -> str:
+        """The arguments of a case, in words: sizes of tensors, and plain values."""
         case = self._case(index)
         told = []
         for name, argument in zip(self._parameters(), case.arguments, strict=False):
@@ -385,10 +385,10 @@ class _Examination:
         return f"called with {'; '.join(told)}" if told else ""
 
 
-# -- What was written --------------------------------------------------------------------------------------------------
+# -- The learner's code ------------------------------------------------------------------------------------------------
 
 
-def read_file(exercise: Exercise, path: Path) -> Subject:
+def read_file(exercise: Exercise, path: Path) -> Submission:
     """Import a learner's file.
 
     Raises:
@@ -411,11 +411,11 @@ def read_file(exercise: Exercise, path: Path) -> Subject:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise Fault(f"{described(error)}{placed(error, files)}") from None
+        raise Fault(f"{describe_error(error)}{error_location(error, files)}") from None
     missing = [thing.__name__ for thing in exercise.solution if not hasattr(module, thing.__name__)]
     if missing:
         raise Fault(f"{path.name} defines no `{'`, no `'.join(missing)}`", "The name stays as it was at the start.")
-    return Subject(tuple(getattr(module, thing.__name__) for thing in exercise.solution), source, files)
+    return Submission(tuple(getattr(module, thing.__name__) for thing in exercise.solution), source, files)
 
 
 def with_reference_weights(exercise: Exercise, thing: Any, case: Case) -> nn.Module:
@@ -448,7 +448,7 @@ def with_reference_weights(exercise: Exercise, thing: Any, case: Case) -> nn.Mod
     return module.eval()
 
 
-def _check_kind(solution: Any, thing: Any) -> None:
+def _check_type(solution: Any, thing: Any) -> None:
     """Refuse a function where a class was asked for, and the other way round."""
     name = solution.__name__
     if isinstance(solution, type):
@@ -463,17 +463,17 @@ def _check_kind(solution: Any, thing: Any) -> None:
         raise Fault(f"`{name}` is {thing!r}", f"A function called `{name}`.")
 
 
-def _held_to(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
-    """What was written, under the promises that the solution's annotations make, whatever has become of its own."""
+def _with_annotations_of(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
+    """The learner's code, checked against the solution's annotations, whatever has become of its own."""
     if not isinstance(solution, type):
-        return _promising(solution, thing, instead)
+        return _annotated_like(solution, thing, instead)
     promised = {name: method for name, method in vars(solution).items() if hasattr(method, "__wrapped__")}
-    members = {name: _promising(method, getattr(thing, name), instead) for name, method in promised.items()}
+    members = {name: _annotated_like(method, getattr(thing, name), instead) for name, method in promised.items()}
     return type(thing)(thing.__name__, (thing,), {**members, "__module__": thing.__module__})
 
 
-def _promising(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
-    """A function under a solution's annotations, in which what was written stands instead of the solution's classes."""
+def _annotated_like(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
+    """A function checked against a solution's annotations, with the learner's classes in place of the solution's."""
 
     def replaced(annotation: Any) -> Any:
         return instead.get(annotation, annotation) if isinstance(annotation, type) else annotation
@@ -489,7 +489,7 @@ def _promising(solution: Any, thing: Any, instead: Mapping[Any, Any]) -> Any:
     return checked(call)
 
 
-def _bare(tree: ast.Module) -> ast.Module:
+def _without_docstrings(tree: ast.Module) -> ast.Module:
     """A module without its docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -500,15 +500,15 @@ def _bare(tree: ast.Module) -> ast.Module:
 # -- Words for what went wrong -----------------------------------------------------------------------------------------
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception in words."""
     if isinstance(error, SystemExit):
         return f"it ends the process: sys.exit({'' if error.code is None else repr(error.code)})"
     return f"{type(error).__name__}: {str(error).strip()}".rstrip(": ")
 
 
-def placed(error: BaseException, files: frozenset[str]) -> str:
-    """Where in the learner's own files an exception came up: the line, and what it says."""
+def error_location(error: BaseException, files: frozenset[str]) -> str:
+    """The line of the learner's own files that raised an exception, with its source; empty if it is none of them."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     if not own:
         return ""

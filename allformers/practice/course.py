@@ -65,11 +65,11 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class Entry(NamedTuple):
-    """What is known of an exercise without importing it.
+    """The course's record of an exercise, read without importing it.
 
     Attributes:
         number: its place in the course, from 1.
-        name: how commands call it, such as `split-heads`.
+        name: the name on the command line, such as `split-heads`.
         section: the part of the course that it stands in.
         title: the beginning of its file's first sentence.
         teaches: the rest of that sentence.
@@ -85,7 +85,7 @@ class Entry(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """What its module is called, here and in a learner's folder."""
+        """The name of its module, here and in a learner's folder."""
         return self.name.replace("-", "_")
 
     def load(self) -> "Exercise":

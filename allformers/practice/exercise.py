@@ -1,4 +1,4 @@
-"""What an exercise consists of.
+"""The record of an exercise.
 
 Everything that a learner sees comes from one file in `exercises`:
 
@@ -25,11 +25,11 @@ name is what holds, its docstring what is expected and why. It may give back a s
 
 
 class Fault(Exception):  # noqa: N818  (a learner's mistake is no error here)
-    """What was written is not what it should be.
+    """A fault in the learner's code, found by a check.
 
     Args:
-        seen: what was seen, in a sentence or two that name axes and sizes.
-        expected: what should have been, unless the check that found it says so itself.
+        seen: the observation, in a sentence or two that name axes and sizes.
+        expected: the expectation, unless the check that found it says so itself.
     """
 
     def __init__(self, seen: str, expected: str = "") -> None:
@@ -41,10 +41,10 @@ class Case:
     """One call of what was written.
 
     Args:
-        arguments: what it is given, by place. A class of the solution stands for a new object of the class that was
+        arguments: the positional arguments. A class of the solution stands for a new object of the class that was
             written for it.
-        made_with: for a class, what it is made with. It is then given the weights of the reference, every one of them
-            perturbed, and called as a module.
+        made_with: for a class, the arguments of its constructor. It is then given the weights of the reference, every
+            one of them perturbed, and called as a module.
     """
 
     def __init__(self, *arguments: Any, made_with: tuple[Any, ...] = ()) -> None:
@@ -56,8 +56,8 @@ class Bug:
     """A realistic mistake, put into the solution's source: the learner gets that, and mends it.
 
     Attributes:
-        replace: what the source says, once. A comment right above that line is left out, as it would tell.
-        by: what it is made to say.
+        replace: the text in the source, found once. A comment right above that line is left out, as it would tell.
+        by: the text that takes its place.
     """
 
     replace: str
@@ -75,11 +75,11 @@ class Exercise:
         cases: makes the calls, on several odd sizes. It runs under a fixed seed, once for each who is called, so that
             nobody gets what another has changed.
         hints: from a nudge to almost the answer.
-        page: where the site explains it, such as `gpt2.html#CausalSelfAttention`.
-        part_of: what it corresponds to in this package, as a dotted name.
-        after: the exercises to do before it, by name.
-        properties: what has to hold, in the order in which it is checked.
-        reference: what results are compared with, if not the solution: the package's own component.
+        page: the place on the site that explains it, such as `gpt2.html#CausalSelfAttention`.
+        part_of: the part of this package that it corresponds to, as a dotted name.
+        prerequisites: the exercises to do before it, by name.
+        properties: the properties that have to hold, in the order in which they are checked.
+        reference: the component that results are compared with, if not the solution: the package's own.
         bug: for a hunt, the mistake.
         tolerance: the largest difference from the reference, relative to its largest value.
     """
@@ -90,7 +90,7 @@ class Exercise:
     hints: tuple[str, ...]
     page: str
     part_of: str
-    after: tuple[str, ...] = ()
+    prerequisites: tuple[str, ...] = ()
     properties: tuple[Property, ...] = ()
     reference: Any = None
     bug: Bug | None = None
@@ -98,12 +98,12 @@ class Exercise:
 
     @property
     def main(self) -> Any:
-        """What is called and compared, as the solution has it."""
+        """The function or class of the solution that is called and compared."""
         return self.solution[-1]
 
     @property
     def compared_with(self) -> Any:
-        """What the results are compared with."""
+        """The function or class that results are compared with."""
         return self.main if self.reference is None else self.reference
 
     @property
@@ -118,7 +118,7 @@ def paragraphs(text: str) -> tuple[str, ...]:
 
 
 def label(property_: Property) -> str:
-    """What a property says, in words."""
+    """The sentence of a property, from its name."""
     return property_.__name__.strip("_").replace("_", " ")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allformers.checkpoints.atomic import replacing, sha256
+from allformers.checkpoints.atomic import atomic_write, sha256
 from allformers.practice.course import Entry, entries
 from allformers.practice.report import Report
 
@@ -27,13 +27,13 @@ class Folder:
     """A folder to practise in.
 
     Attributes:
-        path: where it is; it need not be there yet.
+        path: its path; it need not be there yet.
     """
 
     path: Path
 
     def file(self, entry: Entry) -> Path:
-        """Where what a learner writes for an exercise lies."""
+        """The file in which a learner writes an exercise."""
         return self.path / f"{entry.stem}.py"
 
     def started(self) -> list[Entry]:
@@ -63,7 +63,7 @@ class Folder:
         return path
 
     def state(self, entry: Entry) -> str:
-        """How far an exercise has come, in a few words."""
+        """The progress of an exercise, in a few words."""
         path = self.file(entry)
         if not path.is_file():
             return "not started"
@@ -72,21 +72,22 @@ class Folder:
         if found is None:
             return "started"
         said = "passed" if found == "passed" else f"fails at {found}"
-        return said if known.get("digest") == sha256(path) else f"{said}, changed since"
+        checked = known.get("sha256", known.get("digest"))  # "digest": its name in older folders
+        return said if checked == sha256(path) else f"{said}, changed since"
 
     def record(self, report: Report) -> None:
         """Remember what the checks found, and how many hints were given."""
         progress = self._progress()
         progress[report.name] = {
             "found": "passed" if report.passed else report.failure.check if report.failure else None,
-            "digest": sha256(self.file(report.entry)),
+            "sha256": sha256(self.file(report.entry)),
             "hints": len(report.hints),
         }
-        with replacing(self.path / PROGRESS) as draft:
+        with atomic_write(self.path / PROGRESS) as draft:
             draft.write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
 
     def hints(self, entry: Entry) -> int:
-        """How many hints were given for an exercise."""
+        """The number of hints that were given for an exercise."""
         return int(self._progress().get(entry.name, {}).get("hints", 0))
 
     def _progress(self) -> dict[str, dict[str, Any]]:
@@ -102,7 +103,7 @@ class Folder:
         return progress
 
 
-def parts(source: str, own: Mapping[str, Entry]) -> list[Entry]:
+def imported_exercises(source: str, own: Mapping[str, Entry]) -> list[Entry]:
     """The exercises whose files a piece of source imports."""
     try:
         tree = ast.parse(source)

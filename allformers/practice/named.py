@@ -31,6 +31,6 @@ def violations(source: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _splits_text(call: ast.Call) -> bool:
-    """Whether a call of `split` is that of a string: it takes nothing, or a separator, and a tensor's takes sizes."""
+    """True if a call of `split` is a string's: it takes nothing, or a separator, and a tensor's takes sizes."""
     is_split = isinstance(call.func, ast.Attribute) and call.func.attr == "split"
     return is_split and all(isinstance(a, ast.Constant) and isinstance(a.value, str) for a in call.args)

@@ -1,4 +1,4 @@
-"""What came of checking an exercise, and how it reads: the same words on a terminal, in pytest and in a notebook."""
+"""The report on an exercise: the same words on a terminal, in pytest and in a notebook."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from allformers.practice.course import Entry, find
 CHECKS = ("import", "written", "shapes", "property", "values", "gradients", "named")
 """The checks, in order. The first that fails ends an exercise."""
 
-MEANING: Mapping[str, str] = {
+DESCRIPTIONS: Mapping[str, str] = {
     "import": "the file runs, and defines what was asked for",
     "written": "nothing is left to write",
     "shapes": "shapes and dtypes fit, on several odd sizes",
@@ -19,22 +19,22 @@ MEANING: Mapping[str, str] = {
     "gradients": "gradients equal the reference's",
     "named": "every operation on axes names them",
 }
-"""What holds where a check passes."""
+"""The statement that holds where a check passes, for each check."""
 
-MARKS = {"passed": "✓", "failed": "✗", "noted": "·"}
+SYMBOLS = {"passed": "✓", "failed": "✗", "noted": "·"}
 WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found.
+    """The outcome of one check.
 
     Attributes:
         check: one of `CHECKS`.
-        state: whether it passed; "noted" is a remark that fails nothing.
+        state: "passed" or "failed"; "noted" is a remark that fails nothing.
         what: of a property, what it says.
-        seen: what was seen; of a check that passed, something to show.
-        expected: what should have been.
+        seen: the observation; of a check that passed, something to show.
+        expected: the expectation.
     """
 
     check: str
@@ -45,31 +45,31 @@ class Outcome:
 
     def lines(self, width: int = WIDTH) -> Iterator[tuple[str, str]]:
         """The lines of a report on it, each with what it shows: its state, or a detail."""
-        start = f"  {MARKS[self.state]} {self.check:<10} "
+        start = f"  {SYMBOLS[self.state]} {self.check:<10} "
         if self.state == "passed":
-            yield from ((self.state, line) for line in wrapped(self.what or MEANING[self.check], start, width))
-            yield from (("detail", line) for line in wrapped(self.seen, " " * len(start), width))
+            yield from ((self.state, line) for line in wrap(self.what or DESCRIPTIONS[self.check], start, width))
+            yield from (("detail", line) for line in wrap(self.seen, " " * len(start), width))
         elif self.state == "noted":
-            yield from ((self.state, line) for line in wrapped(self.seen, start, width))
+            yield from ((self.state, line) for line in wrap(self.seen, start, width))
         else:
             told = self.what and f"does not hold: {self.what}"
-            yield from ((self.state, line) for line in wrapped(told, start, width) or [start.rstrip()])
-            yield from (("detail", line) for line in wrapped(self.seen, "    seen       ", width))
-            yield from (("detail", line) for line in wrapped(self.expected, "    expected   ", width))
+            yield from ((self.state, line) for line in wrap(told, start, width) or [start.rstrip()])
+            yield from (("detail", line) for line in wrap(self.seen, "    seen       ", width))
+            yield from (("detail", line) for line in wrap(self.expected, "    expected   ", width))
 
 
 @dataclass
 class Report:
-    """What came of checking an exercise.
+    """The report on an exercise: the outcome of each check, and hints.
 
     Attributes:
         name: the exercise.
-        where: what was checked: a file, or an object.
-        outcomes: what each check found, up to the first that failed.
+        where: the file or object that was checked.
+        outcomes: the outcome of each check, up to the first that failed.
         parts: the parts that it was put together from, each with whose it was.
-        printed: what the learner's code printed.
+        printed: the output of the learner's code.
         hints: the hints that were given so far.
-        hints_left: how many more there are.
+        hints_left: the number of hints that are left.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return bool(self.outcomes) and self.failure is None
 
     @property
@@ -114,7 +114,7 @@ class Report:
         if self.failure is not None and self.hints:
             total = len(self.hints) + self.hints_left
             start = f"    hint {len(self.hints)} of {total}  "
-            yield from (("hint", line) for line in wrapped(self.hints[-1], start, width))
+            yield from (("hint", line) for line in wrap(self.hints[-1], start, width))
 
     def __str__(self) -> str:
         """The report as plain text."""
@@ -123,12 +123,12 @@ class Report:
     __repr__ = __str__
 
     @classmethod
-    def read(cls, written: Mapping[str, Any]) -> "Report":
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Report":
         """A report from what `dataclasses.asdict` made of one."""
-        return cls(**{**written, "outcomes": [Outcome(**outcome) for outcome in written["outcomes"]]})
+        return cls(**{**fields, "outcomes": [Outcome(**outcome) for outcome in fields["outcomes"]]})
 
 
-def wrapped(text: str, start: str, width: int) -> list[str]:
+def wrap(text: str, start: str, width: int) -> list[str]:
     """A text broken into lines that begin under one another; its own line breaks stay, and lines that are indented."""
     lines: list[str] = []
     for paragraph in text.splitlines():

@@ -13,7 +13,7 @@ from allformers.practice.course import entry_of
 from allformers.practice.exercise import Exercise
 
 NOT_WRITTEN = "not written yet"
-"""What a body that is left to write raises."""
+"""The message that a body which is left to write raises."""
 
 _HERE = "allformers.practice."
 
@@ -28,7 +28,7 @@ def stub(exercise: Exercise) -> str:
 
 
 def answer(exercise: Exercise) -> str:
-    """What a learner who gives up is shown: the code with its bodies, or, of a hunt, what to change."""
+    """The answer for a learner who gives up: the code with its bodies, or, of a hunt, the lines to change."""
     solved = code(exercise, solved=True)
     if exercise.bug is None:
         return solved
@@ -70,14 +70,14 @@ def code(exercise: Exercise, *, solved: bool) -> str:
 
 
 def _without_comment(before: str) -> str:
-    """What stands before a mistake, without the comment above its line, which says how it should be."""
+    """The text before a mistake, without the comment above its line, which says how it should be."""
     *lines, begun = before.split("\n")
     while lines and lines[-1].lstrip().startswith("#"):
         lines.pop()
     return "\n".join([*lines, begun])
 
 
-def left_to_write(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+def checked_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
     """The functions and methods of a file that are `@checked`, by name."""
     for node in tree.body:
         owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
@@ -88,15 +88,15 @@ def left_to_write(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
                 yield owner + function.name, function
 
 
-def is_unwritten(function: ast.FunctionDef) -> bool:
-    """Whether a function has no body yet."""
+def is_stub(function: ast.FunctionDef) -> bool:
+    """True if a function has no body yet."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return all(isinstance(s, ast.Raise | ast.Pass) or _is_dots(s) for s in body) and (
+    return all(isinstance(s, ast.Raise | ast.Pass) or _is_ellipsis(s) for s in body) and (
         not body or not isinstance(body[0], ast.Raise) or "NotImplementedError" in ast.unparse(body[0])
     )
 
 
-def _is_dots(statement: ast.stmt) -> bool:
+def _is_ellipsis(statement: ast.stmt) -> bool:
     return (
         isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and statement.value.value is ...
     )
@@ -105,7 +105,7 @@ def _is_dots(statement: ast.stmt) -> bool:
 def _without_bodies(text: str) -> str:
     """A piece of source in which what is `@checked` has its signature and docstring only."""
     lines = text.splitlines()
-    for _, function in reversed(list(left_to_write(ast.parse(text)))):
+    for _, function in reversed(list(checked_functions(ast.parse(text)))):
         first = function.body[0]
         documented = ast.get_docstring(function) is not None
         end = (first.end_lineno or 0) if documented else first.lineno - 1
@@ -115,7 +115,7 @@ def _without_bodies(text: str) -> str:
 
 
 def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
-    """What a module defines, by name."""
+    """The definitions of a module, by name."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node
@@ -159,7 +159,7 @@ def _imports(module: ModuleType, used: set[str], left_behind: set[str]) -> str:
 
 
 def _group(name: str) -> int:
-    """Where an import stands: the standard library, other packages, this one, the learner's own files."""
+    """The group that an import belongs to: the standard library, other packages, this one, the learner's own files."""
     root = name.partition(".")[0]
     if root in sys.stdlib_module_names:
         return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from allformers.practice.checking import names_of_checks
+from allformers.practice.checking import check_names
 from allformers.practice.course import Entry, find
 from allformers.practice.folder import Folder
 from allformers.practice.report import Report
@@ -37,9 +37,9 @@ class Reports:
 @pytest.fixture(scope="session")
 def reports() -> Iterator[Reports]:
     """The reports, and a process for each folder that makes them."""
-    made = Reports()
-    yield made
-    for worker in made.workers.values():
+    session = Reports()
+    yield session
+    for worker in session.workers.values():
         worker.close()
 
 
@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each check of each exercise that was started."""
     if metafunc.function.__name__ == "test_practice":
         started = Folder(metafunc.definition.path.parent).started()
-        found = [(entry.name, check, what) for entry in started for check, what in names_of_checks(entry.load())]
+        found = [(entry.name, check, what) for entry in started for check, what in check_names(entry.load())]
         ids = [f"{name}: {what or check}" for name, check, what in found]
         metafunc.parametrize(("name", "check", "what"), found, ids=ids)
 

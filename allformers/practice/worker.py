@@ -1,4 +1,4 @@
-"""A process that checks what a learner wrote, so that nothing written there can break the command that asked.
+"""A worker process that checks a learner's code, so that nothing in it can break the command that asked.
 
 `with Worker(folder) as worker` starts it, and `worker.check("attention")` asks it for a report. It imports PyTorch once
 and then takes one exercise after the other. Where it ends before its time (a crash, `os._exit`, a loop without an end),
@@ -28,7 +28,7 @@ from allformers.practice.report import Outcome, Report
 GRACE = 30
 """Seconds beyond the time limit, until a process that does not end by itself is ended."""
 
-MOST_PRINTED = 2**26
+MAX_OUTPUT_BYTES = 2**26
 """Bytes that a learner's code may print."""
 
 
@@ -36,7 +36,7 @@ class Worker:
     """The process, as its owner sees it. Started when first needed.
 
     Args:
-        folder: where the learner's files are.
+        folder: the folder of the learner's files.
         seconds: the time limit for one exercise.
     """
 
@@ -45,8 +45,8 @@ class Worker:
             raise ValueError(f"a time limit must be above 0 seconds, not {seconds:g}")
         self.folder, self.seconds = folder, seconds
         self.process: subprocess.Popen[str] | None = None
-        self.place = tempfile.TemporaryDirectory(prefix="allformers-practice-")
-        self.printed, self.trace = (Path(self.place.name) / name for name in ("printed", "trace"))
+        self.temporary = tempfile.TemporaryDirectory(prefix="allformers-practice-")
+        self.printed, self.trace = (Path(self.temporary.name) / name for name in ("printed", "trace"))
 
     def __enter__(self) -> "Worker":
         return self
@@ -57,7 +57,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._end()
-        self.place.cleanup()
+        self.temporary.cleanup()
 
     def check(self, name: str) -> Report:
         """Check what the folder has for an exercise. Its report holds all hints; whoever shows it gives as many."""
@@ -84,9 +84,9 @@ class Worker:
                 report.parts |= told.get("parts", {})
                 report.hints = told.get("hints", report.hints)
             else:
-                rest = self._how_it_ended()
+                rest = self._exit_reason()
         except BrokenPipeError:
-            rest = self._how_it_ended()
+            rest = self._exit_reason()
         finally:
             late.cancel()
         if rest:
@@ -120,19 +120,19 @@ class Worker:
                     with contextlib.suppress(BrokenPipeError):  # what was not sent will not be
                         pipe.close()
 
-    def _how_it_ended(self) -> str:
-        """In words, how a process ended that should not have."""
+    def _exit_reason(self) -> str:
+        """The reason in words why a process ended before its time."""
         assert self.process is not None
         status = self.process.wait()
         self._end()
         trace = self.trace.read_text(encoding="utf-8", errors="replace")
         if trace.startswith("Timeout"):
-            return f"still running after {self.seconds:g} s, so it was stopped{self._place(trace)}"
+            return f"still running after {self.seconds:g} s, so it was stopped{self._location(trace)}"
         if status < 0:
-            return f"it crashed the process ({signal.Signals(-status).name}){self._place(trace)}"
+            return f"it crashed the process ({signal.Signals(-status).name}){self._location(trace)}"
         return f"it ended the process, with status {status}: `os._exit` does that"
 
-    def _place(self, trace: str) -> str:
+    def _location(self, trace: str) -> str:
         """The innermost line of the learner's own files in a trace of `faulthandler`."""
         for file, number, function in re.findall(r'File "(.+)", line (\d+) in (.+)', trace):
             if Path(file).parent == self.folder.path.resolve():
@@ -157,7 +157,7 @@ def main() -> None:
     try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_PRINTED, MOST_PRINTED))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES))
     except ImportError:  # Windows has no such limit
         pass
     import torch
@@ -170,17 +170,17 @@ def main() -> None:
         printed.truncate(0)
         loader = Loader(folder)
         entry = find(json.loads(line)["check"])
-        _tell(answers, hints=entry.load().hints)
+        _send(answers, hints=entry.load().hints)
         faulthandler.dump_traceback_later(seconds, exit=True, file=trace)
-        for outcome in loader.examine(entry, lambda check, what: _tell(answers, at=(check, what))):
-            _tell(answers, outcome=dataclasses.asdict(outcome))
+        for outcome in loader.run_checks(entry, lambda check, what: _send(answers, at=(check, what))):
+            _send(answers, outcome=dataclasses.asdict(outcome))
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
-        _tell(answers, parts=loader.parts)
-        _tell(answers, done=True)
+        _send(answers, parts=loader.parts)
+        _send(answers, done=True)
 
 
-def _tell(answers: TextIO, **told: Any) -> None:
+def _send(answers: TextIO, **told: Any) -> None:
     answers.write(json.dumps(told) + "\n")
     answers.flush()
 

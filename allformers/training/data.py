@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from allformers.checkpoints.atomic import new_folder, sha256
+from allformers.checkpoints.atomic import atomic_folder, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.inputs.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
 from allformers.nn.shapes import checked
@@ -110,7 +110,7 @@ def prepare(
     """
     if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {tokenizer!r}")
-    with tempfile.TemporaryDirectory() as scratch, new_folder(Path(folder)) as draft:
+    with tempfile.TemporaryDirectory() as scratch, atomic_folder(Path(folder)) as draft:
         documents = _documents(source, file, glob, Path(scratch))
         total = sum(document.stat().st_size for document in documents)
         if isinstance(tokenizer, str):
@@ -250,8 +250,8 @@ def _encode(documents: Iterable[Path], tokenizer: Tokenizer) -> Iterator[tuple[l
     for document in documents:
         for chunk in _cut_before_spaces(_chunks(document)):
             yield tokenizer.encode(chunk), chunk.encode()
-        if tokenizer.end_of_text is not None:
-            yield [tokenizer.end_of_text], b""
+        if tokenizer.eos_token_id is not None:
+            yield [tokenizer.eos_token_id], b""
 
 
 def _chunks(document: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Integer
 from torch import Tensor, nn
 
-from allformers.generation.generate import evaluating
+from allformers.generation.generate import eval_mode
 from allformers.nn.shapes import checked
 from allformers.training.processes import SINGLE_PROCESS, Processes
 
@@ -128,7 +128,7 @@ def evaluate(
         alike = batches and _shape(batches[-1][0]) == _shape(place) and len(batches[-1]) < batch_size
         batches[-1].append(place) if alike else batches.append([place])
     total_nll, num_tokens = 0.0, 0
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         # Every process makes as many calls, since with `fsdp` a call takes all of them; the surplus does not count.
         for first in range(0, len(batches), processes.world_size):
             mine = first + processes.rank

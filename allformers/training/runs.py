@@ -28,7 +28,7 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from allformers.checkpoints.atomic import new_folder, remove_drafts, remove_folder, replacing, sha256
+from allformers.checkpoints.atomic import atomic_folder, atomic_write, remove_drafts, remove_folder, sha256
 from allformers.checkpoints.hub import read_json
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.checkpoints.pretrained import write_pretrained
@@ -228,7 +228,7 @@ class Run:
         trainer, recipe, processes = self.trainer, self.trainer.recipe, self.trainer.processes
         if not (processes.is_main_process or processes.parallel == "fsdp"):
             return None
-        first = self.tokenizer.end_of_text
+        first = self.tokenizer.eos_token_id
         start = self.tokenizer.encode(recipe.prompt) or [int(trainer.tokens[0]) if first is None else first]
         with processes.unsharded(trainer.model):
             (written,) = trainer.model.generate_batch(  # type: ignore[operator]
@@ -254,7 +254,7 @@ class Run:
         if not trainer.processes.is_main_process:
             return
         folder = self.folder / "checkpoints"
-        with new_folder(folder / f"step-{trainer.step:08d}") as draft:
+        with atomic_folder(folder / f"step-{trainer.step:08d}") as draft:
             write_pretrained(draft, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
             self.tokenizer.save(draft)
             save_tensors(state, draft / "state.safetensors")
@@ -300,7 +300,7 @@ class Run:
             return
         path = self.folder / "metrics.jsonl"
         lines = [line for line in read_metrics(self.folder) if line["step"] <= self.trainer.step]
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         board = _tensorboard(self.folder, self.trainer.step) if self.tensorboard else None
 
@@ -403,7 +403,7 @@ def _find_damage(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> st
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write a run's `training.json`."""
-    with replacing(folder / "training.json") as draft:
+    with atomic_write(folder / "training.json") as draft:
         draft.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from allformers.practice.checking import is_differentiable
 from allformers.practice.course import SECTIONS, Entry, entries, find
 from allformers.practice.exercise import label
-from allformers.practice.report import CHECKS, MEANING
+from allformers.practice.report import CHECKS, DESCRIPTIONS
 from allformers.practice.source import answer, code
 from docs.engine.walk import code_html
 
@@ -32,7 +32,7 @@ def page(entry: Entry) -> str:
     is_hunt = exercise.bug is not None
     own = ".".join(re.findall(r"[A-Z]\w*|\w+$", exercise.part_of))
     solution = f'{{{{ exercise_code("{entry.name}", solved=True) }}}}'
-    before = ", ".join(f"[{find(name).title}]({name}.md)" for name in exercise.after)
+    before = ", ".join(f"[{find(name).title}]({name}.md)" for name in exercise.prerequisites)
     properties = [f"- **{_capital(label(p))}.** {_on_one_line(inspect.getdoc(p))}" for p in exercise.properties]
     hints = zip(("A nudge", "A hint", "Almost the answer"), exercise.hints, strict=True)
     pieces = [
@@ -89,7 +89,7 @@ def checks() -> Markup:
     """Return the checks in order, each with the property that it checks."""
     items = Markup("").join(
         Markup("<li><code>{}</code>: {}{}</li>").format(
-            name, MEANING[name], " (a hint, and no failure)" if name == "named" else ""
+            name, DESCRIPTIONS[name], " (a hint, and no failure)" if name == "named" else ""
         )
         for name in CHECKS
     )

@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from allformers.checkpoints.atomic import replacing
+from allformers.checkpoints.atomic import atomic_write
 from allformers.experiments import EXPERIMENTS
 from allformers.models.registry import READING_ORDER
 from docs.engine import CACHE, ROOT
@@ -161,7 +161,7 @@ def _make(kind: str, about: str) -> str:
 
 def _keep(part: Part, path: Path, text: str) -> None:
     """Write a part, and remove its older versions."""
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
     for old in CACHE.glob(f"{part.name}.*"):
         if old != path:

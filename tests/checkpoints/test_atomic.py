@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from allformers.checkpoints.atomic import new_folder, remove_drafts, remove_folder, replacing, sha256
+from allformers.checkpoints.atomic import atomic_folder, atomic_write, remove_drafts, remove_folder, sha256
 
 
 def write_file(path: Path) -> None:
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("new")
 
 
 def write_folder(path: Path) -> None:
-    with new_folder(path) as draft:
+    with atomic_folder(path) as draft:
         (draft / "one").write_text("1")
         (draft / "two").write_text("2")
 

@@ -76,7 +76,7 @@ def test_gpt2_as_published_agrees_with_published_ids_and_the_reference() -> None
     from transformers import GPT2TokenizerFast
 
     tokenizer, reference = GPT2Tokenizer(), GPT2TokenizerFast.from_pretrained("gpt2")
-    assert tokenizer.encode("Hello world<|endoftext|>") == [15496, 995, tokenizer.end_of_text]
+    assert tokenizer.encode("Hello world<|endoftext|>") == [15496, 995, tokenizer.eos_token_id]
     for text in GPT2_TEXTS:
         assert_round_trip(tokenizer, text)
         assert tokenizer.encode(text) == reference.encode(text)
@@ -111,7 +111,21 @@ def test_a_saved_tokenizer_is_loaded_again(tokenizer: Tokenizer, tmp_path: Path)
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path, tokenizer.vocab_size)
     assert type(loaded) is type(tokenizer)
-    assert loaded.description() == tokenizer.description()
+    assert loaded.to_config() == tokenizer.to_config()
+
+
+@pytest.mark.parametrize(
+    ("content", "vocab_size", "expected"),
+    [
+        ('{"tokenizer_class": "ByteTokenizer"}', 256, ByteTokenizer()),
+        ('{"tokenizer_class": "CharTokenizer", "characters": "abc"}', 3, CharTokenizer("abc")),
+    ],
+)
+def test_the_files_of_earlier_versions_are_still_read(
+    content: str, vocab_size: int, expected: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    assert load_tokenizer(tmp_path, vocab_size).to_config() == expected.to_config()
 
 
 def test_the_size_of_a_vocabulary_may_tell_the_tokenizer(tmp_path: Path) -> None:
@@ -157,7 +171,7 @@ def test_without_a_vocabulary_and_a_network_gpt2_says_what_to_do(
 SENTENCES = ["The for statement is used to iterate.", "naïve café, 1–2 €", "  two  spaces\n\tand a tab", "日本語 🙂"]
 
 
-def described(kind: str, folder: Path) -> Path:
+def json_file(kind: str, folder: Path) -> Path:
     """A `tokenizer.json` as Llama 3 and Qwen have them (bytes as letters), or as Llama 2 and Gemma (SentencePiece)."""
     from tokenizers import Tokenizer as Described
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -190,16 +204,16 @@ def described(kind: str, folder: Path) -> Path:
 def test_a_tokenizer_from_a_checkpoints_own_file(kind: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Described
 
-    path = described(kind, tmp_path / "model")
+    path = json_file(kind, tmp_path / "model")
     reference, ours = Described.from_file(str(path)), load_tokenizer(path.parent, 10_000)
     assert isinstance(ours, JsonTokenizer)
     for text in SENTENCES:
         token_ids = ours.encode(text)
         assert token_ids == reference.encode(text).ids
-        plain = [token_id for token_id in token_ids if token_id not in ours.special]
+        plain = [token_id for token_id in token_ids if token_id not in ours.special_tokens]
         assert ours.decode(plain) == reference.decode(plain) == text
         assert "".join(ours.decode_stream(plain)) == text
-    assert ours.end_of_text == reference.token_to_id("<|endoftext|>" if kind == "byte level" else "</s>")
+    assert ours.eos_token_id == reference.token_to_id("<|endoftext|>" if kind == "byte level" else "</s>")
     ours.save(tmp_path)
     assert load_tokenizer(tmp_path, 10_000).encode(SENTENCES[1]) == ours.encode(SENTENCES[1])
     for wrong in (-1, ours.vocab_size):
@@ -207,9 +221,23 @@ def test_a_tokenizer_from_a_checkpoints_own_file(kind: str, tmp_path: Path) -> N
             ours.token_bytes(wrong)
 
 
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"])
+@pytest.mark.parametrize("mask", ["[MASK]", "<mask>"])
+def test_special_tokens_are_known_by_the_names_that_families_give_them(eos: str, mask: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    assert ByteTokenizer().eos_token_id is ByteTokenizer().mask_token_id is None
+    backend = Backend(models.BPE({"a": 0, "b": 1}, []))
+    backend.add_special_tokens([mask, eos])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = JsonTokenizer(tmp_path / "tokenizer.json")
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (2, 3)
+
+
 def test_a_tokenizer_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path, 100)
     with pytest.raises(CheckpointError, match=r"\b5\b"):
-        load_tokenizer(described("byte level", tmp_path / "model").parent, 5)
+        load_tokenizer(json_file("byte level", tmp_path / "model").parent, 5)

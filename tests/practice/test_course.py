@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allformers import cli
+from allformers.checkpoints.atomic import sha256
 from allformers.inspection import capture
 from allformers.models.gpt2 import gpt2
 from allformers.practice import check, transplant
@@ -55,7 +56,7 @@ class InProcess(Worker):
 
     def check(self, name: str) -> Report:
         loader, entry = Loader(self.folder), find(name)
-        outcomes = list(loader.examine(entry))
+        outcomes = list(loader.run_checks(entry))
         return Report(name, str(self.folder.file(entry)), outcomes, loader.parts, hints=list(entry.load().hints))
 
 
@@ -432,3 +433,13 @@ def test_progress_is_plain_to_read(tmp_path: Path) -> None:
     folder.record(report)
     written = json.loads((tmp_path / ".progress.json").read_text())
     assert written["split-heads"]["hints"] == folder.hints(find("split-heads")) == 1
+
+
+def test_progress_of_an_older_folder_is_still_read(tmp_path: Path) -> None:
+    folder, entry = Folder(tmp_path), find("split-heads")
+    path = folder.start(entry)
+    known = {"found": "passed", "digest": sha256(path), "hints": 2}
+    (tmp_path / ".progress.json").write_text(json.dumps({"split-heads": known}))
+    assert (folder.state(entry), folder.hints(entry)) == ("passed", 2)
+    path.write_text(SOLVED)
+    assert "changed" in folder.state(entry)

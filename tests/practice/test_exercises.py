@@ -38,7 +38,7 @@ def checked(tmp_path: Path) -> Checked:
         folder = Folder(tmp_path)
         folder.file(entry).write_text(text, encoding="utf-8")
         loader = Loader(folder)
-        return Report(entry.name, "a file", list(loader.examine(entry)), loader.parts)
+        return Report(entry.name, "a file", list(loader.run_checks(entry)), loader.parts)
 
     return checked
 
@@ -113,7 +113,7 @@ def test_an_exercise_says_what_it_is_and_what_comes_before(entry: Entry) -> None
     assert entry.teaches.endswith(".")
     assert len(entry.task) > 300
     known = [other.name for other in entries()]
-    for earlier in exercise.after:
+    for earlier in exercise.prerequisites:
         assert known.index(earlier) < known.index(entry.name)
     module, _, symbol = re.fullmatch(r"(allformers(?:\.[a-z0-9_]+)+)(\.)(\w+(?:\.\w+)*)", exercise.part_of).groups()
     thing = importlib.import_module(module)

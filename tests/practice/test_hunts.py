@@ -60,7 +60,7 @@ def test_a_symptom_is_what_the_task_says(entry: Entry, started: Folder, capsys: 
 def test_a_mistake_is_found_beside_another_change(entry: Entry, started: Folder) -> None:
     with started.file(entry).open("a", encoding="utf-8") as file:
         file.write("\nCHANGED = True\n")
-    *_, last = Loader(started).examine(entry)
+    *_, last = Loader(started).run_checks(entry)
     assert (last.state, last.check) == ("failed", "property")
 
 

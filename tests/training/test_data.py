@@ -48,7 +48,7 @@ def test_a_file_becomes_the_tokens_of_its_whole_text(
     expected = tokenizer.encode(TEXT * 5) + ([50256] if kind == "gpt2" else [])
     assert tokens.ids.tolist() == expected
     assert tokens.num_bytes == len((TEXT * 5).encode())
-    assert tokens.tokenizer.description() == tokenizer.description()
+    assert tokens.tokenizer.to_config() == tokenizer.to_config()
     assert open_tokens(tmp_path / "tokens", verify=True).ids.tolist() == expected
 
 

@@ -67,7 +67,7 @@ class BertConfig(EncoderConfig):
     vocab_size: PositiveInt = 30522
     context_length: PositiveInt = 512  # max_position_embeddings: positions that have an embedding
     num_segments: PositiveInt = 2  # type_vocab_size: the kinds of token_type_ids
-    tie_embeddings: bool = True  # the unembedding shares the token embedding's matrix
+    tie_embeddings: bool = True  # tie_word_embeddings: the unembedding shares the token embedding's matrix
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
@@ -240,7 +240,7 @@ class Bert(Encoder):
         segments: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block. Arguments and errors as for `forward`."""
+        """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
         x = self.embed(token_ids, segments)
         mask = None if lengths is None else padding_mask(lengths, token_ids.shape[1])

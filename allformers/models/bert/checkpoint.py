@@ -88,4 +88,4 @@ FORMAT = Format(
     legacy_suffixes={".gamma": ".weight", ".beta": ".bias"},
     load_via_files=True,
 )
-"""How BERT's checkpoints name and lay out what is above."""
+"""The format of BERT's checkpoints: fields, and weights."""

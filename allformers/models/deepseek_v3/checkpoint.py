@@ -97,4 +97,4 @@ FORMAT = LLAMA.extended(
     ),
     load_via_files=True,
 )
-"""How DeepSeek-V3's checkpoints name and lay out what `deepseek_v3.py` holds."""
+"""The format of DeepSeek-V3's checkpoints: fields, and the weights of `deepseek_v3.py`."""

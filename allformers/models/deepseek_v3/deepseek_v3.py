@@ -51,7 +51,7 @@ class DeepSeekV3Config(RopeConfig):
     num_heads: PositiveInt = 128  # num_attention_heads
     mlp_dim: PositiveInt = 18432  # intermediate_size: of the dense layers
     q_latent_dim: PositiveInt | None = 1536  # q_lora_rank; None: queries are made from the residual stream itself
-    kv_latent_dim: PositiveInt = 512  # kv_lora_rank: what keys and values are made from, and the cache holds
+    kv_latent_dim: PositiveInt = 512  # kv_lora_rank: width of the latent that the cache holds
     nope_head_dim: PositiveInt = 128  # qk_nope_head_dim: the part of a query and key without RoPE
     rope_head_dim: EvenInt = 64  # qk_rope_head_dim: the part with RoPE
     v_head_dim: PositiveInt = 128
@@ -63,7 +63,7 @@ class DeepSeekV3Config(RopeConfig):
     topk_groups: PositiveInt = 4  # topk_group: groups that a token may choose from
     expert_mlp_dim: PositiveInt = 2048  # moe_intermediate_size: of one expert
     norm_topk_prob: bool = True  # the weights of a token's experts sum to one
-    routed_scaling_factor: float = 2.5  # what they are multiplied by then
+    routed_scaling_factor: float = 2.5  # the factor on these weights
     dropout: Probability = 0.0  # attention_dropout
     norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     tie_embeddings: bool = False  # tie_word_embeddings
@@ -71,8 +71,8 @@ class DeepSeekV3Config(RopeConfig):
     attention_bias: bool = False
     rope_theta: PositiveFloat = 10000.0
     rope_type: Literal["default", "yarn"] = "yarn"
-    rope_factor: PositiveFloat = 40.0
-    original_context_length: PositiveInt = 4096
+    rope_factor: PositiveFloat = 40.0  # factor
+    original_context_length: PositiveInt = 4096  # original_max_position_embeddings
     rope_mscale: float = 1.0  # mscale and mscale_all_dim: for yarn
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class DeepSeekV3Config(RopeConfig):
 
     @property
     def attention_factor(self) -> float:
-        """What scores are multiplied by: YaRN's mscale, once for the query and once for the key."""
+        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor, self.rope_mscale) ** 2 if self.rope_type == "yarn" else 1.0
 
     @cached_property
@@ -220,7 +220,7 @@ class LatentAttention(nn.Module):
     def compress(
         self, x: Float[Tensor, "batch seq embed"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
     ) -> tuple[Float[Tensor, "batch seq kv_latent"], Float[Tensor, "batch seq rope_dim"]]:
-        """What the cache holds of each position: the latent, and the one rotated key that all heads share."""
+        """The KV cache's content for each position: the latent, and the one rotated key that all heads share."""
         compressed = self.kv_down(x)
         latent = self.config.kv_latent_dim
         return self.kv_norm(compressed[..., :latent]), _apply_rope_to_neighbours(compressed[..., latent:], cos, sin)
@@ -429,7 +429,7 @@ class DeepSeekV3(Decoder):
     def residual_stream(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block. Arguments and errors as for `forward`."""
+        """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
         x: Float[Tensor, "batch seq embed"] = self.token_embedding(token_ids)
         cos, sin = self.rope(token_ids, cache)

@@ -42,4 +42,4 @@ FORMAT = LLAMA.extended(
     ignored_fields={"hidden_act": "read where hidden_activation is missing"},
     extra_config=lambda config: {"hidden_act": config.activation},
 )
-"""How Gemma's checkpoints name and lay out what `gemma.py` holds."""
+"""The format of Gemma's checkpoints: fields, and the weights of `gemma.py`."""

@@ -26,20 +26,20 @@ class GemmaConfig(LlamaConfig):
     """The defaults are Gemma 7B."""
 
     vocab_size: PositiveInt = 256000
-    context_length: PositiveInt = 8192
-    embedding_dim: PositiveInt = 3072
-    num_layers: PositiveInt = 28
-    num_heads: PositiveInt = 16
-    num_kv_heads: PositiveInt = 16
+    context_length: PositiveInt = 8192  # max_position_embeddings
+    embedding_dim: PositiveInt = 3072  # hidden_size
+    num_layers: PositiveInt = 28  # num_hidden_layers
+    num_heads: PositiveInt = 16  # num_attention_heads
+    num_kv_heads: PositiveInt = 16  # num_key_value_heads
     head_dim: EvenInt = 256
-    mlp_dim: PositiveInt = 24576
-    norm_eps: PositiveFloat = 1e-6
-    tie_embeddings: bool = True
+    mlp_dim: PositiveInt = 24576  # intermediate_size
+    norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
+    tie_embeddings: bool = True  # tie_word_embeddings
     activation: Activation = "gelu_pytorch_tanh"  # hidden_activation
     mlp_bias: Literal[False] = False
     rope_theta: PositiveFloat = 10000.0
     rope_type: RopeType = "default"
-    rope_factor: PositiveFloat = 1.0
+    rope_factor: PositiveFloat = 1.0  # factor
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:

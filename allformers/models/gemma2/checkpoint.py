@@ -44,4 +44,4 @@ FORMAT = GEMMA.extended(
     ignored_fields={"cache_implementation": "how the reference keeps its cache"},
     weights=SANDWICH,
 )
-"""How Gemma 2's checkpoints name and lay out what `gemma2.py` holds."""
+"""The format of Gemma 2's checkpoints: fields, and the weights of `gemma2.py`."""

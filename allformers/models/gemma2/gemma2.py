@@ -27,10 +27,10 @@ LayerType = Literal["sliding_attention", "full_attention"]
 class Gemma2Config(GemmaConfig):
     """The defaults are Gemma 2 9B."""
 
-    embedding_dim: PositiveInt = 3584
-    num_layers: PositiveInt = 42
-    num_kv_heads: PositiveInt = 8
-    mlp_dim: PositiveInt = 14336
+    embedding_dim: PositiveInt = 3584  # hidden_size
+    num_layers: PositiveInt = 42  # num_hidden_layers
+    num_kv_heads: PositiveInt = 8  # num_key_value_heads
+    mlp_dim: PositiveInt = 14336  # intermediate_size
     sliding_window: PositiveInt = 4096  # positions that a token attends to in layers of type "sliding_attention"
     layer_types: tuple[LayerType, ...] | None = None  # of each layer; None: they alternate, a sliding one first
     query_pre_attn_scalar: PositiveInt = 256  # scores are divided by its root, in place of head_dim's
@@ -157,7 +157,7 @@ class Gemma2(Gemma):
     def mask(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """True where a query may attend to a key: not later, within the window, and not padding."""
+        """The attention mask, True where a query may attend to a key: not later, within the window, and not padding."""
         window = self.window(layer_type)
         return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)
 

@@ -62,4 +62,4 @@ FORMAT = GEMMA.extended(
     },
     weights=(*SANDWICH, *QK_NORMS),
 )
-"""How Gemma 3's checkpoints name and lay out what `gemma3.py` holds."""
+"""The format of Gemma 3's checkpoints: fields, and the weights of `gemma3.py`."""

@@ -28,19 +28,19 @@ class Gemma3Config(GemmaConfig):
     """The defaults are Gemma 3 4B's language model."""
 
     vocab_size: PositiveInt = 262208
-    context_length: PositiveInt = 131072
-    embedding_dim: PositiveInt = 2560
-    num_layers: PositiveInt = 34
-    num_heads: PositiveInt = 8
-    num_kv_heads: PositiveInt = 4
-    mlp_dim: PositiveInt = 10240
+    context_length: PositiveInt = 131072  # max_position_embeddings
+    embedding_dim: PositiveInt = 2560  # hidden_size
+    num_layers: PositiveInt = 34  # num_hidden_layers
+    num_heads: PositiveInt = 8  # num_attention_heads
+    num_kv_heads: PositiveInt = 4  # num_key_value_heads
+    mlp_dim: PositiveInt = 10240  # intermediate_size
     sliding_window: PositiveInt = 1024  # positions that a token attends to in layers of type "sliding_attention"
     layer_types: tuple[LayerType, ...] | None = None  # of each layer; None: five sliding ones, then a full one
     query_pre_attn_scalar: PositiveInt = 256  # scores are divided by its root, in place of head_dim's
     local_rope_theta: PositiveFloat = 10000.0  # rope_local_base_freq: RoPE's base in sliding layers, never scaled
     rope_theta: PositiveFloat = 1000000.0
     rope_type: RopeType = "linear"
-    rope_factor: PositiveFloat = 8.0
+    rope_factor: PositiveFloat = 8.0  # factor
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,7 +149,7 @@ class Gemma3(Gemma):
     def mask(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """True where a query may attend to a key: not later, within the window, and not padding."""
+        """The attention mask, True where a query may attend to a key: not later, within the window, and not padding."""
         window = self.window(layer_type)
         return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)
 

@@ -98,4 +98,4 @@ FORMAT = Format(
     extra_config=lambda config: {} if config.vocab_size > 50256 else {"bos_token_id": None, "eos_token_id": None},
     variants=variants,
 )
-"""How GPT-2's checkpoints name and lay out what `gpt2.py` holds."""
+"""The format of GPT-2's checkpoints: fields, and the weights of `gpt2.py`."""

@@ -1,4 +1,4 @@
-"""GPT-2: a decoder-only transformer. It reads the text so far and predicts the next token.
+"""GPT-2: a decoder-only, autoregressive transformer. It reads the text so far and predicts the next token.
 
     token_ids   batch seq
         |  token embedding + position embedding
@@ -277,7 +277,7 @@ class GPT2(Decoder):
     def residual_stream(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block. Arguments and errors as for `forward`."""
+        """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         x = self.embed(token_ids, cache)
         mask = self.mask(token_ids, cache)
         for layer, block in enumerate(self.blocks):
@@ -300,7 +300,10 @@ class GPT2(Decoder):
     def mask(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """True where a query may attend to a key: not later, and not padding. The last query stands at the last key."""
+        """The attention mask, True where a query may attend to a key: not later, and not padding.
+
+        The last query stands at the last key.
+        """
         seq = token_ids.shape[1]
         seq_k = seq if cache is None else cache.length + seq
         mask = rearrange(self.lower_triangle[seq_k - seq : seq_k, :seq_k], "seq seq_k -> 1 1 seq seq_k")
@@ -308,6 +311,6 @@ class GPT2(Decoder):
 
     @checked
     def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
-        """Final norm, then the dot product with every token's embedding."""
+        """Final norm, then the LM head: the dot product with every token's embedding."""
         logits: Float[Tensor, "batch seq vocab"] = self.unembedding(self.final_norm(x))
         return logits

@@ -156,4 +156,4 @@ FORMAT = Format(
     ignored_weights={"layers.{layer}.self_attn.rotary_emb.inv_freq": "RoPE's frequencies, which are computed"},
     prefix="model.",
 )
-"""How Llama's checkpoints name and lay out what `llama.py` holds."""
+"""The format of Llama's checkpoints: fields, and the weights of `llama.py`."""

@@ -55,7 +55,7 @@ class LlamaConfig(RopeConfig):
     mlp_bias: bool = False
     rope_theta: PositiveFloat = 500000.0
     rope_type: RopeType = "llama3"
-    rope_factor: PositiveFloat = 8.0
+    rope_factor: PositiveFloat = 8.0  # factor
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -405,7 +405,7 @@ class Llama(Decoder):
     def residual_stream(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block. Arguments and errors as for `forward`."""
+        """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
         x = self.embed(token_ids)
         layer_types = self.layer_types()
@@ -444,7 +444,7 @@ class Llama(Decoder):
     def mask(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """True where a query may attend to a key: not later, and not padding."""
+        """The attention mask, True where a query may attend to a key: not later, and not padding."""
         return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache))
 
     @checked

@@ -18,4 +18,4 @@ FORMAT = LLAMA.extended(
     without=("attention_bias", "mlp_bias"),
     fields=(Field("sliding_window", "sliding_window", None),),
 )
-"""How Mistral's checkpoints name and lay out what `mistral.py` holds."""
+"""The format of Mistral's checkpoints: fields, and the weights of `mistral.py`."""

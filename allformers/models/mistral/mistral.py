@@ -28,11 +28,11 @@ class MistralConfig(LlamaConfig):
     """The defaults are Mistral 7B v0.1."""
 
     vocab_size: PositiveInt = 32000
-    context_length: PositiveInt = 32768
+    context_length: PositiveInt = 32768  # max_position_embeddings
     sliding_window: PositiveInt | None = 4096  # positions that a token attends to, its own included; None for all
     rope_theta: PositiveFloat = 10000.0
     rope_type: RopeType = "default"
-    rope_factor: PositiveFloat = 1.0
+    rope_factor: PositiveFloat = 1.0  # factor
     attention_bias: Literal[False] = False
     mlp_bias: Literal[False] = False
 
@@ -71,6 +71,6 @@ class Mistral(Llama):
     def mask(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None, layer_type: str
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
-        """True where a query may attend to a key: not later, within the window, and not padding."""
+        """The attention mask, True where a query may attend to a key: not later, within the window, and not padding."""
         window = self.config.sliding_window
         return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)

@@ -31,4 +31,4 @@ FORMAT = MISTRAL.extended(
     ),
     load_via_files=True,
 )
-"""How Mixtral's checkpoints name and lay out what `mixtral.py` holds: each expert's matrices by themselves."""
+"""The format of Mixtral's checkpoints: fields, and the weights of `mixtral.py`, an expert's matrices by themselves."""

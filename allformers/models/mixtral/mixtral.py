@@ -116,10 +116,10 @@ class MixtureOfExperts(nn.Module):
         self, tokens: Float[Tensor, "tokens embed"], expert_ids: Int[Tensor, "tokens top_k"]
     ) -> Float[Tensor, "tokens top_k embed"]:
         """Each token's outputs of its experts: tokens are sorted by expert, so that each gets its own as one matrix."""
-        assigned = rearrange(expert_ids, "tokens top_k -> (tokens top_k)")
-        permutation = assigned.argsort(stable=True)
+        flat_ids = rearrange(expert_ids, "tokens top_k -> (tokens top_k)")
+        permutation = flat_ids.argsort(stable=True)
         token_index = permutation // self.top_k
-        tokens_per_expert: list[int] = torch.bincount(assigned, minlength=self.num_experts).tolist()
+        tokens_per_expert: list[int] = torch.bincount(flat_ids, minlength=self.num_experts).tolist()
         outputs: list[Tensor] = []
         start = 0
         for expert, count in enumerate(tokens_per_expert):
@@ -142,11 +142,13 @@ class MixtureOfExperts(nn.Module):
 
         No size depends on the text here. It pays for a few tokens only: each gets its own copy of the weights.
         """
-        gate, up, down = self.gate[expert_ids], self.up[expert_ids], self.down[expert_ids]
-        gated = einsum(tokens, gate, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
-        widened = einsum(tokens, up, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
-        activated = self.activation(gated) * widened
-        return einsum(activated, down, "tokens top_k expert_mlp, tokens top_k embed expert_mlp -> tokens top_k embed")
+        gate_weight, up_weight, down_weight = self.gate[expert_ids], self.up[expert_ids], self.down[expert_ids]
+        gate = einsum(tokens, gate_weight, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
+        up = einsum(tokens, up_weight, "tokens embed, tokens top_k expert_mlp embed -> tokens top_k expert_mlp")
+        activated = self.activation(gate) * up
+        return einsum(
+            activated, down_weight, "tokens top_k expert_mlp, tokens top_k embed expert_mlp -> tokens top_k embed"
+        )
 
 
 class MixtralBlock(Block):

@@ -43,7 +43,7 @@ IGNORED_WINDOW = {
     "layer_types": "follows from use_sliding_window",
 }
 DEFAULTS = {"vocab_size": 151936, "max_position_embeddings": 32768, "intermediate_size": 22016}
-"""What Qwen's `config.json` may leave out."""
+"""The defaults of fields that Qwen's `config.json` may leave out."""
 
 FORMAT = LLAMA.extended(
     "qwen2",
@@ -54,4 +54,4 @@ FORMAT = LLAMA.extended(
     unsupported_fields=UNSUPPORTED_WINDOW,
     ignored_fields=IGNORED_WINDOW,
 )
-"""How Qwen2's checkpoints name and lay out what `qwen2.py` holds."""
+"""The format of Qwen2's checkpoints: fields, and the weights of `qwen2.py`."""

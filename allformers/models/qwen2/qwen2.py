@@ -20,16 +20,16 @@ class Qwen2Config(LlamaConfig):
     """The defaults are Qwen2.5 7B."""
 
     vocab_size: PositiveInt = 152064
-    context_length: PositiveInt = 131072
-    embedding_dim: PositiveInt = 3584
-    num_layers: PositiveInt = 28
-    num_heads: PositiveInt = 28
-    num_kv_heads: PositiveInt = 4
-    mlp_dim: PositiveInt = 18944
-    norm_eps: PositiveFloat = 1e-6
+    context_length: PositiveInt = 131072  # max_position_embeddings
+    embedding_dim: PositiveInt = 3584  # hidden_size
+    num_layers: PositiveInt = 28  # num_hidden_layers
+    num_heads: PositiveInt = 28  # num_attention_heads
+    num_kv_heads: PositiveInt = 4  # num_key_value_heads
+    mlp_dim: PositiveInt = 18944  # intermediate_size
+    norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     rope_theta: PositiveFloat = 1e6
     rope_type: RopeType = "default"
-    rope_factor: PositiveFloat = 1.0
+    rope_factor: PositiveFloat = 1.0  # factor
     attention_bias: Literal[True] = True  # on queries, keys and values
     mlp_bias: Literal[False] = False
 

@@ -44,4 +44,4 @@ FORMAT = LLAMA.extended(
     ignored_fields=IGNORED_WINDOW,
     weights=QK_NORMS,
 )
-"""How Qwen3's checkpoints name and lay out what `qwen3.py` holds."""
+"""The format of Qwen3's checkpoints: fields, and the weights of `qwen3.py`."""

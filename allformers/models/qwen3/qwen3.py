@@ -25,13 +25,13 @@ class Qwen3Config(LlamaConfig):
     """The defaults are Qwen3 8B."""
 
     vocab_size: PositiveInt = 151936
-    context_length: PositiveInt = 40960
-    num_layers: PositiveInt = 36
-    mlp_dim: PositiveInt = 12288
-    norm_eps: PositiveFloat = 1e-6
+    context_length: PositiveInt = 40960  # max_position_embeddings
+    num_layers: PositiveInt = 36  # num_hidden_layers
+    mlp_dim: PositiveInt = 12288  # intermediate_size
+    norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     rope_theta: PositiveFloat = 1e6
     rope_type: RopeType = "default"
-    rope_factor: PositiveFloat = 1.0
+    rope_factor: PositiveFloat = 1.0  # factor
     mlp_bias: Literal[False] = False
 
     @classmethod

@@ -28,7 +28,7 @@ SIZES = (
 
 
 def count_labels(known: Mapping[str, Any]) -> int:
-    """How many labels there are: as many as have names, two if none has."""
+    """The number of labels: as many as have names, two if none has."""
     return len(known.get("id2label") or {0: "", 1: ""})
 
 
@@ -90,4 +90,4 @@ FORMAT = Format(
         "label2id": {f"LABEL_{label}": label for label in range(config.num_labels)},
     },
 )
-"""How ViT's checkpoints name and lay out what is above."""
+"""The format of ViT's checkpoints: fields, and weights."""

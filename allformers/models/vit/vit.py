@@ -38,7 +38,7 @@ class ViTConfig(EncoderConfig):
     patch_size: PositiveInt = 16  # height and width of a patch
     num_channels: PositiveInt = 3  # numbers per pixel: red, green and blue
     num_labels: PositiveInt = 1000
-    dropout: Probability = 0.0
+    dropout: Probability = 0.0  # hidden_dropout_prob and attention_probs_dropout_prob
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +138,7 @@ class ViT(Classifier):
     def residual_stream(
         self, images: Float[Tensor, "batch channels image_height image_width"]
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream after the last block: the class token first, then the patches row by row."""
+        """The residual stream (hidden states) after the last block: class token first, then the patches row by row."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)

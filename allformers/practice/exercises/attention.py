@@ -179,5 +179,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#CausalSelfAttention",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention",
-    after=("split-heads", "causal-mask", "softmax"),
+    prerequisites=("split-heads", "causal-mask", "softmax"),
 )

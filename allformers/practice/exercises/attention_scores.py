@@ -124,5 +124,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#CausalSelfAttention.forward.queries",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
-    after=("split-heads", "contraction"),
+    prerequisites=("split-heads", "contraction"),
 )

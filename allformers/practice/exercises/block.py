@@ -128,5 +128,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#Block",
     part_of="allformers.models.gpt2.gpt2.Block",
-    after=("layer-norm", "attention", "mlp"),
+    prerequisites=("layer-norm", "attention", "mlp"),
 )

@@ -159,5 +159,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#GPT2",
     part_of="allformers.models.gpt2.gpt2.GPT2",
-    after=("causal-mask", "block"),
+    prerequisites=("causal-mask", "block"),
 )

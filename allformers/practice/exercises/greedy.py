@@ -150,5 +150,5 @@ exercise = Exercise(
     ),
     page="writing.html#decode.for",
     part_of="allformers.generation.generate.decode",
-    after=("gpt2",),
+    prerequisites=("gpt2",),
 )

@@ -253,5 +253,5 @@ exercise = Exercise(
     ),
     page="llama.html#Attention",
     part_of="allformers.models.llama.llama.Attention",
-    after=("attention", "rotary"),
+    prerequisites=("attention", "rotary"),
 )

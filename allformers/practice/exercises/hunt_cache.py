@@ -139,5 +139,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#GPT2.embed",
     part_of="allformers.models.gpt2.gpt2.GPT2.embed",
-    after=("kv-cache",),
+    prerequisites=("kv-cache",),
 )

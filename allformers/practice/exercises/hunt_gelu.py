@@ -122,5 +122,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#MLP",
     part_of="allformers.models.gpt2.gpt2.MLP",
-    after=("block",),
+    prerequisites=("block",),
 )

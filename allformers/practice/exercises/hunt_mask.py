@@ -91,5 +91,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#GPT2.mask",
     part_of="allformers.models.gpt2.gpt2.GPT2.mask",
-    after=("causal-mask",),
+    prerequisites=("causal-mask",),
 )

@@ -118,5 +118,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#CausalSelfAttention.forward.mixed",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
-    after=("attention",),
+    prerequisites=("attention",),
 )

@@ -202,5 +202,5 @@ exercise = Exercise(
     ),
     page="writing.html#LayerCache.append",
     part_of="allformers.nn.cache.LayerCache.append",
-    after=("attention",),
+    prerequisites=("attention",),
 )

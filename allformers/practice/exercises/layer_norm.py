@@ -136,5 +136,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#Block",
     part_of="allformers.models.gpt2.gpt2.Block",
-    after=("split-heads",),
+    prerequisites=("split-heads",),
 )

@@ -225,5 +225,5 @@ exercise = Exercise(
     ),
     page="llama.html#Llama",
     part_of="allformers.models.llama.llama.Llama",
-    after=("gpt2", "rotary", "rms-norm", "grouped-query-attention", "swiglu"),
+    prerequisites=("gpt2", "rotary", "rms-norm", "grouped-query-attention", "swiglu"),
 )

@@ -122,5 +122,5 @@ exercise = Exercise(
     ),
     page="training.html#next_token_loss",
     part_of="allformers.training.loop.next_token_loss",
-    after=("gpt2",),
+    prerequisites=("gpt2",),
 )

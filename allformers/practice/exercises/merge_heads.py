@@ -87,5 +87,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#CausalSelfAttention.forward.mixed",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
-    after=("split-heads",),
+    prerequisites=("split-heads",),
 )

@@ -126,5 +126,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#MLP",
     part_of="allformers.models.gpt2.gpt2.MLP",
-    after=("gelu",),
+    prerequisites=("gelu",),
 )

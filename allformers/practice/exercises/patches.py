@@ -114,5 +114,5 @@ exercise = Exercise(
     ),
     page="vit.html#ViT.embed",
     part_of="allformers.models.vit.vit.ViT.embed",
-    after=("split-heads",),
+    prerequisites=("split-heads",),
 )

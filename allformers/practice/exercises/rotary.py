@@ -196,5 +196,5 @@ exercise = Exercise(
     ),
     page="llama.html#apply_rope",
     part_of="allformers.nn.rope.apply_rope",
-    after=("split-heads", "attention"),
+    prerequisites=("split-heads", "attention"),
 )

@@ -115,5 +115,5 @@ exercise = Exercise(
     ),
     page="gpt2.html#CausalSelfAttention.forward.weights",
     part_of="allformers.models.gpt2.gpt2.CausalSelfAttention.forward",
-    after=("split-heads",),
+    prerequisites=("split-heads",),
 )

@@ -122,5 +122,5 @@ exercise = Exercise(
     ),
     page="writing.html#apply_temperature",
     part_of="allformers.generation.sampling.apply_temperature",
-    after=("greedy",),
+    prerequisites=("greedy",),
 )

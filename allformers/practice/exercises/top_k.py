@@ -105,5 +105,5 @@ exercise = Exercise(
     ),
     page="writing.html#keep_top_k",
     part_of="allformers.generation.sampling.keep_top_k",
-    after=("temperature",),
+    prerequisites=("temperature",),
 )

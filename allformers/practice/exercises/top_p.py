@@ -136,5 +136,5 @@ exercise = Exercise(
     ),
     page="writing.html#keep_top_p",
     part_of="allformers.generation.sampling.keep_top_p",
-    after=("top-k",),
+    prerequisites=("top-k",),
 )

@@ -164,5 +164,5 @@ exercise = Exercise(
     ),
     page="training.html#Trainer.train_step.micro_batch_size",
     part_of="allformers.training.loop.Trainer.train_step",
-    after=("gpt2", "loss"),
+    prerequisites=("gpt2", "loss"),
 )
