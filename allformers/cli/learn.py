@@ -113,9 +113,9 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
         changed = {
             field: value for field, value in chosen(shape_fields).items() if value != getattr(recipe.model, field)
         }
-        wide = given["embedding_dim"] * recipe.model.mlp_dim // recipe.model.embedding_dim
+        mlp_dim = given["embedding_dim"] * recipe.model.mlp_dim // recipe.model.embedding_dim
         model = dataclasses.replace(
-            recipe.model, **chosen(shape_fields), context_length=given["seq_length"], mlp_dim=wide
+            recipe.model, **chosen(shape_fields), context_length=given["seq_length"], mlp_dim=mlp_dim
         )
         asked = dataclasses.replace(recipe, model=model, **chosen(recipe_fields))
         if given["init_from"]:

@@ -241,11 +241,11 @@ def family() -> None:
 
     from allformers.inspection.family import family as members
 
-    places: dict[str | None, Tree] = {None: Tree("transformers", hide_root=True)}
+    branches: dict[str | None, Tree] = {None: Tree("transformers", hide_root=True)}
     for member in members():
         others = f" [dim](parts of {', '.join(member.takes_from)} too)[/dim]" if member.takes_from else ""
         size = f"{member.lines} lines of code: {member.modules} of modules, {member.configuration} of configuration, "
         size += f"{member.tables} of tables"
         line = f"[bold]{member.entry.name}[/bold]: {member.added} {size}{others}"
-        places[member.entry.name] = places[member.parent].add(line)
-    Console(width=None if sys.stdout.isatty() else 120).print(places[None])
+        branches[member.entry.name] = branches[member.parent].add(line)
+    Console(width=None if sys.stdout.isatty() else 120).print(branches[None])

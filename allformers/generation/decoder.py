@@ -152,14 +152,14 @@ class Decoder(Pretrained):
             stop_tokens=stop_tokens,
             prefill=prefill,
         )
-        written: list[list[int]] = [[] for _ in prompts]
+        generated: list[list[int]] = [[] for _ in prompts]
         for column in tokens:
-            for row, token in zip(written, column.tolist(), strict=True):
+            for row, token in zip(generated, column.tolist(), strict=True):
                 if not row or row[-1] not in stop_tokens:
                     row.append(token)
         return [
             torch.cat([as_tensor(prompt), torch.tensor(row, dtype=torch.long)]).to(self._device)
-            for prompt, row in zip(prompts, written, strict=True)
+            for prompt, row in zip(prompts, generated, strict=True)
         ]
 
     @checked

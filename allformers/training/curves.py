@@ -37,14 +37,14 @@ def loss_curves(runs: Sequence[str | Path], by: str = "steps") -> "Figure":
             if not lines:
                 raise ValueError(f"{folder} holds no metrics of a run: there is no line in {folder / 'metrics.jsonl'}")
             key, colour, name = AXES_OF_TIME[by], COLOURS[count % len(COLOURS)], folder.resolve().name
-            places, losses = [line[key] for line in lines], [line["loss"] for line in lines]
-            axes.plot(places, losses, color=colour, alpha=0.45, linewidth=1, label=f"{name}, training")
+            x, losses = [line[key] for line in lines], [line["loss"] for line in lines]
+            axes.plot(x, losses, color=colour, alpha=0.45, linewidth=1, label=f"{name}, training")
             measured = [line for line in lines if "validation_loss" in line]
             if measured:
                 losses = [line["validation_loss"] for line in measured]
                 label = f"{name}, validation: {losses[-1]:.3f} at the end"
-                places = [line[key] for line in measured]
-                axes.plot(places, losses, color=colour, linewidth=2, marker="o", markersize=4, label=label)
+                x = [line[key] for line in measured]
+                axes.plot(x, losses, color=colour, linewidth=2, marker="o", markersize=4, label=label)
         open_axes(axes, by, "loss, in nats a token")
         axes.legend()
     return figure

@@ -530,7 +530,7 @@ def test_latent_attention_says_the_same_absorbed_and_expanded() -> None:
     with torch.no_grad():
         x, (cos, sin) = torch.randn(2, 30, 64).double(), model.rope(token_ids)
         mask = causal_mask(model.positions(token_ids), model.key_positions(token_ids))
-        told = (*attention.queries(x, cos, sin), *attention.compress(x, cos, sin), mask)
+        told = (*attention.queries(x, cos, sin), *attention.compress_kv(x, cos, sin), mask)
         torch.testing.assert_close(attention.absorbed(*told), attention.expanded(*told), atol=1e-12, rtol=1e-12)
         cache = model.make_cache()
         model(token_ids, cache=cache)

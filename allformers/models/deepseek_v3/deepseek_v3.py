@@ -198,7 +198,7 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "batch seq embed"]:
         """Let each position gather from those that it attends to. Arguments as for Llama's attention."""
         q_nope, q_rope = self.queries(x, cos, sin)
-        kv_latent, k_rope = self.compress(x, cos, sin)
+        kv_latent, k_rope = self.compress_kv(x, cos, sin)
         if cache is not None:
             kv_latent, k_rope = cache.append(kv_latent, k_rope)
         attend = self.absorbed if kv_latent.shape[1] > x.shape[1] else self.expanded
@@ -217,7 +217,7 @@ class LatentAttention(nn.Module):
         return q[..., :nope], _apply_rope_to_neighbours(q[..., nope:], cos, sin)
 
     @checked
-    def compress(
+    def compress_kv(
         self, x: Float[Tensor, "batch seq embed"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
     ) -> tuple[Float[Tensor, "batch seq kv_latent"], Float[Tensor, "batch seq rope_dim"]]:
         """The KV cache's content for each position: the latent, and the one rotated key that all heads share."""
@@ -234,7 +234,7 @@ class LatentAttention(nn.Module):
         k_rope: Float[Tensor, "batch seq_k rope_dim"],
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
     ) -> Float[Tensor, "batch heads seq v_head_dim"]:
-        """Make every head's keys and values from the latents, then attend."""
+        """Make every head's keys and values from the latents, then attend ("naive" in DeepSeek's own code)."""
         heads, nope = self.config.num_heads, self.config.nope_head_dim
         kv = rearrange(self.kv_up(kv_latent), "batch seq_k (heads kv_dim) -> batch heads seq_k kv_dim", heads=heads)
         k_nope, values = kv[..., :nope], kv[..., nope:]
