@@ -33,7 +33,7 @@ def decode(
     max_new_tokens: int,
     sample: Callable[[Tensor], Tensor],
     stop: Int[Tensor, "stops"],
-    prefill: int | None,
+    prefill_chunk_size: int | None,
 ) -> Iterator[Int[Tensor, "batch"]]:
     """Prefill, decode step, loop: yield the next token of every row, as soon as it is known.
 
@@ -44,7 +44,7 @@ def decode(
         max_new_tokens: the number of tokens to generate, at most.
         sample: chooses each row's token by its logits.
         stop: the tokens that end a row.
-        prefill: the number of a prompt's tokens to read at once; None reads all at once.
+        prefill_chunk_size: the number of a prompt's tokens to read at once; None reads all at once.
     """
     context = model.config.context_length
     text, left_padding = truncate_left(text, left_padding, context)
@@ -54,7 +54,7 @@ def decode(
     for count in range(max_new_tokens):
         # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
         with torch.inference_mode(), eval_mode(model), unchecked() if count else contextlib.nullcontext():
-            next_tokens = sample(next_token_logits(model, new_tokens, cache, prefill))
+            next_tokens = sample(next_token_logits(model, new_tokens, cache, prefill_chunk_size))
             if last_tokens is not None and stop.numel():
                 next_tokens = torch.where(torch.isin(last_tokens, stop), last_tokens, next_tokens)
             last_tokens = next_tokens
@@ -75,11 +75,11 @@ def next_token_logits(
     model: "allformers.generation.decoder.Decoder",
     token_ids: Int[Tensor, "batch seq"],
     cache: Cache,
-    prefill: int | None = None,
+    prefill_chunk_size: int | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Prefill: read tokens in chunks of `prefill`, and return the logits after the last."""
+    """Prefill: read tokens in chunks of `prefill_chunk_size`, and return the logits after the last."""
     seq = token_ids.shape[1]
-    chunk = prefill or seq
+    chunk = prefill_chunk_size or seq
     *starts, last = range(0, seq, chunk)
     for start in starts:
         model.residual_stream(token_ids[:, start : start + chunk], cache)
