@@ -139,8 +139,8 @@ class RopeConfig(Config):
                 )
 
     @property
-    def attention_factor(self) -> float:
-        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
+    def score_factor(self) -> float:
+        """The factor of the scores: YaRN's mscale squared, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor) ** 2 if self.rope_type == "yarn" else 1.0
 
 

@@ -124,8 +124,8 @@ class DeepSeekV3Config(RopeConfig):
         return cls(**changes)
 
     @property
-    def attention_factor(self) -> float:
-        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
+    def score_factor(self) -> float:
+        """The factor of the scores: YaRN's mscale squared, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor, self.rope_mscale) ** 2 if self.rope_type == "yarn" else 1.0
 
     @cached_property
@@ -185,7 +185,7 @@ class LatentAttention(nn.Module):
         self.kv_up = nn.Linear(config.kv_latent_dim, heads * (config.nope_head_dim + config.v_head_dim), bias=False)
         self.output = nn.Linear(heads * config.v_head_dim, embed, bias=bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = (config.nope_head_dim + config.rope_head_dim) ** -0.5 * config.attention_factor
+        self.scale = (config.nope_head_dim + config.rope_head_dim) ** -0.5 * config.score_factor
 
     @checked
     def forward(

@@ -113,7 +113,7 @@ class Gemma3Attention(Qwen3Attention):
 
     def __init__(self, config: Gemma3Config) -> None:
         super().__init__(config)
-        self.scale = config.query_pre_attn_scalar**-0.5 * config.attention_factor
+        self.scale = config.query_pre_attn_scalar**-0.5 * config.score_factor
 
 
 class Gemma3Block(Gemma2Block):

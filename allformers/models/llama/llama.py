@@ -220,7 +220,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.embedding_dim, kv_dim, bias=config.attention_bias)
         self.output = nn.Linear(q_dim, config.embedding_dim, bias=config.attention_bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = config.head_dim**-0.5 * config.attention_factor
+        self.scale = config.head_dim**-0.5 * config.score_factor
 
     @checked
     def forward(
