@@ -97,7 +97,7 @@ class Cache:
             state.clear()
 
     @checked
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order; a row may come several times. Beam search does so."""
         if self.left_padding is not None:
             self.left_padding = self.left_padding[rows]
@@ -174,7 +174,7 @@ class LayerCache:
         """Forget all positions; the memory is kept, and will be overwritten."""
 
     @checked
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order."""
         self.buffers = tuple(buffer[rows] for buffer in self.buffers)
 
@@ -281,7 +281,7 @@ class FixedState(LayerCache):
         self.buffers, self.pending = (), None
 
     @checked
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order."""
         super().select(rows)
         self.pending = None
