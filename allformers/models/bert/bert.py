@@ -257,10 +257,11 @@ class Bert(Encoder):
             raise ValueError(
                 f"{token_ids.shape[1]} tokens are too many: this model's context_length is {self.config.context_length}"
             )
-        tokens = self.token_embedding(token_ids)
-        positions = self.position_embedding.weight[: token_ids.shape[1]]
-        parts = self.segment_embedding(torch.zeros_like(token_ids) if segments is None else segments)
-        return self.embedding_dropout(self.embedding_norm(tokens + parts + positions))
+        token_embeddings = self.token_embedding(token_ids)
+        position_embeddings = self.position_embedding.weight[: token_ids.shape[1]]
+        segment_embeddings = self.segment_embedding(torch.zeros_like(token_ids) if segments is None else segments)
+        embeddings = token_embeddings + segment_embeddings + position_embeddings
+        return self.embedding_dropout(self.embedding_norm(embeddings))
 
     @checked
     def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:
