@@ -249,11 +249,13 @@ class Attention(nn.Module):
 
         scores: Float[Tensor, "batch kv_heads group seq seq_k"] = self.score(queries, keys)
         # finfo.min, not -inf: a padding row that may attend to nothing gets uniform weights instead of NaN.
-        by_group = rearrange(mask, "batch 1 seq seq_k -> batch 1 1 seq seq_k")
-        scores = torch.where(by_group, scores, torch.finfo(scores.dtype).min)
+        grouped_mask = rearrange(mask, "batch 1 seq seq_k -> batch 1 1 seq seq_k")
+        scores = torch.where(grouped_mask, scores, torch.finfo(scores.dtype).min)
         # Softmax adds up thousands of small numbers: in float32 at least.
-        float32 = torch.promote_types(scores.dtype, torch.float32)
-        weights: Float[Tensor, "batch kv_heads group seq seq_k"] = F.softmax(scores, dim=-1, dtype=float32).to(x.dtype)
+        compute_dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights: Float[Tensor, "batch kv_heads group seq seq_k"] = F.softmax(scores, dim=-1, dtype=compute_dtype).to(
+            x.dtype
+        )
         weights = self.weights_dropout(weights)
         mixed: Float[Tensor, "batch kv_heads group seq head_dim"] = einsum(
             weights,
@@ -438,7 +440,7 @@ class Llama(Decoder):
     def inv_freq(self, layer_type: str, device: torch.device) -> Float[Tensor, "pair"]:
         """RoPE's frequencies in layers of a type, in float32 at least."""
         dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        return self.config.inv_freq(2 * self.config.axes["pair"], device, dtype)
+        return self.config.inv_freq(self.config.head_dim, device, dtype)
 
     @checked
     def mask(
