@@ -260,19 +260,21 @@ class LatentAttention(nn.Module):
         heads, nope = self.config.num_heads, self.config.nope_head_dim
         kv_up = rearrange(self.kv_up.weight, "(heads kv_dim) kv_latent -> heads kv_dim kv_latent", heads=heads)
         k_up, v_up = kv_up[:, :nope], kv_up[:, nope:]
-        q_latent = einsum(
+        q_absorbed = einsum(
             q_nope, k_up, "batch heads seq nope_dim, heads nope_dim kv_latent -> batch heads seq kv_latent"
         )
         scores = einsum(
-            q_latent, kv_latent, "batch heads seq kv_latent, batch seq_k kv_latent -> batch heads seq seq_k"
+            q_absorbed, kv_latent, "batch heads seq kv_latent, batch seq_k kv_latent -> batch heads seq seq_k"
         )
         scores = scores + einsum(
             q_rope, k_rope, "batch heads seq rope_dim, batch seq_k rope_dim -> batch heads seq seq_k"
         )
         weights = self.attention_weights(scores, mask).to(kv_latent.dtype)
-        mixed = einsum(weights, kv_latent, "batch heads seq seq_k, batch seq_k kv_latent -> batch heads seq kv_latent")
+        mixed_latents = einsum(
+            weights, kv_latent, "batch heads seq seq_k, batch seq_k kv_latent -> batch heads seq kv_latent"
+        )
         return einsum(
-            mixed, v_up, "batch heads seq kv_latent, heads v_head_dim kv_latent -> batch heads seq v_head_dim"
+            mixed_latents, v_up, "batch heads seq kv_latent, heads v_head_dim kv_latent -> batch heads seq v_head_dim"
         )
 
     @checked
@@ -281,8 +283,8 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "batch heads seq seq_k"]:
         """Scaled and masked softmax over keys, in float32 at least."""
         scores = torch.where(mask, scores * self.scale, torch.finfo(scores.dtype).min)
-        float32 = torch.promote_types(scores.dtype, torch.float32)
-        weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores.to(float32), dim=-1)
+        compute_dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores.to(compute_dtype), dim=-1)
         return self.weights_dropout(weights)
 
 
@@ -328,10 +330,12 @@ class DeepSeekMoE(MixtureOfExperts):
         Each expert's score is a sigmoid, independent of the others. `expert_bias` takes part in the choice alone, not
         in the weights: training raises it for experts that get too few tokens.
         """
-        float32 = torch.promote_types(tokens.dtype, torch.float32)
-        scores: Float[Tensor, "tokens experts"] = F.linear(tokens.to(float32), self.router.weight.to(float32)).sigmoid()
+        compute_dtype = torch.promote_types(tokens.dtype, torch.float32)
+        scores: Float[Tensor, "tokens experts"] = F.linear(
+            tokens.to(compute_dtype), self.router.weight.to(compute_dtype)
+        ).sigmoid()
         biased_scores = rearrange(
-            scores + self.expert_bias.to(float32),
+            scores + self.expert_bias.to(compute_dtype),
             "tokens (expert_groups experts_per_group) -> tokens expert_groups experts_per_group",
             expert_groups=self.config.num_expert_groups,
         )
@@ -340,9 +344,9 @@ class DeepSeekMoE(MixtureOfExperts):
         group_scores = reduce(best_two, "tokens expert_groups best -> tokens expert_groups", "sum")
         groups = group_scores.topk(self.config.topk_groups, dim=-1).indices
         group_mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, groups, True)
-        in_groups = rearrange(group_mask, "tokens expert_groups -> tokens expert_groups 1")
+        expert_mask = rearrange(group_mask, "tokens expert_groups -> tokens expert_groups 1")
         allowed_scores = rearrange(
-            torch.where(in_groups, biased_scores, -torch.inf),
+            torch.where(expert_mask, biased_scores, -torch.inf),
             "tokens expert_groups experts_per_group -> tokens (expert_groups experts_per_group)",
         )
         expert_ids = allowed_scores.topk(self.top_k, dim=-1).indices
@@ -448,8 +452,8 @@ class DeepSeekV3(Decoder):
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
         dtype = self.token_embedding.weight.dtype
-        float32 = torch.promote_types(dtype, torch.float32)
-        inv_freq = self.config.inv_freq(self.config.rope_head_dim, token_ids.device, float32)
+        compute_dtype = torch.promote_types(dtype, torch.float32)
+        inv_freq = self.config.inv_freq(self.config.rope_head_dim, token_ids.device, compute_dtype)
         cos, sin = rope_cos_sin(positions, inv_freq)
         return cos.to(dtype), sin.to(dtype)
 

@@ -106,8 +106,9 @@ class MixtureOfExperts(nn.Module):
 
         The weights are the router's top k probabilities, normalised to sum to one.
         """
-        scores: Float[Tensor, "tokens experts"] = self.router(tokens)
-        probabilities = F.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
+        router_logits: Float[Tensor, "tokens experts"] = self.router(tokens)
+        compute_dtype = torch.promote_types(router_logits.dtype, torch.float32)
+        probabilities = F.softmax(router_logits.to(compute_dtype), dim=-1)
         best = probabilities.topk(self.top_k, dim=-1)
         return best.values / reduce(best.values, "tokens top_k -> tokens 1", "sum"), best.indices
 
