@@ -86,7 +86,7 @@ def yarn_inv_freq(
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """The factor by which YaRN scales queries and keys, as slower rotations blur scores. Source: section 3.4."""
+    """YaRN's attention temperature t as a factor of queries and keys, sqrt(1 / t). Source: section 3.4."""
     return 0.1 * mscale * math.log(max(factor, 1.0)) + 1.0
 
 
