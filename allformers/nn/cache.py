@@ -75,7 +75,7 @@ class Cache:
     def ensure_capacity(self, seq: int) -> None:
         """Make sure that `seq` more positions only have to be written.
 
-        Every layer does so by itself; but a compiled pass can write into memory, and not move it.
+        Move data now if needed, since a compiled pass cannot reallocate.
         """
         for state in self.layers:
             state.ensure_capacity(seq)
@@ -216,8 +216,7 @@ class SlidingWindow:
 class RollingCache(LayerCache):
     """The state of a layer with a sliding window: positions that have left the window are evicted.
 
-    The next token attends to one position less than the window has, beside itself. There is room for a quarter more, so
-    that positions are moved to the front only once in a while, however long the text grows.
+    Holds the last window - 1 positions, plus a quarter spare room, so data is moved rarely.
     """
 
     def __init__(self, cache: Cache, window: SlidingWindow) -> None:
@@ -254,6 +253,8 @@ class RollingCache(LayerCache):
 class FixedState(LayerCache):
     """A state of a fixed size that each pass replaces, as a recurrent layer or a convolution has.
 
+    No model here has such layers yet.
+
     The new value is held beside the old one until the cache advances, so a pass that fails leaves the old one.
     """
 
@@ -288,7 +289,10 @@ class FixedState(LayerCache):
 
 
 class SourceCache(LayerCache):
-    """Keys and values of another text, which cross-attention reads: filled once, and outside the cache's `length`."""
+    """Keys and values of another text, which cross-attention reads: filled once, and outside the cache's `length`.
+
+    No model here has cross-attention yet.
+    """
 
     @property
     def values(self) -> tuple[Tensor, ...]:
