@@ -72,7 +72,7 @@ class GroupedQueryAttention(nn.Module):
         sin: Float[Tensor, "seq pair"],
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from itself and the positions before it.
+        """Return, for each position, the weighted sum of the values of itself and the positions before it, projected.
 
         Args:
             x: the residual stream after the norm.
