@@ -103,7 +103,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @checked
 def as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
-    """A prompt as a tensor of token ids, on the processor."""
+    """A prompt as a tensor of token ids, on the CPU."""
     return prompt.cpu().long() if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.long)
 
 
