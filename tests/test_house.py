@@ -43,9 +43,10 @@ LOCAL_AXES = {
     "positions": "any number of axes of positions",
     "width": "whatever a norm normalises",
     "routed": "the tokens that one expert gets",
+    "selected": "the rows of a batch that a cache keeps",
     "best": "the strongest experts of a group",
 }
-"""Names for generic code, which no model uses."""
+"""Names beside the vocabulary: of generic code, and of axes that only one function has."""
 
 
 @cache
@@ -118,6 +119,7 @@ def test_every_axis_is_in_the_vocabulary() -> None:
 
 
 def test_the_vocabulary_is_used() -> None:
+    assert AXES.keys() & LOCAL_AXES == set()
     used = {name for module in MODULES for _, name in axis_names(module)}
     assert set(AXES) - used == set()
     assert set(LOCAL_AXES) - used == set()

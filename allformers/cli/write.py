@@ -63,7 +63,7 @@ def generate(
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype of the weights. Default: the checkpoint's.")] = None,
     device: Annotated[str, typer.Option(help="The device: cpu, cuda, cuda:1, mps ...")] = "cpu",
     weights: Annotated[WeightFormat, typer.Option(help=WEIGHTS_HELP)] = WeightFormat.plain,
-    prefill: Annotated[
+    prefill_chunk_size: Annotated[
         int | None, typer.Option(help="Prefill in chunks of so many tokens, which takes less memory.")
     ] = None,
     compile: Annotated[  # noqa: A002
@@ -107,7 +107,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop_tokens=stop_tokens,
-        prefill=prefill,
+        prefill_chunk_size=prefill_chunk_size,
     )
     if compile:
         from allformers.speed.steps import CompiledSteps, compile_steps
@@ -115,14 +115,14 @@ def generate(
         if isinstance(compile_steps(loaded).decode_step, CompiledSteps):
             messages.print("[dim]compiling: some 10 to 30 seconds[/dim]")
             list(islice(stream(), 2))
-    seq = len(token_ids) if prefill is None else min(prefill, len(token_ids))
+    seq = len(token_ids) if prefill_chunk_size is None else min(prefill_chunk_size, len(token_ids))
     rows = _rows_read(seq, len(token_ids), loaded.config.context_length)
     _write(text, chosen, _with_threads(stream(), rows, macs), stop_tokens)
 
 
-def _rows_read(prefill: int, prompt: int, context: int) -> Iterator[int]:
+def _rows_read(first_pass: int, prompt: int, context: int) -> Iterator[int]:
     """Positions computed for each new token: the prompt's, then one, then a whole context once the window slides."""
-    yield min(prefill, context)
+    yield min(first_pass, context)
     for length in count(prompt):
         yield 1 if length < context else context
 

@@ -89,7 +89,7 @@ class Decoder(Pretrained):
         top_p: float | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] = (),
-        prefill: int | None = None,
+        prefill_chunk_size: int | None = None,
     ) -> Int[Tensor, "batch total"]:
         """Continue a batch of prompts of one length; return the prompts, followed by the new tokens.
 
@@ -103,8 +103,8 @@ class Decoder(Pretrained):
                 generator.
             stop_tokens: a row ends with the first of these that it writes; it then repeats that token until all rows
                 have ended.
-            prefill: the number of a prompt's tokens to read at once. The longer the chunk, the more memory attention's
-                scores take, and the faster it goes; None reads all at once. The text does not depend on it.
+            prefill_chunk_size: the number of a prompt's tokens to read at once; None reads all at once. The longer the
+                chunk, the more memory attention's scores take, and the faster it goes. The text does not depend on it.
 
         Raises:
             ShapeError: the prompts are not a tensor of integers with two axes.
@@ -118,7 +118,7 @@ class Decoder(Pretrained):
             top_p=top_p,
             seed=seed,
             stop_tokens=stop_tokens,
-            prefill=prefill,
+            prefill_chunk_size=prefill_chunk_size,
         )
         columns = [rearrange(token, "batch -> batch 1") for token in tokens]
         return torch.cat([token_ids.to(self._device), *columns], dim=1)
@@ -134,7 +134,7 @@ class Decoder(Pretrained):
         top_p: float | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] = (),
-        prefill: int | None = None,
+        prefill_chunk_size: int | None = None,
     ) -> list[Int[Tensor, "_"]]:
         """Continue prompts of different lengths in one batch; each gets what it would get alone.
 
@@ -150,7 +150,7 @@ class Decoder(Pretrained):
             top_p=top_p,
             seed=seed,
             stop_tokens=stop_tokens,
-            prefill=prefill,
+            prefill_chunk_size=prefill_chunk_size,
         )
         generated: list[list[int]] = [[] for _ in prompts]
         for column in tokens:
@@ -173,15 +173,15 @@ class Decoder(Pretrained):
         top_p: float | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] = (),
-        prefill: int | None = None,
+        prefill_chunk_size: int | None = None,
     ) -> Iterator[Int[Tensor, "batch"]]:
         """Generate token by token: return an iterator over the next token of every row, as soon as it is known.
 
         Arguments and errors as for `generate`; prompts of different lengths as for `generate_batch`.
         """
         validate(temperature, top_k, top_p)
-        if prefill is not None and prefill < 1:
-            raise ValueError(f"prefill must be at least 1, not {prefill}")
+        if prefill_chunk_size is not None and prefill_chunk_size < 1:
+            raise ValueError(f"prefill_chunk_size must be at least 1, not {prefill_chunk_size}")
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
         stop = torch.tensor(tuple(stop_tokens), dtype=torch.long, device=self._device)
@@ -197,7 +197,7 @@ class Decoder(Pretrained):
 
         prompt = prompt.to(self._device)
         left_padding = None if left_padding is None else left_padding.to(self._device)
-        return decode(self, prompt, left_padding, max_new_tokens, sample_rows, stop, prefill)
+        return decode(self, prompt, left_padding, max_new_tokens, sample_rows, stop, prefill_chunk_size)
 
     @checked
     def decode_step(self, token_ids: Int[Tensor, "batch seq"], cache: Cache) -> Float[Tensor, "batch vocab"]:

@@ -28,43 +28,43 @@ Prompts = Sequence[Sequence[int] | Int[Tensor, "_"]]
 @checked
 def decode(
     model: "allformers.generation.decoder.Decoder",
-    text: Int[Tensor, "batch seq"],
+    token_ids: Int[Tensor, "batch seq"],
     left_padding: Int[Tensor, "batch"] | None,
     max_new_tokens: int,
     sample: Callable[[Tensor], Tensor],
     stop: Int[Tensor, "stops"],
-    prefill: int | None,
+    prefill_chunk_size: int | None,
 ) -> Iterator[Int[Tensor, "batch"]]:
     """Prefill, decode step, loop: yield the next token of every row, as soon as it is known.
 
     Args:
         model: a decoder.
-        text: the prompts, the shorter ones padded on the left.
+        token_ids: the prompts, the shorter ones padded on the left.
         left_padding: the number of padding tokens in each row; None for none.
         max_new_tokens: the number of tokens to generate, at most.
         sample: chooses each row's token by its logits.
         stop: the tokens that end a row.
-        prefill: the number of a prompt's tokens to read at once; None reads all at once.
+        prefill_chunk_size: the number of a prompt's tokens to read at once; None reads all at once.
     """
     context = model.config.context_length
-    text, left_padding = truncate_left(text, left_padding, context)
-    cache = model.make_cache(min(context, text.shape[1] + max_new_tokens), left_padding)
-    new_tokens = text
+    token_ids, left_padding = truncate_left(token_ids, left_padding, context)
+    cache = model.make_cache(min(context, token_ids.shape[1] + max_new_tokens), left_padding)
+    new_tokens = token_ids
     last_tokens: Tensor | None = None
     for count in range(max_new_tokens):
         # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
         with torch.inference_mode(), eval_mode(model), unchecked() if count else contextlib.nullcontext():
-            next_tokens = sample(next_token_logits(model, new_tokens, cache, prefill))
+            next_tokens = sample(next_token_logits(model, new_tokens, cache, prefill_chunk_size))
             if last_tokens is not None and stop.numel():
                 next_tokens = torch.where(torch.isin(last_tokens, stop), last_tokens, next_tokens)
             last_tokens = next_tokens
             column = rearrange(next_tokens, "batch -> batch 1")
-            text, left_padding = truncate_left(torch.cat([text, column], dim=1), left_padding, context)
+            token_ids, left_padding = truncate_left(torch.cat([token_ids, column], dim=1), left_padding, context)
             if cache.length < context:
                 new_tokens = column
             else:
                 cache.clear(left_padding)
-                new_tokens = text
+                new_tokens = token_ids
         yield next_tokens
         if stop.numel() and bool(torch.isin(next_tokens, stop).all()):
             return
@@ -75,11 +75,11 @@ def next_token_logits(
     model: "allformers.generation.decoder.Decoder",
     token_ids: Int[Tensor, "batch seq"],
     cache: Cache,
-    prefill: int | None = None,
+    prefill_chunk_size: int | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Prefill: read tokens in chunks of `prefill`, and return the logits after the last."""
+    """Prefill: read tokens in chunks of `prefill_chunk_size`, and return the logits after the last."""
     seq = token_ids.shape[1]
-    chunk = prefill or seq
+    chunk = prefill_chunk_size or seq
     *starts, last = range(0, seq, chunk)
     for start in starts:
         model.residual_stream(token_ids[:, start : start + chunk], cache)
@@ -103,7 +103,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @checked
 def as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
-    """A prompt as a tensor of token ids, on the processor."""
+    """A prompt as a tensor of token ids, on the CPU."""
     return prompt.cpu().long() if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.long)
 
 
@@ -123,10 +123,10 @@ def pad_left(
 
 @checked
 def truncate_left(
-    text: Int[Tensor, "batch seq"], left_padding: Int[Tensor, "batch"] | None, context: int
+    token_ids: Int[Tensor, "batch seq"], left_padding: Int[Tensor, "batch"] | None, context: int
 ) -> tuple[Int[Tensor, "batch window"], Int[Tensor, "batch"] | None]:
     """Keep the last `context` positions of a text; the padding of each row shrinks by those that are dropped."""
-    num_dropped = max(0, text.shape[1] - context)
+    num_dropped = max(0, token_ids.shape[1] - context)
     if left_padding is not None and num_dropped:
         left_padding = (left_padding - num_dropped).clamp(min=0)
-    return text[:, num_dropped:], left_padding
+    return token_ids[:, num_dropped:], left_padding

@@ -19,8 +19,8 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "silu": F.silu,
     }
 )
-"""`gelu` is exact: x times the normal distribution function. `gelu_new` and `gelu_pytorch_tanh` are one function, its
-tanh approximation 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). Source: Hendrycks and Gimpel 2016,
+"""`gelu` is exact: x times the CDF of the standard normal distribution. `gelu_new` and `gelu_pytorch_tanh` are one
+function, its tanh approximation 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). Source: Hendrycks and Gimpel 2016,
 arXiv:1606.08415."""
 
 Activation = Annotated[str, one_of(ACTIVATIONS)]

@@ -46,4 +46,7 @@ AXES: Mapping[str, str] = types.MappingProxyType(
         "labels": "labels that an image may have",
     }
 )
-"""The meaning of each axis name: one name means one thing, in every pattern, annotation, figure and sentence."""
+"""The meaning of each axis name: one name means one thing, in every pattern, annotation, figure and sentence.
+
+A few functions name an axis that only they have, such as `width` for whatever a norm normalises. No such name is one of
+these."""

@@ -75,7 +75,7 @@ class Cache:
     def ensure_capacity(self, seq: int) -> None:
         """Make sure that `seq` more positions only have to be written.
 
-        Every layer does so by itself; but a compiled pass can write into memory, and not move it.
+        Move data now if needed, since a compiled pass cannot reallocate.
         """
         for state in self.layers:
             state.ensure_capacity(seq)
@@ -97,7 +97,7 @@ class Cache:
             state.clear()
 
     @checked
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order; a row may come several times. Beam search does so."""
         if self.left_padding is not None:
             self.left_padding = self.left_padding[rows]
@@ -174,7 +174,7 @@ class LayerCache:
         """Forget all positions; the memory is kept, and will be overwritten."""
 
     @checked
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order."""
         self.buffers = tuple(buffer[rows] for buffer in self.buffers)
 
@@ -216,8 +216,7 @@ class SlidingWindow:
 class RollingCache(LayerCache):
     """The state of a layer with a sliding window: positions that have left the window are evicted.
 
-    The next token attends to one position less than the window has, beside itself. There is room for a quarter more, so
-    that positions are moved to the front only once in a while, however long the text grows.
+    Holds the last window - 1 positions, plus a quarter spare room, so data is moved rarely.
     """
 
     def __init__(self, cache: Cache, window: SlidingWindow) -> None:
@@ -254,6 +253,8 @@ class RollingCache(LayerCache):
 class FixedState(LayerCache):
     """A state of a fixed size that each pass replaces, as a recurrent layer or a convolution has.
 
+    No model here has such layers yet.
+
     The new value is held beside the old one until the cache advances, so a pass that fails leaves the old one.
     """
 
@@ -281,14 +282,17 @@ class FixedState(LayerCache):
         self.buffers, self.pending = (), None
 
     @checked
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order."""
         super().select(rows)
         self.pending = None
 
 
 class SourceCache(LayerCache):
-    """Keys and values of another text, which cross-attention reads: filled once, and outside the cache's `length`."""
+    """Keys and values of another text, which cross-attention reads: filled once, and outside the cache's `length`.
+
+    No model here has cross-attention yet.
+    """
 
     @property
     def values(self) -> tuple[Tensor, ...]:

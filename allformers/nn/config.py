@@ -9,8 +9,8 @@
         ...
     ValueError: num_layers must be a whole number from 1 to 2147483647, not 0
 
-Types are checked when a configuration is made. What depends on several fields at once, a configuration checks itself in
-its `__post_init__`.
+Types are checked when a configuration is made. A configuration checks constraints between fields in its
+`__post_init__`.
 """
 
 import dataclasses

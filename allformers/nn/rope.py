@@ -86,7 +86,7 @@ def yarn_inv_freq(
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """The factor by which YaRN scales queries and keys, as slower rotations blur scores. Source: section 3.4."""
+    """YaRN's attention temperature t as a factor of queries and keys, sqrt(1 / t). Source: section 3.4."""
     return 0.1 * mscale * math.log(max(factor, 1.0)) + 1.0
 
 
@@ -139,8 +139,8 @@ class RopeConfig(Config):
                 )
 
     @property
-    def attention_factor(self) -> float:
-        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
+    def score_factor(self) -> float:
+        """The factor of the scores: YaRN's mscale squared, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor) ** 2 if self.rope_type == "yarn" else 1.0
 
 

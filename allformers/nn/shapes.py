@@ -118,7 +118,7 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
 
 def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
-    """Refuse token ids outside the vocabulary, where looking is possible and cheap: on the processor, with checks on.
+    """Refuse token ids outside the vocabulary, where looking is possible and cheap: on the CPU, with checks on.
 
     Raises:
         ValueError: an id is negative or not below `vocab_size`.

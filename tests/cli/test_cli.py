@@ -83,7 +83,9 @@ def test_generate_writes_with_any_checkpoint_in_a_folder(run: Run, checkpoint: P
 @pytest.mark.parametrize("weights", ["packed", "int8", "int4"])
 def test_every_weight_format_writes(run: Run, weights: str) -> None:
     plain = run("generate", "The for statement", "-n", 20, "--temperature", 0)
-    other = run("generate", "The for statement", "-n", 20, "--temperature", 0, "--weights", weights, "--prefill", 5)
+    other = run(
+        "generate", "The for statement", "-n", 20, "--temperature", 0, "--weights", weights, "--prefill-chunk-size", 5
+    )
     assert other.status == 0
     assert len(other.output) > 30
     assert (other.output == plain.output) or weights == "int4"

@@ -101,7 +101,7 @@ def test_a_prompt_read_in_pieces_gives_the_same_text(model: GPT2, passes: list[i
     prompts = [torch.randint(50, (length,)) for length in (8, 3, 6)]
     whole = model.generate_batch(prompts, max_new_tokens=9, temperature=0)
     read_at_once, passes[:] = max(passes), []
-    pieces = model.generate_batch(prompts, max_new_tokens=9, temperature=0, prefill=piece)
+    pieces = model.generate_batch(prompts, max_new_tokens=9, temperature=0, prefill_chunk_size=piece)
     assert [row.tolist() for row in pieces] == [row.tolist() for row in whole]
     assert max(passes) == min(piece, read_at_once)
 
@@ -178,7 +178,7 @@ def test_generation_drops_nothing_and_leaves_training_as_it_was(model: GPT2) -> 
         (torch.zeros(0, 3, dtype=torch.long), {}, ValueError, "."),
         (torch.tensor([[1, 50]]), {}, ValueError, r"\b50\b.*\b49\b"),
         (torch.tensor([[1]]), {"max_new_tokens": -1}, ValueError, "max_new_tokens .*-1"),
-        (torch.tensor([[1]]), {"prefill": 0}, ValueError, r"prefill .*\b0\b"),
+        (torch.tensor([[1]]), {"prefill_chunk_size": 0}, ValueError, r"prefill_chunk_size .*\b0\b"),
         (torch.tensor([[1]]), {"max_new_tokens": 2.5}, ShapeError, "`max_new_tokens`"),
         (torch.tensor([[1]]), {"temperature": -1}, ValueError, "temperature"),
         (torch.tensor([[1]]), {"top_k": 0}, ValueError, "top_k"),

@@ -679,7 +679,7 @@ def _no_expert_bias(model: Any) -> None:
         nn.init.zeros_(block.mlp.expert_bias)
 
 
-def _no_attention_factor(model: Any) -> None:
+def _no_score_factor(model: Any) -> None:
     for block in model.blocks:
         block.attention.scale = model.config.head_dim**-0.5
 
@@ -701,7 +701,7 @@ BREAKS: list[tuple[str, Callable[[Any], None]]] = [
     ("gemma2-19", _full_first),
     ("gemma3-22", _one_rope_base),
     ("deepseek-v3-24", _no_expert_bias),
-    ("qwen3-30", _no_attention_factor),
+    ("qwen3-30", _no_score_factor),
 ]
 
 

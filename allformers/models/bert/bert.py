@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch seq embed"], mask: Bool[Tensor, "batch 1 1 seq_k"] | None = None
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from all.
+        """Return, for each position, the weighted sum of the values that it attends to, projected.
 
         Args:
             x: the residual stream.
@@ -207,7 +207,7 @@ class Bert(Encoder):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw fresh weights from N(0, 0.02), biases zero."""
+        """Draw fresh weights from a normal distribution with standard deviation 0.02; biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -221,12 +221,12 @@ class Bert(Encoder):
         segments: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Score, at every position, each token of the vocabulary as the one that stands there.
+        """Return, at every position, the logits of the token that stands there.
 
         Args:
             token_ids: the text.
             segments: the segment that each token belongs to (token_type_ids); the first if None.
-            lengths: for texts of different lengths, padded behind: the number of tokens of each.
+            lengths: for texts of different lengths, padded on the right: the number of tokens of each.
 
         Raises:
             ValueError: the text is longer than the context, or a token id is outside the vocabulary.
@@ -257,10 +257,11 @@ class Bert(Encoder):
             raise ValueError(
                 f"{token_ids.shape[1]} tokens are too many: this model's context_length is {self.config.context_length}"
             )
-        tokens = self.token_embedding(token_ids)
-        positions = self.position_embedding.weight[: token_ids.shape[1]]
-        parts = self.segment_embedding(torch.zeros_like(token_ids) if segments is None else segments)
-        return self.embedding_dropout(self.embedding_norm(tokens + parts + positions))
+        token_embeddings = self.token_embedding(token_ids)
+        position_embeddings = self.position_embedding.weight[: token_ids.shape[1]]
+        segment_embeddings = self.segment_embedding(torch.zeros_like(token_ids) if segments is None else segments)
+        embeddings = token_embeddings + segment_embeddings + position_embeddings
+        return self.embedding_dropout(self.embedding_norm(embeddings))
 
     @checked
     def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:

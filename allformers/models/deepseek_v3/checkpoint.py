@@ -66,8 +66,8 @@ FORMAT = LLAMA.extended(
         "num_nextn_predict_layers": "the layer that predicts a second token, which the reference leaves out too",
         "ep_size": "how experts are spread over machines",
         "output_router_logits": "what the reference's forward returns",
-        "seq_aux": "a loss of training, added by its loop",
-        "aux_loss_alpha": "a loss of training, added by its loop",
+        "seq_aux": "a loss of DeepSeek's training, which this package's loop does not add",
+        "aux_loss_alpha": "a loss of DeepSeek's training, which this package's loop does not add",
     },
     weights=(
         *each_layer(

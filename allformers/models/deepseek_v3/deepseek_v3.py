@@ -10,10 +10,10 @@
         |  final norm, then the unembedding (lm_head)
     logits      batch seq vocab
 
-New since Llama and Mixtral: keys and values are made from one latent vector per position; positions are said by a
-second, short key that all heads share, since a rotated key could not be made from the latent any more; hundreds of
-experts, chosen within a few groups of them, beside shared ones; a bias, trained without gradients, that keeps the
-experts evenly loaded.
+New since Llama and Mixtral: keys and values are made from one latent vector per position; RoPE has a short query and
+key of its own (decoupled RoPE), the key shared by all heads, since with RoPE on the keys that are made from the latent,
+their matrix could not be absorbed into the queries; hundreds of experts, chosen within a few groups of them, beside
+shared ones; a bias, trained without gradients, that keeps the experts evenly loaded.
 
 Sources: DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", arXiv:2412.19437; MLA from "DeepSeek-V2", arXiv:2405.04434;
 experts from "DeepSeekMoE", arXiv:2401.06066; the bias from Wang et al. 2024, arXiv:2408.15664.
@@ -124,8 +124,8 @@ class DeepSeekV3Config(RopeConfig):
         return cls(**changes)
 
     @property
-    def attention_factor(self) -> float:
-        """The factor on attention scores: YaRN's mscale, once for the query and once for the key."""
+    def score_factor(self) -> float:
+        """The factor of the scores: YaRN's mscale squared, once for the query and once for the key."""
         return yarn_mscale(self.rope_factor, self.rope_mscale) ** 2 if self.rope_type == "yarn" else 1.0
 
     @cached_property
@@ -159,10 +159,15 @@ class DeepSeekV3Config(RopeConfig):
 class LatentAttention(nn.Module):
     """Multi-head latent attention: keys and values are made from one latent per position, which the cache holds.
 
-    There are two ways to compute it. `expanded` ("naive" in DeepSeek's code) makes every head's keys and values, then
-    attends as usual: less work where many positions ask at once. `absorbed` multiplies the key matrices into the
-    queries and the value matrices into the result, and attends to the latents themselves: less work where one position
-    asks and thousands are attended to. Both give the same.
+    There are two ways to compute it, with the same result but for rounding. `expanded` ("naive" in DeepSeek's code)
+    makes every head's keys and values, then attends as usual: less work where many positions ask at once. `absorbed`
+    multiplies the key matrices into the queries and the value matrices into the result, and attends to the latents
+    themselves: less work where one position asks and thousands are attended to.
+
+    `forward` takes `absorbed` whenever the cache held positions before this pass, `expanded` otherwise. So the later
+    chunks of a prompt that is read in chunks are `absorbed`, too. For long chunks (in DeepSeek-V3's sizes from some 170
+    positions on) that is more arithmetic, but no pass makes the keys and values of all earlier positions anew, or needs
+    memory for them.
 
     Source: arXiv:2405.04434, section 2.1.
     """
@@ -185,7 +190,7 @@ class LatentAttention(nn.Module):
         self.kv_up = nn.Linear(config.kv_latent_dim, heads * (config.nope_head_dim + config.v_head_dim), bias=False)
         self.output = nn.Linear(heads * config.v_head_dim, embed, bias=bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = (config.nope_head_dim + config.rope_head_dim) ** -0.5 * config.attention_factor
+        self.scale = (config.nope_head_dim + config.rope_head_dim) ** -0.5 * config.score_factor
 
     @checked
     def forward(
@@ -196,12 +201,16 @@ class LatentAttention(nn.Module):
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from those that it attends to. Arguments as for Llama's attention."""
+        """Return, for each position, the weighted sum of the values that it attends to, projected.
+
+        Arguments as for Llama's attention.
+        """
         q_nope, q_rope = self.queries(x, cos, sin)
         kv_latent, k_rope = self.compress_kv(x, cos, sin)
         if cache is not None:
             kv_latent, k_rope = cache.append(kv_latent, k_rope)
-        attend = self.absorbed if kv_latent.shape[1] > x.shape[1] else self.expanded
+        has_earlier_positions = kv_latent.shape[1] > x.shape[1]
+        attend = self.absorbed if has_earlier_positions else self.expanded
         mixed: Float[Tensor, "batch heads seq v_head_dim"] = attend(q_nope, q_rope, kv_latent, k_rope, mask)
         return self.output(rearrange(mixed, "batch heads seq v_head_dim -> batch seq (heads v_head_dim)"))
 
@@ -260,19 +269,21 @@ class LatentAttention(nn.Module):
         heads, nope = self.config.num_heads, self.config.nope_head_dim
         kv_up = rearrange(self.kv_up.weight, "(heads kv_dim) kv_latent -> heads kv_dim kv_latent", heads=heads)
         k_up, v_up = kv_up[:, :nope], kv_up[:, nope:]
-        q_latent = einsum(
+        q_absorbed = einsum(
             q_nope, k_up, "batch heads seq nope_dim, heads nope_dim kv_latent -> batch heads seq kv_latent"
         )
         scores = einsum(
-            q_latent, kv_latent, "batch heads seq kv_latent, batch seq_k kv_latent -> batch heads seq seq_k"
+            q_absorbed, kv_latent, "batch heads seq kv_latent, batch seq_k kv_latent -> batch heads seq seq_k"
         )
         scores = scores + einsum(
             q_rope, k_rope, "batch heads seq rope_dim, batch seq_k rope_dim -> batch heads seq seq_k"
         )
         weights = self.attention_weights(scores, mask).to(kv_latent.dtype)
-        mixed = einsum(weights, kv_latent, "batch heads seq seq_k, batch seq_k kv_latent -> batch heads seq kv_latent")
+        mixed_latents = einsum(
+            weights, kv_latent, "batch heads seq seq_k, batch seq_k kv_latent -> batch heads seq kv_latent"
+        )
         return einsum(
-            mixed, v_up, "batch heads seq kv_latent, heads v_head_dim kv_latent -> batch heads seq v_head_dim"
+            mixed_latents, v_up, "batch heads seq kv_latent, heads v_head_dim kv_latent -> batch heads seq v_head_dim"
         )
 
     @checked
@@ -281,8 +292,8 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "batch heads seq seq_k"]:
         """Scaled and masked softmax over keys, in float32 at least."""
         scores = torch.where(mask, scores * self.scale, torch.finfo(scores.dtype).min)
-        float32 = torch.promote_types(scores.dtype, torch.float32)
-        weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores.to(float32), dim=-1)
+        compute_dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights: Float[Tensor, "batch heads seq seq_k"] = F.softmax(scores.to(compute_dtype), dim=-1)
         return self.weights_dropout(weights)
 
 
@@ -290,7 +301,11 @@ class LatentAttention(nn.Module):
 def _apply_rope_to_neighbours(
     x: Float[Tensor, "... seq rope_dim"], cos: Float[Tensor, "seq pair"], sin: Float[Tensor, "seq pair"]
 ) -> Float[Tensor, "... seq rope_dim"]:
-    """RoPE for checkpoints whose pairs are neighbours. The result is in half-split order: only dot products follow."""
+    """RoPE for checkpoints whose pairs are neighbours.
+
+    The order of the result differs from DeepSeek's, which changes nothing: queries and keys have the same order and are
+    used only in dot products.
+    """
     halves = rearrange(x, "... seq (pair component) -> ... seq (component pair)", component=2)
     return apply_rope(halves, cos, sin)
 
@@ -323,26 +338,29 @@ class DeepSeekMoE(MixtureOfExperts):
     def route(
         self, tokens: Float[Tensor, "tokens embed"]
     ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
-        """The weight and the number of each token's experts, in float32 at least.
+        """The weights (float32 or wider) and the indices of each token's experts.
 
         Each expert's score is a sigmoid, independent of the others. `expert_bias` takes part in the choice alone, not
-        in the weights: training raises it for experts that get too few tokens.
+        in the weights. DeepSeek's training raised it for experts that got too few tokens, and lowered it for those that
+        got too many; this package's loop does not change it.
         """
-        float32 = torch.promote_types(tokens.dtype, torch.float32)
-        scores: Float[Tensor, "tokens experts"] = F.linear(tokens.to(float32), self.router.weight.to(float32)).sigmoid()
+        compute_dtype = torch.promote_types(tokens.dtype, torch.float32)
+        scores: Float[Tensor, "tokens experts"] = F.linear(
+            tokens.to(compute_dtype), self.router.weight.to(compute_dtype)
+        ).sigmoid()
         biased_scores = rearrange(
-            scores + self.expert_bias.to(float32),
+            scores + self.expert_bias.to(compute_dtype),
             "tokens (expert_groups experts_per_group) -> tokens expert_groups experts_per_group",
             expert_groups=self.config.num_expert_groups,
         )
-        # A group is as good as its best two experts.
+        # A group's score is the sum of its two highest biased scores.
         best_two = biased_scores.topk(2, dim=-1).values
         group_scores = reduce(best_two, "tokens expert_groups best -> tokens expert_groups", "sum")
         groups = group_scores.topk(self.config.topk_groups, dim=-1).indices
         group_mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, groups, True)
-        in_groups = rearrange(group_mask, "tokens expert_groups -> tokens expert_groups 1")
+        expert_mask = rearrange(group_mask, "tokens expert_groups -> tokens expert_groups 1")
         allowed_scores = rearrange(
-            torch.where(in_groups, biased_scores, -torch.inf),
+            torch.where(expert_mask, biased_scores, -torch.inf),
             "tokens expert_groups experts_per_group -> tokens (expert_groups experts_per_group)",
         )
         expert_ids = allowed_scores.topk(self.top_k, dim=-1).indices
@@ -361,7 +379,8 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.embedding_dim, config.norm_eps)
         self.attention = LatentAttention(config)
         self.mlp_norm = RMSNorm(config.embedding_dim, config.norm_eps)
-        # Routing would have little to go by in the first layers: they are dense.
+        # The first layers are dense: the load balance of experts converges especially slowly in the first layer.
+        # Source: DeepSeekMoE.
         self.mlp = (
             MLP(config.embedding_dim, config.mlp_dim, activation=config.activation)
             if layer < config.first_k_dense
@@ -403,7 +422,7 @@ class DeepSeekV3(Decoder):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw fresh weights from N(0, 0.02), biases zero."""
+        """Draw fresh weights from a normal distribution with standard deviation 0.02; biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -414,7 +433,7 @@ class DeepSeekV3(Decoder):
     def forward(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Score, at every position, each token of the vocabulary as the next one.
+        """Return the logits of the next token at every position.
 
         Args:
             token_ids: the text; with a cache, only the tokens that follow those that it holds.
@@ -448,8 +467,8 @@ class DeepSeekV3(Decoder):
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
         dtype = self.token_embedding.weight.dtype
-        float32 = torch.promote_types(dtype, torch.float32)
-        inv_freq = self.config.inv_freq(self.config.rope_head_dim, token_ids.device, float32)
+        compute_dtype = torch.promote_types(dtype, torch.float32)
+        inv_freq = self.config.inv_freq(self.config.rope_head_dim, token_ids.device, compute_dtype)
         cos, sin = rope_cos_sin(positions, inv_freq)
         return cos.to(dtype), sin.to(dtype)
 

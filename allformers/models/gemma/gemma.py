@@ -1,4 +1,4 @@
-"""Gemma: Llama with norms that learn their distance from one, scaled embeddings, and a GELU in the gate (GeGLU).
+"""Gemma: Llama with an RMSNorm of gain 1 + w, scaled embeddings, and a GELU in the gate (GeGLU).
 
 New since Llama: a zero-centred RMSNorm; token embeddings multiplied by sqrt(embedding_dim), as they are tied to the
 unembedding and small; GELU in place of SiLU; heads wider than embedding_dim / num_heads.
@@ -65,7 +65,7 @@ class GemmaConfig(LlamaConfig):
 
 
 class GemmaNorm(nn.Module):
-    """RMSNorm whose weight is the gain's distance from one, so that weight decay pulls the gain to one.
+    """RMSNorm with gain 1 + w: the weight w is stored as gain - 1, so a weight of 0 means a gain of 1.
 
     The gain is applied before rounding, which makes a difference in half precision only.
     """

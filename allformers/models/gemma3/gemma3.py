@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from allformers.models.gemma.gemma import Gemma, GemmaConfig, GemmaNorm
 from allformers.models.gemma2.gemma2 import Gemma2Block, LayerType
-from allformers.models.qwen3.qwen3 import Qwen3Attention
+from allformers.models.qwen3.qwen3 import Qwen3Attention  # for its QK-norm only
 from allformers.nn.cache import Cache
 from allformers.nn.config import PositiveFloat, PositiveInt
 from allformers.nn.masks import causal_mask
@@ -107,13 +107,16 @@ class Gemma3Config(GemmaConfig):
 
 
 class Gemma3Attention(Qwen3Attention):
-    """Qwen3's attention with QK-norm in Gemma's form, and another scale."""
+    """Gemma's attention with QK-norm, in the form of Gemma's norms, and another scale.
+
+    Qwen3's class is reused for its QK-norm only; all else in it is Llama's, as in Gemma.
+    """
 
     norm_class: type[nn.Module] = GemmaNorm
 
     def __init__(self, config: Gemma3Config) -> None:
         super().__init__(config)
-        self.scale = config.query_pre_attn_scalar**-0.5 * config.attention_factor
+        self.scale = config.query_pre_attn_scalar**-0.5 * config.score_factor
 
 
 class Gemma3Block(Gemma2Block):
@@ -155,7 +158,10 @@ class Gemma3(Gemma):
 
     @checked
     def inv_freq(self, layer_type: str, device: torch.device) -> Float[Tensor, "pair"]:
-        """RoPE's frequencies: higher in sliding layers, which need not tell far from near."""
+        """RoPE's frequencies: sliding layers use base 10,000 without scaling; full layers use base 1,000,000, scaled.
+
+        These bases are `local_rope_theta` and `rope_theta`. The scaling is `rope_type`; 270M and 1B have none.
+        """
         if layer_type == "full_attention":
             return super().inv_freq(layer_type, device)
         dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)

@@ -140,7 +140,7 @@ class CausalSelfAttention(nn.Module):
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from those that it attends to.
+        """Return, for each position, the weighted sum of the values that it attends to, projected.
 
         Args:
             x: the residual stream after the norm.
@@ -161,7 +161,7 @@ class CausalSelfAttention(nn.Module):
         scores: Float[Tensor, "batch heads seq seq_k"] = einsum(
             queries, keys, "batch heads seq head_dim, batch heads seq_k head_dim -> batch heads seq seq_k"
         )
-        # finfo.min, not -inf: a padding row that may attend to nothing gets uniform weights instead of NaN.
+        # finfo.min, not -inf: a padding query that may attend to nothing gets uniform weights instead of NaN.
         scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
         weights: Float[Tensor, "batch heads seq seq_k"] = self.weights_dropout(F.softmax(scores, dim=-1))
         mixed: Float[Tensor, "batch heads seq head_dim"] = einsum(
@@ -237,15 +237,15 @@ class GPT2(Decoder):
         self.unembedding = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.unembedding.weight = self.token_embedding.weight
-        # Made once for the longest text, cut for every shorter one; no part of a checkpoint.
+        # Built once for context_length and sliced; not saved in checkpoints.
         lower_triangle = torch.ones(config.context_length, config.context_length, dtype=torch.bool).tril()
         self.register_buffer("lower_triangle", lower_triangle, persistent=False)
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw fresh weights from N(0, 0.02), biases zero.
+        """Draw fresh weights from a normal distribution with standard deviation 0.02; biases zero.
 
-        The two projections per block that add to the residual stream are smaller by sqrt(2 * num_layers), so that its
+        The two projections per block that add to the residual stream are divided by sqrt(2 * num_layers), so that its
         variance does not grow with depth. Source: the GPT-2 paper, section 2.3.
         """
         for module in self.modules():
@@ -262,7 +262,7 @@ class GPT2(Decoder):
     def forward(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Score, at every position, each token of the vocabulary as the next one.
+        """Return the logits of the next token at every position.
 
         Args:
             token_ids: at most `context_length` tokens a row, counting those in the cache.
@@ -302,7 +302,7 @@ class GPT2(Decoder):
     ) -> Bool[Tensor, "#batch 1 seq seq_k"]:
         """The attention mask, True where a query may attend to a key: not later, and not padding.
 
-        The last query stands at the last key.
+        Queries are the last `seq` of the `seq_k` positions.
         """
         seq = token_ids.shape[1]
         seq_k = seq if cache is None else cache.length + seq

@@ -91,9 +91,9 @@ SIZES = (
 )
 """The sizes that commands know by name."""
 
-SCALED = ("rope_type", "linear", "llama3", "yarn")
-EXTENDED = ("rope_type", "llama3", "yarn")
-"""The kinds of RoPE that write a factor, and those that write the original context."""
+ROPE_TYPES_WITH_FACTOR = ("rope_type", "linear", "llama3", "yarn")
+ROPE_TYPES_WITH_ORIGINAL_CONTEXT = ("rope_type", "llama3", "yarn")
+"""The types of RoPE whose factor, or original context, `config.json` has: the deciding field, then its values."""
 
 FORMAT = Format(
     model_type="llama",
@@ -116,8 +116,13 @@ FORMAT = Format(
         Field("mlp_bias", "mlp_bias", False),
         Field("rope_parameters.rope_theta", "rope_theta", 10000.0),
         Field("rope_parameters.rope_type", "rope_type", "default"),
-        Field("rope_parameters.factor", "rope_factor", 1.0, SCALED),
-        Field("rope_parameters.original_max_position_embeddings", "original_context_length", 8192, EXTENDED),
+        Field("rope_parameters.factor", "rope_factor", 1.0, ROPE_TYPES_WITH_FACTOR),
+        Field(
+            "rope_parameters.original_max_position_embeddings",
+            "original_context_length",
+            8192,
+            ROPE_TYPES_WITH_ORIGINAL_CONTEXT,
+        ),
         Field("rope_parameters.low_freq_factor", "low_freq_factor", 1.0, ("rope_type", "llama3")),
         Field("rope_parameters.high_freq_factor", "high_freq_factor", 4.0, ("rope_type", "llama3")),
         Field("rope_parameters.beta_fast", "beta_fast", 32.0, ("rope_type", "yarn")),

@@ -220,7 +220,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.embedding_dim, kv_dim, bias=config.attention_bias)
         self.output = nn.Linear(q_dim, config.embedding_dim, bias=config.attention_bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = config.head_dim**-0.5 * config.attention_factor
+        self.scale = config.head_dim**-0.5 * config.score_factor
 
     @checked
     def forward(
@@ -231,7 +231,7 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from those that it attends to.
+        """Return, for each position, the weighted sum of the values that it attends to, projected.
 
         Args:
             x: the residual stream after the norm.
@@ -248,12 +248,14 @@ class Attention(nn.Module):
             keys, values = cache.append(keys, values)
 
         scores: Float[Tensor, "batch kv_heads group seq seq_k"] = self.score(queries, keys)
-        # finfo.min, not -inf: a padding row that may attend to nothing gets uniform weights instead of NaN.
-        by_group = rearrange(mask, "batch 1 seq seq_k -> batch 1 1 seq seq_k")
-        scores = torch.where(by_group, scores, torch.finfo(scores.dtype).min)
+        # finfo.min, not -inf: a padding query that may attend to nothing gets uniform weights instead of NaN.
+        grouped_mask = rearrange(mask, "batch 1 seq seq_k -> batch 1 1 seq seq_k")
+        scores = torch.where(grouped_mask, scores, torch.finfo(scores.dtype).min)
         # Softmax adds up thousands of small numbers: in float32 at least.
-        float32 = torch.promote_types(scores.dtype, torch.float32)
-        weights: Float[Tensor, "batch kv_heads group seq seq_k"] = F.softmax(scores, dim=-1, dtype=float32).to(x.dtype)
+        compute_dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights: Float[Tensor, "batch kv_heads group seq seq_k"] = F.softmax(scores, dim=-1, dtype=compute_dtype).to(
+            x.dtype
+        )
         weights = self.weights_dropout(weights)
         mixed: Float[Tensor, "batch kv_heads group seq head_dim"] = einsum(
             weights,
@@ -297,7 +299,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)), applied to every position separately.
 
-    With three matrices instead of two, a width of two thirds makes it as large as GPT-2's.
+    Three matrices with mlp_dim = 2/3 of 4 * embedding_dim have as many parameters as the two of GPT-2's MLP, whose
+    mlp_dim is 4 * embedding_dim.
 
     Source: Shazeer 2020, "GLU Variants Improve Transformer", arXiv:2002.05202.
     """
@@ -375,7 +378,7 @@ class Llama(Decoder):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw fresh weights from N(0, 0.02), biases zero."""
+        """Draw fresh weights from a normal distribution with standard deviation 0.02; biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -390,7 +393,7 @@ class Llama(Decoder):
     def forward(
         self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Score, at every position, each token of the vocabulary as the next one.
+        """Return the logits of the next token at every position.
 
         Args:
             token_ids: the text; with a cache, only the tokens that follow those that it holds.
@@ -438,7 +441,7 @@ class Llama(Decoder):
     def inv_freq(self, layer_type: str, device: torch.device) -> Float[Tensor, "pair"]:
         """RoPE's frequencies in layers of a type, in float32 at least."""
         dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        return self.config.inv_freq(2 * self.config.axes["pair"], device, dtype)
+        return self.config.inv_freq(self.config.head_dim, device, dtype)
 
     @checked
     def mask(

@@ -1,7 +1,7 @@
 """Mistral: Llama with sliding-window attention. A position attends to the last `sliding_window` positions only.
 
-So the KV cache holds no more than the window. What lies further back still reaches a position through the layers: over
-two from twice as far, over thirty from thirty times.
+So the KV cache holds no more than the window. What lies further back still reaches a position through the layers: after
+k layers, information can come from up to k windows back.
 
 New since Llama: the window; grouped-query attention in a model of 7B.
 

@@ -18,7 +18,7 @@ FORMAT = MISTRAL.extended(
     fields=(Field("num_local_experts", "num_experts", 8), Field("num_experts_per_tok", "num_experts_per_token", 2)),
     ignored_fields={
         "output_router_logits": "what the reference's forward returns",
-        "router_aux_loss_coef": "a loss of training, added by its loop",
+        "router_aux_loss_coef": "a loss of training, which this package's loop does not add",
         "router_jitter_noise": "noise in training",
     },
     weights=each_layer(

@@ -102,12 +102,13 @@ class MixtureOfExperts(nn.Module):
     def route(
         self, tokens: Float[Tensor, "tokens embed"]
     ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
-        """The weights and the numbers of each token's experts, in float32 at least.
+        """The weights (float32 or wider) and the indices of each token's experts.
 
         The weights are the router's top k probabilities, normalised to sum to one.
         """
-        scores: Float[Tensor, "tokens experts"] = self.router(tokens)
-        probabilities = F.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
+        router_logits: Float[Tensor, "tokens experts"] = self.router(tokens)
+        compute_dtype = torch.promote_types(router_logits.dtype, torch.float32)
+        probabilities = F.softmax(router_logits.to(compute_dtype), dim=-1)
         best = probabilities.topk(self.top_k, dim=-1)
         return best.values / reduce(best.values, "tokens top_k -> tokens 1", "sum"), best.indices
 
@@ -115,9 +116,10 @@ class MixtureOfExperts(nn.Module):
     def dispatch(
         self, tokens: Float[Tensor, "tokens embed"], expert_ids: Int[Tensor, "tokens top_k"]
     ) -> Float[Tensor, "tokens top_k embed"]:
-        """Each token's outputs of its experts: tokens are sorted by expert, so that each gets its own as one matrix."""
+        """Sort the tokens by expert, so that each expert runs once on one matrix; return the outputs per token."""
         flat_ids = rearrange(expert_ids, "tokens top_k -> (tokens top_k)")
         permutation = flat_ids.argsort(stable=True)
+        # Entry i of the flat list belongs to token i // top_k.
         token_index = permutation // self.top_k
         tokens_per_expert: list[int] = torch.bincount(flat_ids, minlength=self.num_experts).tolist()
         outputs: list[Tensor] = []
@@ -125,6 +127,7 @@ class MixtureOfExperts(nn.Module):
         for expert, count in enumerate(tokens_per_expert):
             outputs.append(self.expert(tokens[token_index[start : start + count]], expert))
             start += count
+        # The argsort of a permutation is its inverse: it puts the outputs back into the flat list's order.
         unsorted = torch.cat(outputs)[permutation.argsort()]
         return rearrange(unsorted, "(tokens top_k) embed -> tokens top_k embed", top_k=self.top_k)
 

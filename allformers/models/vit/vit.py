@@ -115,7 +115,7 @@ class ViT(Classifier):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw fresh weights from a normal distribution of spread 0.02, cut off at two; biases zero."""
+        """Draw fresh weights from a normal distribution with standard deviation 0.02, truncated at +-2; biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -57,7 +57,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch seq embed"], mask: Bool[Tensor, "#batch 1 seq seq_k"]
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from itself and the positions before it.
+        """Return, for each position, the weighted sum of the values of itself and the positions before it, projected.
 
         Args:
             x: the residual stream after the norm.

@@ -63,7 +63,7 @@ class GPT2(nn.Module):
 
     @checked
     def forward(self, token_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-        """Score, for every position, each token of the vocabulary as the next one.
+        """Return the logits of the next token at every position.
 
         Args:
             token_ids: at most `context_length` tokens a row.

@@ -72,7 +72,7 @@ class GroupedQueryAttention(nn.Module):
         sin: Float[Tensor, "seq pair"],
         mask: Bool[Tensor, "#batch 1 seq seq_k"],
     ) -> Float[Tensor, "batch seq embed"]:
-        """Let each position gather from itself and the positions before it.
+        """Return, for each position, the weighted sum of the values of itself and the positions before it, projected.
 
         Args:
             x: the residual stream after the norm.
@@ -93,8 +93,8 @@ class GroupedQueryAttention(nn.Module):
             "batch kv_heads group seq head_dim, batch kv_heads seq_k head_dim -> batch kv_heads group seq seq_k",
         )
         scores = scores / math.sqrt(self.config.head_dim)
-        by_group = rearrange(mask, "batch 1 seq seq_k -> batch 1 1 seq seq_k")
-        scores = torch.where(by_group, scores, torch.finfo(scores.dtype).min)
+        grouped_mask = rearrange(mask, "batch 1 seq seq_k -> batch 1 1 seq seq_k")
+        scores = torch.where(grouped_mask, scores, torch.finfo(scores.dtype).min)
         weights: Float[Tensor, "batch kv_heads group seq seq_k"] = F.softmax(scores, dim=-1)
         mixed: Float[Tensor, "batch kv_heads group seq head_dim"] = einsum(
             weights,

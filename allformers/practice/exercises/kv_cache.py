@@ -69,7 +69,9 @@ class CachedSelfAttention(nn.Module):
 
     @checked
     def forward(self, x: Float[Tensor, "batch seq embed"], cache: KVCache) -> Float[Tensor, "batch seq embed"]:
-        """Let each new position gather from itself and all positions before it, those in the cache among them.
+        """Return, for each new position, the weighted sum of the values of itself and all before it, projected.
+
+        Those in the cache are among them.
 
         Args:
             x: the residual stream of the new positions, after the norm.

@@ -101,7 +101,7 @@ class Llama(nn.Module):
 
     @checked
     def forward(self, token_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-        """Score, for every position, each token of the vocabulary as the next one."""
+        """Return the logits of the next token at every position."""
         seq = token_ids.shape[1]
         cos, sin = rope_cos_sin(torch.arange(seq), default_inv_freq(self.config.head_dim, self.config.rope_theta))
         mask = rearrange(causal_mask(seq), "seq seq_k -> 1 1 seq seq_k")

@@ -36,7 +36,7 @@ WRONG = [
         "rotated or not, the result is the same",
     ),
     (
-        "scores = torch.where(by_group, scores, torch.finfo(scores.dtype).min)",
+        "scores = torch.where(grouped_mask, scores, torch.finfo(scores.dtype).min)",
         "pass",
         "a later position never changes an earlier one",
         "another vector at seq 4 changed the result",
@@ -44,7 +44,7 @@ WRONG = [
     ("torch.finfo(scores.dtype).min", "-torch.inf", "values", "the result has nan at batch 1, seq 0"),
     ("math.sqrt(self.config.head_dim)", "math.sqrt(x.shape[-1])", "values", "the result has"),
     (
-        "torch.where(by_group,",
+        "torch.where(grouped_mask,",
         "torch.where(mask,",
         "a mask is for its own sequence",
         "beside another with another mask",
