@@ -47,7 +47,7 @@ def trace(
     if prompt is not None:
         loaded, tokenizer = load_model(name)
         token_ids = rearrange(encode(prompt, tokenizer, loaded.config.context_length), "seq -> 1 seq")
-        loaded(token_ids) if form is Form.table else None  # once without a clock, so that nothing is made while it runs
+        loaded(token_ids) if form is not Form.mermaid else None  # warm-up, so that lazy initialisation is not timed
         traced = inspection.trace(loaded, token_ids, name)
     else:
         model_class, config = find_config(name)

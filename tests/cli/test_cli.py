@@ -297,6 +297,14 @@ def test_evaluate_prints_what_the_functions_give(run: Run, checkpoint: Path, tmp
     assert "659 of 660 tokens predicted" in result.output
 
 
+def test_evaluate_predicts_each_token_once_by_default(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    result = run("evaluate", checkpoint, "-", "--json", tmp_path / "figures.json", stdin="word " * 100)
+    assert result.status == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["tokens"], figures["predicted_tokens"]) == (500, 499)
+    assert (figures["window"], figures["stride"]) == (128, 127)
+
+
 def test_inspect_prints_what_comes_next_or_draws_everything(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     printed = run("inspect", "The for", "--top", 3)
     assert printed.status == 0
@@ -423,6 +431,13 @@ def test_compare_says_where_runs_part(run: Run, tmp_path: Path, checkpoint: Path
     assert "final_norm" in models.output
     assert "<- the first place where they differ" in models.output
     assert (tmp_path / "a.html").exists()
+
+
+def test_the_help_of_experiment_lists_all_experiments(run: Run) -> None:
+    from allformers.experiments import EXPERIMENTS
+
+    listed = run("experiment", "--help").output
+    assert all(name in listed for name in EXPERIMENTS)
 
 
 def test_an_experiment_prints_its_conclusion_and_draws_it(run: Run, tmp_path: Path) -> None:
