@@ -35,7 +35,7 @@ class Summary(NamedTuple):
     """The parts of a model, and its cost in FLOPs and memory.
 
     Attributes:
-        modules: the parts, in the order data flows.
+        modules: the parts, in the order of registration.
         parameters: numbers in all weights, shared ones counted once.
         flops_per_token: of a forward pass, averaged over a whole context, logits of every position included.
         weight_bytes: memory of the weights in their dtype.
