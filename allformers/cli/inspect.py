@@ -79,7 +79,7 @@ def _look_at_text(
     if is_decoder:
         positions, logits = list(range(len(labels))), activations["logits"].values[0]
     else:
-        positions, logits = lens.fill_masks(loaded, given, tokenizer)
+        positions, logits = lens.masked_token_logits(loaded, given, tokenizer)
     row_labels, heading = [labels[position] for position in positions], "after" if is_decoder else "in place of"
     if out is None:
 
