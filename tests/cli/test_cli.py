@@ -120,12 +120,12 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["generate", "x", "--colour"], "--colour"),
         (["summary"], "PRESET"),
         (["summary", "./gpt3"], "gpt3 tiny bundled gpt2-small gpt2-medium gpt2-large gpt2-xl"),
-        (["train", "builtin", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),
-        (["train", "builtin", "somewhere", "--steps", "0"], "steps 0"),
-        (["train", "builtin", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "100 3"),
-        (["train", "builtin", "somewhere", "--init-from", "bundled", "--num-layers", "2"], "num_layers"),
-        (["train", "builtin", "somewhere", "--max-minutes", "0"], "max_minutes 0"),
-        (["train", "builtin", "somewhere", "--parallel", "magic"], "parallel ddp fsdp magic"),
+        (["train", "bundled", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),
+        (["train", "bundled", "somewhere", "--steps", "0"], "steps 0"),
+        (["train", "bundled", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "100 3"),
+        (["train", "bundled", "somewhere", "--init-from", "bundled", "--num-layers", "2"], "num_layers"),
+        (["train", "bundled", "somewhere", "--max-minutes", "0"], "max_minutes 0"),
+        (["train", "bundled", "somewhere", "--parallel", "magic"], "parallel ddp fsdp magic"),
         (["train", "gpt2-124m", "somewhere"], "corpus"),
         (["train", "gpt3", "somewhere"], "gpt3"),
         (["train", "plot", "/no/such/run"], "/no/such/run"),
@@ -246,9 +246,9 @@ def test_a_run_stopped_by_its_budget_says_how_to_use_what_there_is(run: Run, tmp
 def test_train_refuses_a_text_that_is_none_or_too_short(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(b"\xff\xfe\x00")
-    assert "UTF-8" in run("train", "builtin", tmp_path / "run", "--corpus", file).errors
+    assert "UTF-8" in run("train", "bundled", tmp_path / "run", "--corpus", file).errors
     file.write_text("short")
-    result = run("train", "builtin", tmp_path / "run", "--corpus", file)
+    result = run("train", "bundled", tmp_path / "run", "--corpus", file)
     assert result.status == 2
     assert "5" in result.errors
 
@@ -269,7 +269,7 @@ def test_data_is_prepared_with_digests_and_then_learned_from(run: Run, tmp_path:
     result = run("data", "prepare", "-", tmp_path / "tokens", stdin="some text\n" * 50)
     assert result.output.startswith("500 tokens of 256 kinds, from 500 bytes of text\ntext    SHA-256 ")
     arguments = ["--steps", 1, "--seq-length", 20, "--batch-size", 2]
-    assert run("train", "builtin", tmp_path / "run", "--corpus", tmp_path / "tokens", *arguments).status == 0
+    assert run("train", "bundled", tmp_path / "run", "--corpus", tmp_path / "tokens", *arguments).status == 0
     assert run("data", "prepare", "hello-world", tmp_path / "tokens").status == 2  # it is there already
 
 
@@ -453,7 +453,7 @@ def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"{__version__}\n", "")
     assert "generate" in run("--help").output
     listed = run("train", "--help").output
-    assert all(name in listed for name in ("hello-world", "shakespeare-char", "builtin", "gpt2-124m", "plot"))
+    assert all(name in listed for name in ("hello-world", "shakespeare-char", "bundled", "gpt2-124m", "plot"))
     help_text = " ".join(run("train", "shakespeare-char", "--help").output.split())
     assert "1.76" in help_text
     assert "[default: 2000]" in help_text
