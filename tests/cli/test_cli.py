@@ -413,6 +413,15 @@ def test_trace_lists_every_operation_in_three_forms(run: Run, tmp_path: Path) ->
     assert " ms" in (tmp_path / "table").read_text()
 
 
+@pytest.mark.parametrize(("form", "passes"), [("table", 2), ("json", 2), ("mermaid", 1)])
+def test_trace_warms_up_where_it_shows_times(run: Run, monkeypatch: pytest.MonkeyPatch, form: str, passes: int) -> None:
+    calls = []
+    forward = GPT2.forward
+    monkeypatch.setattr(GPT2, "forward", lambda *args, **options: calls.append(1) or forward(*args, **options))
+    assert run("trace", "bundled", "--prompt", "The", "--format", form).status == 0
+    assert len(calls) == passes
+
+
 def test_compare_says_where_runs_part(run: Run, tmp_path: Path, checkpoint: Path) -> None:
     texts = run("compare", "The for statement", "The with", "--out", tmp_path / "figures")
     assert texts.status == 0
