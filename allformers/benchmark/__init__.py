@@ -6,6 +6,9 @@ is measured too, each contender in a process of its own.
 
 The peak rates of the machine are measured in the same run: its memory bandwidth, and the FLOPs a second of its fastest
 kernel. The roofline of a row is the longer of two times: that of reading every weight once at the peak bandwidth, and
-that of all FLOPs at the peak rate. Nothing that computes the same can take less. Where there is next to nothing to
-compute, the roofline is the time of the same operators called one after the other without Python.
+that of all FLOPs at the peak rate. It is a bound, as far as the measured peaks are the machine's own.
+
+Two rows have another roofline. For the memory of loading it is the size of the weights. For the call of a small model,
+which has next to nothing to compute, it is a measured time: that of a pass recorded by TorchScript, the same operators
+without Python. It is no bound, since a compiled pass can take less.
 """

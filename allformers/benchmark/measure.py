@@ -56,7 +56,7 @@ class Measurement(NamedTuple):
     folder: tempfile.TemporaryDirectory[str] | None = None
 
     def roofline(self, peak: Peak | None) -> float | None:
-        """The least that a job can take on a machine with these peak rates; None if that is not known."""
+        """The least that a job can take at these peak rates, or what is `fixed`; None if neither is known."""
         if self.fixed is not None or peak is None or not (self.flops or self.nbytes):
             return self.fixed
         return max(self.flops / peak.flops, self.nbytes / peak.bandwidth) * 1e3
@@ -69,7 +69,8 @@ class Result(NamedTuple):
         name: of the row.
         unit: ms (for decoding, of one token of every sequence), µs or MiB.
         measured: the times, or the memory, of each contender in each round.
-        roofline: the least that is possible; None if that is not known.
+        roofline: the least that is possible at the machine's peak rates; for calls, the time of a recorded pass, which
+            is no bound; None if neither is known.
     """
 
     name: str
@@ -157,10 +158,10 @@ def _now(settings: Settings) -> float:
     return time.perf_counter() * 1e3
 
 
-def timed(settings: Settings, job: Callable[..., object], *given: object) -> float:
+def timed(settings: Settings, job: Callable[..., object], *args: object) -> float:
     """Call a function and return the time that it took, in milliseconds."""
     start = _now(settings)
-    job(*given)
+    job(*args)
     return _now(settings) - start
 
 
@@ -178,12 +179,12 @@ class TimestampStreamer:
         """Do nothing: transformers calls this after the last token."""
 
 
-def in_own_process(function: Callable[..., float], *given: Any) -> float:
+def in_own_process(function: Callable[..., float], *args: Any) -> float:
     """Call a function in a new process, which does nothing else, and return its result."""
     spawn = multiprocessing.get_context("spawn")
     threads = (torch.get_num_threads(),)
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=torch.set_num_threads, initargs=threads) as pool:
-        return pool.submit(function, *given).result()
+        return pool.submit(function, *args).result()
 
 
 def peak_memory(settings: Settings) -> float:
@@ -191,7 +192,7 @@ def peak_memory(settings: Settings) -> float:
     if settings.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(settings.device) / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # Linux; its getrusage would count what the process was before it became this one
+    if status.exists():  # Linux, where ru_maxrss would include the memory from before exec
         line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     import resource

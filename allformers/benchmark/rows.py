@@ -74,16 +74,16 @@ def _random_ids(config: Any, settings: Settings, batch: int, seq: int) -> Tensor
     return ids.to(settings.device)
 
 
-def _forward(models: dict[str, Any], settings: Settings, given: Tensor) -> Measurement:
+def _forward(models: dict[str, Any], settings: Settings, inputs: Tensor) -> Measurement:
     """A forward pass with the logits of every position."""
-    flops = flops_of(models[OURS], given)
+    flops = flops_of(models[OURS], inputs)
     models = with_packed(models, settings)
     if settings.compile:
         models[COMPILED_PEER] = compiled_peer(models)
 
     def job(model: Any) -> float:
         with torch.inference_mode():
-            return timed(settings, model, given)
+            return timed(settings, model, inputs)
 
     return Measurement({name: partial(job, model) for name, model in models.items()}, flops=flops)
 
@@ -95,13 +95,13 @@ def _prefill(models: dict[str, Any], config: Any, settings: Settings, batch: int
 
 def _encode(models: dict[str, Any], config: Any, settings: Settings, batch: int) -> Measurement:
     """A forward pass of an encoder over whole contexts, or images."""
-    given = models[OURS].dummy_input(batch, config.context_length, settings.device)
+    inputs = models[OURS].dummy_input(batch, config.context_length, settings.device)
     noise = torch.Generator().manual_seed(0)
-    if given.is_floating_point():
-        given = torch.randn(given.shape, generator=noise).to(settings.device, getattr(torch, settings.dtype))
+    if inputs.is_floating_point():
+        inputs = torch.randn(inputs.shape, generator=noise).to(settings.device, getattr(torch, settings.dtype))
     else:
-        given = torch.randint(config.vocab_size, given.shape, generator=noise).to(settings.device)
-    return _forward(models, settings, given)
+        inputs = torch.randint(config.vocab_size, inputs.shape, generator=noise).to(settings.device)
+    return _forward(models, settings, inputs)
 
 
 def _decode(models: dict[str, Any], config: Any, settings: Settings, batch: int, prompt: int, new: int) -> Measurement:
@@ -177,9 +177,9 @@ def _train(models: dict[str, Any], config: Any, settings: Settings, batch: int, 
 
 def _train_memory(_: dict[str, Any], config: Any, settings: Settings, batch: int, seq: int) -> Measurement:
     """The peak memory of a process that only trains."""
-    given = (config, settings, batch, seq)
+    args = (config, settings, batch, seq)
     names = (OURS, RECOMPUTING, *peers_of(config))
-    return Measurement({name: partial(in_own_process, _training_peak_memory, name, *given) for name in names}, "MiB")
+    return Measurement({name: partial(in_own_process, _training_peak_memory, name, *args) for name in names}, "MiB")
 
 
 def _training_peak_memory(name: str, config: Any, settings: Settings, batch: int, seq: int) -> float:
@@ -192,9 +192,9 @@ def _training_peak_memory(name: str, config: Any, settings: Settings, batch: int
 
 def _forward_memory(_: dict[str, Any], config: Any, settings: Settings, batch: int, seq: int) -> Measurement:
     """The peak memory of a forward pass, beyond the model's."""
-    given = (config, settings, batch, seq)
+    args = (config, settings, batch, seq)
     names = (OURS, *peers_of(config))
-    return Measurement({name: partial(in_own_process, _forward_added_memory, name, *given) for name in names}, "MiB")
+    return Measurement({name: partial(in_own_process, _forward_added_memory, name, *args) for name in names}, "MiB")
 
 
 def _forward_added_memory(name: str, config: Any, settings: Settings, batch: int, seq: int) -> float:
@@ -248,11 +248,11 @@ def _import(_: dict[str, Any], config: Any, settings: Settings) -> Measurement:
     return Measurement({OURS: partial(job, class_for(config).__module__), "import torch": partial(job, "torch")})
 
 
-def _traced(model: Any, given: Tensor) -> Any:
+def _traced(model: Any, inputs: Tensor) -> Any:
     """The operators of a forward pass, traced by TorchScript: they run one after the other without Python."""
     with torch.inference_mode(), unchecked(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes that become constants, and that TorchScript is deprecated
-        return torch.jit.trace(model, (given,), check_trace=False)
+        return torch.jit.trace(model, (inputs,), check_trace=False)
 
 
 def _call(_: dict[str, Any], config: Any, settings: Settings, seq: int, calls: int = 100) -> Measurement:

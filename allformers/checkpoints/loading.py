@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
-    """A model's weights, named and laid out as in its checkpoints, on the processor; a tied head is left out.
+    """A model's weights, named and laid out as in its checkpoints, on the CPU; a tied head is left out.
 
     Of a model that is spread over several processes each gets the whole weights, and all have to call this.
     """
@@ -186,7 +186,7 @@ def _match_weights(
     table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
     faults = [
-        f"twice, with and without {form.prefix}: {name}"
+        f"duplicate, with and without {form.prefix}: {name}"
         for name in tensors
         if form.prefix and form.prefix + name in tensors
     ]
@@ -198,12 +198,12 @@ def _match_weights(
         tensor, expected = tensors[names[theirs]], _shape(row.each.their_axes, config.axes)
         if tensor.shape != expected:
             faults.append(
-                f"misshapen: {names[theirs]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
+                f"size mismatch: {names[theirs]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
             )
         if not tensor.dtype.is_floating_point:
             faults.append(f"not floating-point: {names[theirs]} is {tensor.dtype}")
     faults += [
-        f"surplus: {original}"
+        f"unexpected: {original}"
         for name, original in names.items()
         if name not in table and not any(pattern.fullmatch(name) for pattern in ignored)
     ]

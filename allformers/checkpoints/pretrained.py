@@ -75,12 +75,12 @@ class Pretrained(nn.Module):
 
         Raises:
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the
-                configuration is of another architecture, or weights are missing, surplus or misshapen.
+                configuration is of another architecture, or weights are missing, unexpected or of another size.
         """
         resolve_file = resolve_checkpoint(name, revision)
-        given = read_json(require_file(resolve_file, "config.json", name))
-        variant = cls.variant_for(given)
-        config = read_config(variant.checkpoint_format(), given, where=f"{name}/config.json")
+        config_dict = read_json(require_file(resolve_file, "config.json", name))
+        variant = cls.variant_for(config_dict)
+        config = read_config(variant.checkpoint_format(), config_dict, where=f"{name}/config.json")
         model = build_model(variant, config, open_weights(resolve_file, name), dtype, device, where=str(name))
         return cast(Self, model)
 
@@ -92,24 +92,24 @@ class Pretrained(nn.Module):
             CheckpointError: it is of another architecture, or its weights do not fit.
         """
         where = type(model).__name__
-        given = model.config.to_dict()
-        variant = cls.variant_for(given)
+        config_dict = model.config.to_dict()
+        variant = cls.variant_for(config_dict)
         form = variant.checkpoint_format()
         if form.load_via_files:
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
                 return cls.from_pretrained(folder, device=next(model.parameters()).device)
-        config = read_config(form, given, where=f"{where}.config")
+        config = read_config(form, config_dict, where=f"{where}.config")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         tensors = {name: in_memory(tensor) for name, tensor in state.items()}
         device = next(iter(state.values())).device if state else None
         return cast(Self, build_model(variant, config, tensors, None, device, where=where))
 
     @classmethod
-    def variant_for(cls, given: Mapping[str, Any]) -> "type[Pretrained]":
+    def variant_for(cls, config_dict: Mapping[str, Any]) -> "type[Pretrained]":
         """The class that a `config.json` asks for: this one, or a variant of it for a few published checkpoints."""
         variants = (variant for variant in cls.checkpoint_format().variants() if issubclass(variant, cls))
-        return next((variant for variant in variants if variant.is_asked_for(given)), cls)
+        return next((variant for variant in variants if variant.is_asked_for(config_dict)), cls)
 
     def dummy_input(self, batch: int, seq: int, device: torch.device | str) -> Tensor:
         """An input of the right shape and dtype, for tracing and summaries: token ids, all zero."""

@@ -67,7 +67,7 @@ class Field(NamedTuple):
         ours: the field of the model's configuration. Rows that share it must agree in a checkpoint.
         default: the value if the field is missing or null, or a function of what is known by then: all of
             `config.json` under its names, and the rows above under ours.
-        when: for a field that only some kinds of configuration write: the field of ours that says so, then its values.
+        when: the condition for writing the field: a field name of ours, then the values for which it is written.
     """
 
     theirs: str
@@ -182,12 +182,16 @@ class Format:
             others: other attributes, replaced.
         """
 
-        def now(theirs: str) -> str:
+        def rename_field(theirs: str) -> str:
             return functools.reduce(lambda name, pair: name.replace(*pair, 1), (renamed or {}).items(), theirs)
 
-        kept = [row._replace(theirs=now(row.theirs)) for row in self.fields if not row.theirs.startswith(without)]
+        kept = [
+            row._replace(theirs=rename_field(row.theirs)) for row in self.fields if not row.theirs.startswith(without)
+        ]
         changed = [row._replace(default=(defaults or {}).get(row.theirs, row.default)) for row in kept]
-        refused = {now(name): row for name, row in self.unsupported_fields.items() if not name.startswith(without)}
+        refused = {
+            rename_field(name): row for name, row in self.unsupported_fields.items() if not name.startswith(without)
+        }
         return dataclasses.replace(
             self,
             model_type=model_type,

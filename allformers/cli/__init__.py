@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from allformers.cli.compare import compare
-from allformers.cli.experiment import experiment
+from allformers.cli.experiment import ExperimentCommand, experiment
 from allformers.cli.inspect import inspect
 from allformers.cli.learn import data, train
 from allformers.cli.measure import bench, evaluate, family, summary
@@ -55,7 +55,7 @@ app.command()(summary)
 app.command()(inspect)
 app.command()(trace)
 app.command()(compare)
-app.command()(experiment)
+app.command(cls=ExperimentCommand)(experiment)
 app.command()(bench)
 app.command()(family)
 app.add_typer(practice)

@@ -70,16 +70,16 @@ def _look_at_text(
 
     tokenizer = tokenizer_of(loaded, model)
     token_ids = encode(prompt or "", tokenizer, loaded.config.context_length)
-    given = rearrange(token_ids, "seq -> 1 seq").to(next(loaded.parameters()).device)
+    inputs = rearrange(token_ids, "seq -> 1 seq").to(next(loaded.parameters()).device)
     captured = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights", "logits")
     with torch.inference_mode(), capture(loaded, *captured) as activations:
-        loaded(given)
+        loaded(inputs)
     labels = [figures.label(tokenizer, int(token)) for token in token_ids]
     is_decoder = isinstance(loaded, Decoder)
     if is_decoder:
         positions, logits = list(range(len(labels))), activations["logits"].values[0]
     else:
-        positions, logits = lens.fill_masks(loaded, given, tokenizer)
+        positions, logits = lens.masked_token_logits(loaded, inputs, tokenizer)
     row_labels, heading = [labels[position] for position in positions], "after" if is_decoder else "in place of"
     if out is None:
 
@@ -135,10 +135,10 @@ def _look_at_image(
     from allformers.inspection import capture, figures, lens
 
     config = loaded.config
-    given = images.example_image(config) if path is None else images.read_image(path, config, model)
+    inputs = images.example_image(config) if path is None else images.read_image(path, config, model)
     captured = ("blocks.*", "blocks.*.x", "blocks.*.attention.weights")
     with torch.inference_mode(), capture(loaded, *captured) as activations:
-        logits = loaded(given.to(next(loaded.parameters()).device))
+        logits = loaded(inputs.to(next(loaded.parameters()).device))
     names = images.label_names(model, config.num_labels)
     image_name = "a generated image" if path is None else Path(path).name
     if out is None:
@@ -149,7 +149,7 @@ def _look_at_image(
     sections = {
         "The image as patches": (
             "Each square becomes one position; patches are numbered by row and column.",
-            figures.patches(given[0], config.patch_size),
+            figures.patches(inputs[0], config.patch_size),
         ),
         "Attention of the class token": (
             "Its weight on each patch, in every head of every layer, all on one scale.",

@@ -104,35 +104,37 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
     shape_fields = [f for f in dataclasses.fields(shape) if f.name not in DERIVED_FIELDS]
     budget_fields = dataclasses.fields(Budget)
 
-    def follow(output: Path, file: Path | None, resume: bool, device: str, parallel: str, **given: Any) -> None:
+    def run_command(output: Path, file: Path | None, resume: bool, device: str, parallel: str, **options: Any) -> None:
         from allformers.training.recipes import init_from_checkpoint
 
         def chosen(fields: Any) -> dict[str, Any]:
-            return {field.name: given[field.name] for field in fields}
+            return {field.name: options[field.name] for field in fields}
 
         changed = {
             field: value for field, value in chosen(shape_fields).items() if value != getattr(recipe.model, field)
         }
-        mlp_dim = given["embedding_dim"] * recipe.model.mlp_dim // recipe.model.embedding_dim
+        mlp_dim = options["embedding_dim"] * recipe.model.mlp_dim // recipe.model.embedding_dim
         model = dataclasses.replace(
-            recipe.model, **chosen(shape_fields), context_length=given["seq_length"], mlp_dim=mlp_dim
+            recipe.model, **chosen(shape_fields), context_length=options["seq_length"], mlp_dim=mlp_dim
         )
         asked = dataclasses.replace(recipe, model=model, **chosen(recipe_fields))
-        if given["init_from"]:
+        if options["init_from"]:
             if changed:
                 raise ValueError(
-                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint {given['init_from']}"
+                    f"{', '.join(changed)} cannot be changed: the model comes from the checkpoint "
+                    f"{options['init_from']}"
                 )
-            asked = init_from_checkpoint(asked, given["init_from"])
-        _follow(asked, output, file, resume, Budget(**chosen(budget_fields)), device, parallel, given["tensorboard"])
+            asked = init_from_checkpoint(asked, options["init_from"])
+        _train(asked, output, file, resume, Budget(**chosen(budget_fields)), device, parallel, options["tensorboard"])
 
     def parameter(name: str, kind: Any, about: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
         kind = Annotated[kind, about]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
     paragraphs = (inspect.getdoc(make) or "").split("\n\n")
-    follow.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # lines break at the window
-    follow.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    # Without line breaks in a paragraph: the help breaks lines at the width of the window.
+    run_command.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    run_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             parameter(
                 "output", Path, typer.Argument(metavar="OUTPUT", help="The run's folder; made if it does not exist.")
@@ -157,11 +159,11 @@ def _command(make: Callable[[], "Recipe"]) -> Callable[..., None]:
             *(_option(shape, field, getattr(recipe.model, field.name), "The model") for field in shape_fields),
         ]
     )
-    follow.__annotations__ = {}
-    return follow
+    run_command.__annotations__ = {}
+    return run_command
 
 
-def _follow(
+def _train(
     recipe: "Recipe",
     output: Path,
     file: Path | None,
@@ -173,7 +175,7 @@ def _follow(
 ) -> None:
     """Train, and show progress on standard error, by the main process only."""
     from allformers.training.runs import find_checkpoints, read_result
-    from allformers.training.train import train as follow
+    from allformers.training.train import train
 
     rows = (recipe.micro_batch_size or recipe.batch_size) * recipe.seq_length
     set_threads_for(rows * 3 * recipe.model.embedding_dim**2)  # a linear layer of a decoder has about so many weights
@@ -190,7 +192,7 @@ def _follow(
     with _PreparationBar() as on_progress, contextlib.ExitStack() as shown:
         bar = Progress(*columns, console=messages, disable=not is_main_process)
         task = bar.add_task("", total=recipe.steps, loss=float("nan"), speed=0.0, mfu=0.0)
-        for entry in follow(
+        for entry in train(
             recipe,
             output,
             file=file,

@@ -94,7 +94,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     text: Annotated[str, typer.Argument(help="A text file, or - for standard input.")],
     stride: Annotated[
-        int | None, typer.Option(help="Tokens by which the window moves. Default: a whole window.")
+        int | None,
+        typer.Option(
+            help="Tokens by which the window moves. Default: one less than the window, so that each is predicted once."
+        ),
     ] = None,
     window: Annotated[int | None, typer.Option(help="Tokens in a window. Default: the model's context.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 1,
@@ -109,7 +112,8 @@ def evaluate(
     """Measure how well a model predicts a text: perplexity and bits per byte.
 
     The text is evaluated in windows of at most the model's context. A window's first token has no
-    context and is not predicted. A short stride gives all other tokens more context, and takes longer.
+    context and is not predicted, so by default windows overlap by one token, and all tokens but the
+    text's first are predicted once. A shorter stride gives tokens more context, and takes longer.
     """
     import torch
 
@@ -133,10 +137,11 @@ def evaluate(
             f"a window of {window} tokens is too long: the context of {model} is {context}, so a window has at most "
             f"{context + 1} tokens, the last of which is only predicted"
         )
+    stride = max(1, window - 1) if stride is None else stride
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     set_threads_for(min(window, len(token_ids)) * batch_size * macs)
-    found = evaluation.evaluate(loaded, token_ids, window, window if stride is None else stride, batch_size)
+    found = evaluation.evaluate(loaded, token_ids, window, stride, batch_size)
     size, words = len(content.encode()), max(1, len(content.split()))
     figures = {
         "loss": found.loss,
@@ -148,7 +153,7 @@ def evaluate(
         "bytes": size,
         "words": words,
         "window": window,
-        "stride": window if stride is None else stride,
+        "stride": stride,
     }
     print(f"perplexity          {figures['perplexity']:,.4f}")
     print(f"loss                {figures['loss']:.4f} nats a token")
@@ -156,7 +161,7 @@ def evaluate(
     print(f"perplexity by word  {figures['word_perplexity']:,.4f}  (words are separated by white space)")
     print(
         f"{found.num_tokens:,} of {len(token_ids):,} tokens predicted; {size:,} bytes, {words:,} words; "
-        f"window {window:,}, stride {figures['stride']:,}"
+        f"window {window:,}, stride {stride:,}"
     )
     if output is not None:
         output.write_text(json.dumps({"model": model, **figures}, indent=2) + "\n", encoding="utf-8")
@@ -186,7 +191,8 @@ def bench(
     """Measure this package beside transformers: same weights, same threads, one process, in turns; checks on.
 
     The ratio is the speed-up over the fastest peer: peer time / our time, median over rounds; likewise for memory. The
-    roofline is the least that the machine could take, by its peak rates in the same run.
+    roofline is the least that the machine could take, by its peak rates in the same run; for the row call, the time of
+    a pass recorded by TorchScript.
     """
     import torch
     from rich.table import Table

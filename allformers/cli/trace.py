@@ -47,7 +47,7 @@ def trace(
     if prompt is not None:
         loaded, tokenizer = load_model(name)
         token_ids = rearrange(encode(prompt, tokenizer, loaded.config.context_length), "seq -> 1 seq")
-        loaded(token_ids) if form is Form.table else None  # once without a clock, so that nothing is made while it runs
+        loaded(token_ids) if form is not Form.mermaid else None  # warm-up, so that lazy initialisation is not timed
         traced = inspection.trace(loaded, token_ids, name)
     else:
         model_class, config = find_config(name)
@@ -57,9 +57,9 @@ def trace(
                 f"batch must be at least 1 and seq from 1 to {config.context_length}, not {batch} and {seq}"
             )
         on_meta = inspection.meta_model(model_class, config, getattr(torch, dtype))
-        given = on_meta.dummy_input(batch, seq, "meta")
-        given = given.to(getattr(torch, dtype)) if given.is_floating_point() else given
-        traced = inspection.trace(on_meta, given, name)
+        inputs = on_meta.dummy_input(batch, seq, "meta")
+        inputs = inputs.to(getattr(torch, dtype)) if inputs.is_floating_point() else inputs
+        traced = inspection.trace(on_meta, inputs, name)
     if form is Form.table:
         if output is None:
             _print_trace(traced, everything, Console(width=None if sys.stdout.isatty() else 180))

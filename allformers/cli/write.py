@@ -78,7 +78,7 @@ def generate(
     import torch
 
     import allformers
-    from allformers.inputs.tokenizers import NAMED, load_tokenizer
+    from allformers.inputs.tokenizers import TOKENIZER_CLASSES, load_tokenizer
 
     announce_download(model)
     loaded = allformers.load(
@@ -88,7 +88,11 @@ def generate(
     macs = mean_macs_per_row(loaded)
     set_threads_for(macs)
     prepare_for_inference(loaded, weights)
-    chosen = load_tokenizer(model, loaded.config.vocab_size) if tokenizer is TokenizerName.auto else NAMED[tokenizer]()
+    chosen = (
+        load_tokenizer(model, loaded.config.vocab_size)
+        if tokenizer is TokenizerName.auto
+        else TOKENIZER_CLASSES[tokenizer]()
+    )
     token_ids = chosen.encode(text)
     if not token_ids:
         if chosen.eos_token_id is None:

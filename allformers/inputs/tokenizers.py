@@ -33,6 +33,14 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """The token ids of a text."""
 
+    def encode_part(self, text: str) -> list[int]:
+        """The token ids of a part of a text, without the special tokens of `special_ids`."""
+        return self.encode(text)
+
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens that `encode` puts before and after a text, such as [CLS] and [SEP]."""
+        return [], []
+
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for. A character of several bytes may be spread over several tokens.
@@ -197,7 +205,7 @@ class GPT2Tokenizer(Tokenizer):
 class JsonTokenizer(Tokenizer):
     """The tokenizer in a checkpoint's `tokenizer.json`, as Llama, Mistral, Qwen, Gemma and most others have one.
 
-    The library `tokenizers`, from those who made the format, does the cutting. Two ways of writing bytes as tokens are
+    The library `tokenizers`, from those who made the format, splits the text. Two ways of writing bytes as tokens are
     known: that of GPT-2, where each byte is a letter, and that of SentencePiece, where a space is `▁` and a byte that
     is no letter is `<0x0A>`.
 
@@ -231,6 +239,16 @@ class JsonTokenizer(Tokenizer):
         """The token ids of a text, with what the checkpoint wants before and after it, such as a beginning of text."""
         return list(self.backend.encode(text).ids)
 
+    def encode_part(self, text: str) -> list[int]:
+        """The token ids of a part of a text, without special tokens before and after it."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens that `encode` puts before and after a text, found by encoding one token."""
+        encoding = self.backend.encode(next(iter(self.special_tokens.values()), "a"))
+        own = [index for index, is_added in enumerate(encoding.special_tokens_mask) if not is_added]
+        return (encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]) if own else (encoding.ids, [])
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; special tokens stand for their names."""
         piece = self.backend.id_to_token(token_id) if token_id >= 0 else None
@@ -253,7 +271,7 @@ class JsonTokenizer(Tokenizer):
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
     def save(self, folder: str | Path) -> None:
-        """Copy the file to a checkpoint's weights."""
+        """Copy the file into the checkpoint's folder."""
         super().save(folder)
         if self.path.resolve() != (Path(folder) / "tokenizer.json").resolve():
             shutil.copyfile(self.path, Path(folder) / "tokenizer.json")
@@ -271,7 +289,10 @@ def _unicode_to_byte() -> dict[str, int]:
 
 _UNICODE_TO_BYTE = _unicode_to_byte()
 
-NAMED: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
+TOKENIZER_CLASSES: dict[str, type[ByteTokenizer] | type[GPT2Tokenizer]] = {
+    "bytes": ByteTokenizer,
+    "gpt2": GPT2Tokenizer,
+}
 """The tokenizers that need no data of their own, by the names that the command line uses."""
 
 

@@ -13,8 +13,8 @@ What can be captured, by its module's path and then its name:
 - a variable: `blocks.3.x_mid`, the stream after attention; `blocks.3.attention.queries`, `.keys`, `.values`, `.scores`
   (masked, before softmax), `.weights` (after), `.mixed`; `blocks.3.mlp.activated`; `logits`. It is taken once it has
   its last value: keys with those that the cache holds;
-- a result: `blocks.3`, the stream as it leaves block 3; `blocks.3.attention` and `blocks.3.mlp`, what each adds to it;
-  of a method other than `forward`, its name: `embed`.
+- a result: `blocks.3`, the stream as it leaves block 3; `blocks.3.attention` and `blocks.3.mlp`, their outputs (what
+  they add to the stream, in a plain pre-norm block); of a method other than `forward`, its name: `embed`.
 
 Where the axes come from: arguments, results and some variables have them in their annotations. The axes of any other
 variable are those that the code states as it uses it:

@@ -266,7 +266,7 @@ def stream_norms(activations: Activations, first: str = "first token") -> "Figur
         if max(float(norm.max()) for norm in norms) > 4 * min(float(norm.min()) for norm in norms):
             axes.set_yscale("log")
             _use_round_ticks(axes)
-        open_axes(axes, "block that receives it", "norm of the vector")
+        style_axes(axes, "block that receives it", "norm of the vector")
         axes.legend()
     return figure
 
@@ -348,7 +348,7 @@ def line_plot(
         _draw_lines(axes, lines, range(len(x_labels)), (False, log), 3 if len(x_labels) <= 60 else 0)
         if any(x_labels):
             _label_x_ticks(axes, range(len(x_labels)), x_labels, 8 if len(x_labels) <= 60 else 6.5)
-        open_axes(axes, xlabel, ylabel)
+        style_axes(axes, xlabel, ylabel)
     return figure
 
 
@@ -374,7 +374,7 @@ def subplots(
             if len(x) <= 10:
                 axes.set_xticks(x, [f"{value:g}" for value in x])
                 axes.xaxis.set_minor_locator(NullLocator())
-            open_axes(axes, xlabel, "")
+            style_axes(axes, xlabel, "")
     return figure
 
 
@@ -386,7 +386,7 @@ def bar_plots(groups: Mapping[str, Sequence[float]], x_labels: Sequence[str], yl
         for count, (axes, (name, values)) in enumerate(zip(grid, groups.items(), strict=True)):
             axes.bar(range(len(values)), values, color=COLOURS[count % len(COLOURS)], width=0.8)
             axes.set_title(name, loc="left")
-            open_axes(axes, "", ylabel)
+            style_axes(axes, "", ylabel)
         longest = max(map(len, x_labels))
         grid[-1].set_xticks(
             range(len(x_labels)), x_labels, rotation=0 if longest <= 3 else 30, ha="center" if longest <= 3 else "right"
@@ -511,7 +511,7 @@ def _write_cells(
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
 
 
-def open_axes(axes: "Axes", xlabel: str, ylabel: str) -> None:
+def style_axes(axes: "Axes", xlabel: str, ylabel: str) -> None:
     """Label a plot's axes, and leave it open at the top and the right."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)

@@ -44,20 +44,20 @@ def label_lens(activations: Activations, model: Any, names: Sequence[str], top: 
     return top_predictions(logits, rows, lambda answer: shorten(names[answer]), top, "after")
 
 
-def fill_masks(model: Any, token_ids: "Tensor", tokenizer: "Tokenizer") -> tuple[list[int], "Tensor"]:
+def masked_token_logits(model: Any, token_ids: "Tensor", tokenizer: "Tokenizer") -> tuple[list[int], "Tensor"]:
     """Return the logits of masked tokens: those that are masked in the text, or else each in turn.
 
     Returns:
         The positions, and for each the logits of all tokens.
 
     Raises:
-        ValueError: the tokenizer has no token that says: missing.
+        ValueError: the tokenizer has no mask token.
     """
     import torch
     from einops import rearrange
 
     if tokenizer.mask_token_id is None:
-        raise ValueError("the model's tokenizer has no token for what is missing, such as [MASK], to look at")
+        raise ValueError("the tokenizer has no mask token, such as [MASK]")
     special = getattr(tokenizer, "special_tokens", {})
     ids = token_ids[0].tolist()
     missing = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]

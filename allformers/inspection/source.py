@@ -15,7 +15,7 @@ _DTYPES = {"Float", "Int", "Integer", "Bool", "Shaped"}
 _EINOPS = {"rearrange", "reduce", "repeat", "einsum"}
 _MODEL_PACKAGES = ("allformers.models.", "allformers.practice.", "allformers.experiments.")
 _LIBRARIES = {"allformers", "builtins", "torch", "transformers"}
-"""Modules whose classes are looked into, and libraries whose others are not; somebody's own model is."""
+"""Classes in these packages get hooks; all other classes of these libraries do not. A user's own classes do."""
 
 
 class StatedAxes(NamedTuple):
@@ -40,10 +40,10 @@ class Instrumented(NamedTuple):
 
 
 @functools.cache
-def hooked_methods(kind: type) -> tuple[Instrumented, ...]:
+def hooked_methods(cls: type) -> tuple[Instrumented, ...]:
     """Return a class's methods with hooks: own or inherited ones in a model's file that name a tensor."""
     found: dict[str, Callable[..., Any] | None] = {}
-    for base in kind.__mro__:
+    for base in cls.__mro__:
         is_model = base.__module__.startswith(_MODEL_PACKAGES) or base.__module__.partition(".")[0] not in _LIBRARIES
         for name, member in vars(base).items():
             if inspect.isfunction(member) and not name.startswith("__"):

@@ -35,7 +35,7 @@ class Summary(NamedTuple):
     """The parts of a model, and its cost in FLOPs and memory.
 
     Attributes:
-        modules: the parts, in the order data flows.
+        modules: the parts, in the order of registration.
         parameters: numbers in all weights, shared ones counted once.
         flops_per_token: of a forward pass, averaged over a whole context, logits of every position included.
         weight_bytes: memory of the weights in their dtype.
@@ -84,12 +84,12 @@ def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.fl
         dtype: of the weights and the cache.
     """
     model = meta_model(model_class, config, dtype)
-    given = model.dummy_input(1, config.context_length, "meta")
-    given = given.to(dtype) if given.is_floating_point() else given
+    inputs = model.dummy_input(1, config.context_length, "meta")
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
     cache = model.make_cache() if isinstance(model, Decoder) else None
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), EvenRouting(), counter:
-        model(given) if cache is None else model(given, cache=cache)
+        model(inputs) if cache is None else model(inputs, cache=cache)
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     axes = weight_axes(model)
     root = type(model).__name__

@@ -12,8 +12,9 @@ each weight is used again and again, so it is bound by arithmetic. PyTorch has o
 - "packed": one row is the contraction as it is defined, a product and a sum, compiled into one loop that reads the
   weights in the order of memory. Several rows go to oneDNN's kernel, on weights that were packed once into the blocks
   in which it reads them, and not at every call;
-- "int8" and "int4": weight-only quantization, a half to an eighth of the bytes, for a little of the quality. torchao
-  quantizes the weights; they are dequantized while they are multiplied.
+- "int8" and "int4": weight-only quantization, a half to a sixth of the bytes, for a little of the quality. (With
+  the float32 scale of every 32 weights, int4 takes 5 bits a weight.) torchao quantizes the weights; they are
+  dequantized while they are multiplied.
 
 `compile_steps` does the rest for decoding: a whole step, from one token to the next, becomes one program.
 
@@ -57,7 +58,7 @@ def prepare(model: Model, weights: str = "plain", *, training: bool = False) -> 
     Args:
         model: any model of the family, or any other module.
         weights: "plain" keeps the weights as they are. "packed" adds a packed copy of those of each linear layer, which
-            takes twice the memory; layers too small to gain get none. Both are for processors, and change nothing
+            takes twice the memory; layers too small to gain get none. Both are for CPUs, and change nothing
             elsewhere. "int8" and "int4" replace the weights. Embeddings, norms and experts stay as they are in any
             case.
         training: the model is to be trained. Its weights have to be plain for that: a packed copy is out of date after

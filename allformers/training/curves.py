@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from allformers.inspection.figures import COLOURS, drawing, new_figure, open_axes
+from allformers.inspection.figures import COLOURS, drawing, new_figure, style_axes
 from allformers.training.runs import read_metrics
 
 if TYPE_CHECKING:
@@ -45,6 +45,6 @@ def loss_curves(runs: Sequence[str | Path], by: str = "steps") -> "Figure":
                 label = f"{name}, validation: {losses[-1]:.3f} at the end"
                 x = [line[key] for line in measured]
                 axes.plot(x, losses, color=colour, linewidth=2, marker="o", markersize=4, label=label)
-        open_axes(axes, by, "loss, in nats a token")
+        style_axes(axes, by, "loss, in nats a token")
         axes.legend()
     return figure

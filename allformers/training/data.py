@@ -23,7 +23,7 @@ from torch import Tensor
 
 from allformers.checkpoints.atomic import atomic_folder, sha256
 from allformers.checkpoints.hub import read_json
-from allformers.inputs.tokenizers import NAMED, CharTokenizer, Tokenizer, load_tokenizer
+from allformers.inputs.tokenizers import TOKENIZER_CLASSES, CharTokenizer, Tokenizer, load_tokenizer
 from allformers.nn.shapes import checked
 
 TOKENIZERS = ("bytes", "characters", "gpt2")
@@ -235,7 +235,7 @@ def _fetch(name: str, corpus: Remote, file: str | Path | None) -> Path:
 
 def _make_tokenizer(name: str, documents: Iterable[Path]) -> Tokenizer:
     if name != "characters":
-        return NAMED[name]()
+        return TOKENIZER_CLASSES[name]()
     alphabet: set[str] = set()
     for document in documents:
         for chunk in _chunks(document):
@@ -246,12 +246,18 @@ def _make_tokenizer(name: str, documents: Iterable[Path]) -> Tokenizer:
 
 
 def _encode(documents: Iterable[Path], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bytes]]:
-    """Tokenise documents in chunks; yield each chunk's token ids and the bytes that they were made from."""
+    """Tokenise documents in chunks; yield each chunk's token ids and the bytes that they were made from.
+
+    Special tokens stand once a document: those that the tokenizer puts around a text, and the end-of-text token.
+    """
+    before, after = tokenizer.special_ids()
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in after:
+        after = [*after, tokenizer.eos_token_id]
     for document in documents:
+        yield before, b""
         for chunk in _cut_before_spaces(_chunks(document)):
-            yield tokenizer.encode(chunk), chunk.encode()
-        if tokenizer.eos_token_id is not None:
-            yield [tokenizer.eos_token_id], b""
+            yield tokenizer.encode_part(chunk), chunk.encode()
+        yield after, b""
 
 
 def _chunks(document: Path) -> Iterator[str]:
@@ -298,8 +304,8 @@ def draw_batch(
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Draw a batch of random passages from a text: inputs, and targets that are the inputs moved on by one.
 
-    At position s the model has read tokens 0 to s, and the right answer is token s + 1. A decoder sees no later
-    position, so all these questions are asked in one pass, and none gives the answer to another away.
+    The target at position s is token s + 1. The causal mask hides all later tokens from that position, so one pass
+    trains on all positions.
 
     Args:
         tokens: the token ids of the text.

@@ -73,7 +73,7 @@ class Window(NamedTuple):
     num_targets: int
 
 
-def windows(length: int, window: int, stride: int) -> list[Window]:
+def evaluation_windows(length: int, window: int, stride: int) -> list[Window]:
     """Cut a text into sliding windows, so that no token is predicted twice.
 
     A window's first token has nothing before it and is not predicted. With `stride = window` some tokens are therefore
@@ -120,20 +120,18 @@ def evaluate(
         processes: with several, each takes its share, and all return the same result.
 
     Raises:
-        ValueError: the text is too short, or window and stride do not fit; see `windows`.
+        ValueError: the text is too short, or window and stride do not fit; see `evaluation_windows`.
     """
     device = next(model.parameters()).device
-    batches: list[list[Window]] = []
-    for place in windows(len(tokens), window, window - 1 if stride is None else stride):
-        alike = batches and _shape(batches[-1][0]) == _shape(place) and len(batches[-1]) < batch_size
-        batches[-1].append(place) if alike else batches.append([place])
+    windows = evaluation_windows(len(tokens), window, window - 1 if stride is None else stride)
+    batches = _batches(windows, batch_size)
     total_nll, num_tokens = 0.0, 0
     with torch.no_grad(), eval_mode(model):
         # Every process makes as many calls, since with `fsdp` a call takes all of them; the surplus does not count.
         for first in range(0, len(batches), processes.world_size):
             mine = first + processes.rank
             batch = batches[min(mine, len(batches) - 1)]
-            texts = torch.cat([rearrange(tokens[place.start : place.stop], "seq -> 1 seq") for place in batch]).long()
+            texts = torch.cat([rearrange(tokens[one.start : one.stop], "seq -> 1 seq") for one in batch]).long()
             texts = texts.to(device)
             logits = model(texts[:, :-1])[:, -batch[0].num_targets :]
             nll = F.cross_entropy(
@@ -145,6 +143,15 @@ def evaluate(
                 total_nll += nll.sum(dtype=torch.float64).item()
                 num_tokens += nll.numel()
     return Evaluation(processes.sum(total_nll), round(processes.sum(num_tokens)))
+
+
+def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:
+    """Group neighbouring windows of the same shape into batches."""
+    batches: list[list[Window]] = []
+    for window in windows:
+        fits = batches and _shape(batches[-1][0]) == _shape(window) and len(batches[-1]) < batch_size
+        batches[-1].append(window) if fits else batches.append([window])
+    return batches
 
 
 def _shape(window: Window) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """One step of training, in the order in which it happens: batch, forward, loss, backward, clip, step, schedule.
 
-A text of N tokens holds N - 1 lessons: after these tokens comes that one. Because no position sees a later one, a
-single forward pass answers all of them at once, and the loss is how surprised the model was on average.
+A text of N tokens holds N - 1 training examples: after these tokens comes that one. Because no position sees a later
+one, a single forward pass answers all of them at once, and the loss is how surprised the model was on average.
 """
 
 import math
@@ -64,7 +64,7 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """Make an AdamW optimiser that decays matrices and embeddings only.
 
-    A bias or a norm's gain has one number for each output: pulling it to zero limits nothing that needs limiting.
+    Biases and gains are few and need no regularisation.
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -91,7 +91,7 @@ class Trainer:
     Attributes:
         model: trained in place.
         optimizer: AdamW over its parameters.
-        batches: the random generator that decides where batches are cut.
+        batch_generator: the random generator that decides where batches are cut.
         step: the number of steps taken so far.
 
     Args:
@@ -123,9 +123,10 @@ class Trainer:
         self.wrapped = wrapped
         self.forward = torch.compile(wrapped) if recipe.compile else wrapped
         self.optimizer = make_optimizer(model, recipe)
-        self.batches = torch.Generator().manual_seed(recipe.seed)
+        self.batch_generator = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
-        if processes.rank:  # each drops other values; rank 0 draws on from where drawing the weights ended
+        # Every rank needs its own dropout masks; rank 0 keeps the generator state left by the weight initialisation.
+        if processes.rank:
             torch.manual_seed(recipe.seed + processes.rank)
         if processes.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa in products, float32 in sums
@@ -136,7 +137,7 @@ class Trainer:
         recipe, processes = self.recipe, self.processes
 
         # Batch: this process's rows of it, in micro-batches that fit into memory (gradient accumulation).
-        inputs, targets = draw_batch(self.tokens, recipe.batch_size, recipe.seq_length, self.batches, self.rows)
+        inputs, targets = draw_batch(self.tokens, recipe.batch_size, recipe.seq_length, self.batch_generator, self.rows)
         micro_batch_size = recipe.micro_batch_size or len(inputs)
         loss = torch.zeros((), device=processes.device)
         for start in range(0, len(inputs), micro_batch_size):
@@ -179,7 +180,7 @@ class Trainer:
         step depends on. The moments are not copies: the next step changes them. With several processes each has to
         call this.
         """
-        tensors = {"batches": self.batches.get_state()}
+        tensors = {"batch_generator": self.batch_generator.get_state()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 whole = value.full_tensor() if hasattr(value, "full_tensor") else value  # sharded, or not
@@ -194,9 +195,11 @@ class Trainer:
         Raises:
             ValueError: something is missing.
         """
+        if "batches" in state:  # the generator's name in older checkpoints
+            state = {**state, "batch_generator": state["batches"]}
         keys = ("step", "exp_avg", "exp_avg_sq")
         names = [name for name, _ in self.model.named_parameters()]
-        missing = {"batches", *(f"{key}.{name}" for key in keys for name in names)} - set(state)
+        missing = {"batch_generator", *(f"{key}.{name}" for key in keys for name in names)} - set(state)
         if missing:
             raise ValueError(f"the optimiser's state lacks {', '.join(sorted(missing))}")
         for name, parameter in self.model.named_parameters():
@@ -207,7 +210,7 @@ class Trainer:
                 for key in keys[1:]:
                     values[key] = distribute_tensor(values[key], parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
             self.optimizer.state[parameter] = values
-        self.batches.set_state(state["batches"])
+        self.batch_generator.set_state(state["batch_generator"])
         for device, now in self._random_states().items():
             saved = state.get(f"random.{device}.{self.processes.rank}", now)
             torch.set_rng_state(saved) if device == "cpu" else torch.cuda.set_rng_state(saved, self.processes.device)

@@ -143,5 +143,5 @@ def process_group(device: torch.device, parallel: str = "ddp") -> Iterator[Proce
         yield Processes(dist.get_rank(), world_size, device, parallel)
         dist.barrier()
     finally:
-        gc.collect()  # a model that is still connected when its connection goes would abort the process
+        gc.collect()  # release the model before the process group is destroyed; the process would abort otherwise
         dist.destroy_process_group()

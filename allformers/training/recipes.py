@@ -134,7 +134,7 @@ def hello_world() -> Recipe:
     """Learn one sentence by heart, in seconds: the smallest run in which everything happens.
 
     Expect a loss below 0.01 after 200 steps, down from ln(24) = 3.18 (there are 24 different characters), and the
-    sentence written out whole from its first letter: the tests hold both.
+    sentence written out whole from its first letter: the tests check both.
     """
     sentence = len(HELLO_WORLD)  # all characters but the last are read, all but the first predicted
     return Recipe(
@@ -165,7 +165,7 @@ def hello_world() -> Recipe:
 
 
 def shakespeare_char() -> Recipe:
-    """Learn to write like Shakespeare, a character at a time, in a minute or two on a processor.
+    """Learn to write like Shakespeare, a character at a time, in a minute or two on a CPU.
 
     Expect a validation loss of 1.76, measured on all of the text that was kept apart (this recipe's own figure). It is
     the small recipe that nanoGPT's README gives for machines without a GPU (https://github.com/karpathy/nanoGPT), with
@@ -192,7 +192,7 @@ def shakespeare_char() -> Recipe:
     )
 
 
-def builtin() -> Recipe:
+def bundled() -> Recipe:
     """Train the bundled model again: bytes of Python's own documentation, some twenty minutes on two cores.
 
     Expect a validation loss of 1.09 nats a byte after 5,000 steps; the bundled model's own record,
@@ -220,7 +220,7 @@ def gpt2_124m() -> Recipe:
 
     600,000 steps of 491,520 tokens, 295 billion in all. Expect a validation loss of about 2.85 on OpenWebText: the
     figure of nanoGPT's README, after some four days on eight A100 GPUs. OpenAI's own weights score 3.12 there (the same
-    source), for they were trained on another text. Here biases are kept, as in GPT-2, which nanoGPT leaves out.
+    source), for they were trained on another text. Biases are kept, as in GPT-2; nanoGPT leaves them out.
 
     The corpus has to be given: prepare one with the gpt2 tokenizer and name its folder.
     """
@@ -249,7 +249,7 @@ def gpt2_124m() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    make.__name__.replace("_", "-"): make for make in (hello_world, shakespeare_char, builtin, gpt2_124m)
+    make.__name__.replace("_", "-"): make for make in (hello_world, shakespeare_char, bundled, gpt2_124m)
 }
 """The recipes by the names that the command line uses."""
 

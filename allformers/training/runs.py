@@ -74,7 +74,7 @@ class Budget:
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name} must be above 0, not {limit}")
 
-    def spent(self, steps: int, tokens: int, minutes: float) -> str:
+    def stop_reason(self, steps: int, tokens: int, minutes: float) -> str:
         """Name the limit that has been reached; empty if none."""
         for what, used, limit in (
             ("steps", steps, self.max_steps),
@@ -161,17 +161,17 @@ class Run:
                 metrics = trainer.train_step()
                 step, tokens = metrics.step, metrics.step * recipe.tokens_per_step
                 is_last = step == recipe.steps
-                measuring, sampling, saving, logging = (
+                validating, sampling, saving, logging = (
                     is_last or (every > 0 and step % every == 0)
                     for every in (recipe.validate_every, recipe.sample_every, recipe.save_every, recipe.log_every)
                 )
-                if processes.world_size == 1 or measuring or sampling or saving or logging:  # an all-reduce takes time
+                if processes.world_size == 1 or validating or sampling or saving or logging:  # an all-reduce takes time
                     minutes = (time.monotonic() - began) / 60
-                    reason = signals.received or self.budget.spent(step, tokens, minutes)
+                    reason = signals.received or self.budget.stop_reason(step, tokens, minutes)
                     if processes.sum(bool(reason)) and not is_last:
                         self.stop_reason = reason or "another process was told to stop"
-                        measuring = sampling = saving = True
-                logging = logging or measuring or sampling
+                        validating = sampling = saving = True
+                logging = logging or validating or sampling
                 if logging or saving:
                     loss = processes.mean(metrics.loss)  # waits for the device, so that the time is that of the work
                     norm = float(metrics.gradient_norm)
@@ -194,7 +194,7 @@ class Run:
                         self.seconds,
                         speed,
                         self._mfu(speed),
-                        self._validation_loss() if measuring and len(self.validation_tokens) > 1 else None,
+                        self._validation_loss() if validating and len(self.validation_tokens) > 1 else None,
                         self._sample() if sampling else None,
                     )
                     with self._catch_write_errors(step, saved):

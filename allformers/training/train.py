@@ -73,7 +73,7 @@ def train(
             tokens = _tokens(recipe, folder, file, on_progress)
         run = _set_up(recipe, folder, tokens, processes, budget, peak_flops, tensorboard)
         yield from run.run()
-        del run  # before its processes part
+        del run  # release the model before the process group is destroyed
 
 
 def _set_up(
@@ -88,7 +88,7 @@ def _set_up(
     """Make a run with its model and text, and restore its checkpoint if there is one."""
     train_tokens, validation_tokens = split(tokens.ids, recipe.validation_fraction)
     if recipe.prompt:
-        tokens.tokenizer.encode(recipe.prompt)  # complains early about what it does not know
+        tokens.tokenizer.encode(recipe.prompt)  # raise now if the prompt cannot be encoded
     if not recipe.init_from:
         padded = math.ceil(tokens.tokenizer.vocab_size / recipe.vocab_multiple) * recipe.vocab_multiple
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=padded))

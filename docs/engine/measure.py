@@ -11,7 +11,7 @@ from torch import nn
 
 from allformers.training.data import python_documentation
 from allformers.training.evaluation import evaluate
-from allformers.training.recipes import builtin
+from allformers.training.recipes import bundled
 
 PASSAGES = 16
 """How many passages are read of the text that the bundled model was not trained on, spread evenly over it."""
@@ -66,7 +66,7 @@ def live_weights() -> str:
 def loss_of(model: Any) -> float:
     """Return a model's loss in nats a byte on `PASSAGES` passages that the bundled model was not trained on."""
     text = python_documentation().encode()
-    unseen = text[-int(len(text) * builtin().validation_fraction) :]
+    unseen = text[-int(len(text) * bundled().validation_fraction) :]
     places = torch.linspace(0, len(unseen) - 257, PASSAGES).long().tolist()
     passages = [torch.tensor(list(unseen[place : place + 257])) for place in places]
     return sum(evaluate(model, passage, window=257).loss for passage in passages) / PASSAGES

@@ -122,12 +122,12 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["generate", "x", "--colour"], "--colour"),
         (["summary"], "PRESET"),
         (["summary", "./gpt3"], "gpt3 tiny bundled gpt2-small gpt2-medium gpt2-large gpt2-xl"),
-        (["train", "builtin", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),
-        (["train", "builtin", "somewhere", "--steps", "0"], "steps 0"),
-        (["train", "builtin", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "100 3"),
-        (["train", "builtin", "somewhere", "--init-from", "bundled", "--num-layers", "2"], "num_layers"),
-        (["train", "builtin", "somewhere", "--max-minutes", "0"], "max_minutes 0"),
-        (["train", "builtin", "somewhere", "--parallel", "magic"], "parallel ddp fsdp magic"),
+        (["train", "bundled", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),
+        (["train", "bundled", "somewhere", "--steps", "0"], "steps 0"),
+        (["train", "bundled", "somewhere", "--embedding-dim", "100", "--num-heads", "3"], "100 3"),
+        (["train", "bundled", "somewhere", "--init-from", "bundled", "--num-layers", "2"], "num_layers"),
+        (["train", "bundled", "somewhere", "--max-minutes", "0"], "max_minutes 0"),
+        (["train", "bundled", "somewhere", "--parallel", "magic"], "parallel ddp fsdp magic"),
         (["train", "gpt2-124m", "somewhere"], "corpus"),
         (["train", "gpt3", "somewhere"], "gpt3"),
         (["train", "plot", "/no/such/run"], "/no/such/run"),
@@ -248,9 +248,9 @@ def test_a_run_stopped_by_its_budget_says_how_to_use_what_there_is(run: Run, tmp
 def test_train_refuses_a_text_that_is_none_or_too_short(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(b"\xff\xfe\x00")
-    assert "UTF-8" in run("train", "builtin", tmp_path / "run", "--corpus", file).errors
+    assert "UTF-8" in run("train", "bundled", tmp_path / "run", "--corpus", file).errors
     file.write_text("short")
-    result = run("train", "builtin", tmp_path / "run", "--corpus", file)
+    result = run("train", "bundled", tmp_path / "run", "--corpus", file)
     assert result.status == 2
     assert "5" in result.errors
 
@@ -271,7 +271,7 @@ def test_data_is_prepared_with_digests_and_then_learned_from(run: Run, tmp_path:
     result = run("data", "prepare", "-", tmp_path / "tokens", stdin="some text\n" * 50)
     assert result.output.startswith("500 tokens of 256 kinds, from 500 bytes of text\ntext    SHA-256 ")
     arguments = ["--steps", 1, "--seq-length", 20, "--batch-size", 2]
-    assert run("train", "builtin", tmp_path / "run", "--corpus", tmp_path / "tokens", *arguments).status == 0
+    assert run("train", "bundled", tmp_path / "run", "--corpus", tmp_path / "tokens", *arguments).status == 0
     assert run("data", "prepare", "hello-world", tmp_path / "tokens").status == 2  # it is there already
 
 
@@ -297,6 +297,14 @@ def test_evaluate_prints_what_the_functions_give(run: Run, checkpoint: Path, tmp
     (printed,) = re.findall(r"^perplexity +([\d,.]+)$", result.output, re.MULTILINE)
     assert float(printed.replace(",", "")) == pytest.approx(expected.perplexity, rel=1e-5)
     assert "659 of 660 tokens predicted" in result.output
+
+
+def test_evaluate_predicts_each_token_once_by_default(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    result = run("evaluate", checkpoint, "-", "--json", tmp_path / "figures.json", stdin="word " * 100)
+    assert result.status == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["tokens"], figures["predicted_tokens"]) == (500, 499)
+    assert (figures["window"], figures["stride"]) == (128, 127)
 
 
 def test_inspect_prints_what_comes_next_or_draws_everything(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -407,6 +415,15 @@ def test_trace_lists_every_operation_in_three_forms(run: Run, tmp_path: Path) ->
     assert " ms" in (tmp_path / "table").read_text()
 
 
+@pytest.mark.parametrize(("form", "passes"), [("table", 2), ("json", 2), ("mermaid", 1)])
+def test_trace_warms_up_where_it_shows_times(run: Run, monkeypatch: pytest.MonkeyPatch, form: str, passes: int) -> None:
+    calls = []
+    forward = GPT2.forward
+    monkeypatch.setattr(GPT2, "forward", lambda *args, **options: calls.append(1) or forward(*args, **options))
+    assert run("trace", "bundled", "--prompt", "The", "--format", form).status == 0
+    assert len(calls) == passes
+
+
 def test_compare_says_where_runs_part(run: Run, tmp_path: Path, checkpoint: Path) -> None:
     texts = run("compare", "The for statement", "The with", "--out", tmp_path / "figures")
     assert texts.status == 0
@@ -427,6 +444,13 @@ def test_compare_says_where_runs_part(run: Run, tmp_path: Path, checkpoint: Path
     assert (tmp_path / "a.html").exists()
 
 
+def test_the_help_of_experiment_lists_all_experiments(run: Run) -> None:
+    from allformers.experiments import EXPERIMENTS
+
+    listed = run("experiment", "--help").output
+    assert all(name in listed for name in EXPERIMENTS)
+
+
 def test_an_experiment_prints_its_conclusion_and_draws_it(run: Run, tmp_path: Path) -> None:
     result = run("experiment", "scale", "sampling", "--out", tmp_path / "page.html")
     assert result.status == 0
@@ -440,7 +464,7 @@ def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"{__version__}\n", "")
     assert "generate" in run("--help").output
     listed = run("train", "--help").output
-    assert all(name in listed for name in ("hello-world", "shakespeare-char", "builtin", "gpt2-124m", "plot"))
+    assert all(name in listed for name in ("hello-world", "shakespeare-char", "bundled", "gpt2-124m", "plot"))
     help_text = " ".join(run("train", "shakespeare-char", "--help").output.split())
     assert "1.76" in help_text
     assert "[default: 2000]" in help_text

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allformers.inputs.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+from allformers.inputs.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, JsonTokenizer, Tokenizer
 from allformers.training import data
 from allformers.training.data import (
     CORPORA,
@@ -92,6 +92,34 @@ def test_the_end_of_text_stands_after_each_document(tmp_path: Path, gpt2_vocabul
     encode = GPT2Tokenizer().encode
     expected = [*encode("one"), 50256, *encode("two"), 50256]
     assert prepare(str(texts), tmp_path / "tokens", "gpt2").ids.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "after"),
+    [("<s> $A", [0], [1]), ("<s> $A </s>", [0], [1]), ("$A [SEP]", [], [2, 1]), ("$A", [], [1])],
+)
+def test_special_tokens_stand_once_a_document_however_many_chunks_it_has(
+    tmp_path: Path, template: str, before: list[int], after: list[int], small_chunks: None
+) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, processors
+
+    ids = {"<s>": 0, "</s>": 1, "[SEP]": 2, "one": 3, "two": 4, "three": 5}
+    backend = Backend(models.WordLevel(ids, unk_token="[SEP]"))
+    backend.add_special_tokens(["<s>", "</s>", "[SEP]"])
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items())[:3])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = JsonTokenizer(tmp_path / "tokenizer.json")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "1").write_text("one two three one two three")
+    (texts / "2").write_text("two")
+    expected = [*before, *[3, 4, 5] * 2, *after, *before, 4, *after]
+    assert prepare(str(texts), tmp_path / "tokens", tokenizer).ids.tolist() == expected
+    around = tokenizer.special_ids()
+    for text in ("one two", "</s> three <s>"):
+        assert [*around[0], *tokenizer.encode_part(text), *around[1]] == tokenizer.encode(text)
 
 
 def test_standard_input_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

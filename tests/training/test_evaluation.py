@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
-from allformers.training.evaluation import Evaluation, evaluate, windows
+from allformers.training.evaluation import Evaluation, evaluate, evaluation_windows
 from conftest import perturb
 
 
@@ -27,7 +27,7 @@ def test_windows_predict_each_token_once_with_all_the_context_they_can(
     length: int, window: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(1, window))
-    found = windows(length, window, stride)
+    found = evaluation_windows(length, window, stride)
     predicted = [token for w in found for token in range(w.stop - w.num_targets, w.stop)]
     assert predicted == sorted(set(predicted))
     never = set(range(length)) - set(predicted)
@@ -50,7 +50,7 @@ def test_windows_predict_each_token_once_with_all_the_context_they_can(
 )
 def test_windows_that_make_no_sense_are_refused(length: int, window: int, stride: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        windows(length, window, stride)
+        evaluation_windows(length, window, stride)
 
 
 @pytest.mark.parametrize("length", [2, 17, 33, 100, 129])
@@ -63,7 +63,7 @@ def test_the_loss_is_what_a_loop_over_windows_gives(model: GPT2, length: int, wi
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad():
-        for place in windows(length, window, window - 1 if stride is None else stride):
+        for place in evaluation_windows(length, window, window - 1 if stride is None else stride):
             text = tokens[place.start : place.stop]
             surprises = F.cross_entropy(model(text[None, :-1])[0], text[1:], reduction="none")
             total += surprises[-place.num_targets :].sum().item()

@@ -297,6 +297,17 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(taken: int) -> None:
     assert torch.equal(weights(straight.model), weights(resumed.model))
 
 
+def test_a_state_that_calls_the_generator_batches_is_read_and_one_without_it_refused() -> None:
+    trained, resumed = (Trainer(make_model(), TOKENS, make_recipe(steps=6)) for _ in range(2))
+    trained.train_step()
+    state = trained.state()
+    generator = state.pop("batch_generator")
+    with pytest.raises(ValueError, match="batch_generator"):
+        resumed.restore(1, state)
+    resumed.restore(1, {**state, "batches": generator})
+    assert torch.equal(resumed.batch_generator.get_state(), trained.batch_generator.get_state())
+
+
 # -- Recipes ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +341,7 @@ def test_a_recipe_says_what_to_expect_and_where_that_comes_from(name: str) -> No
 
 def test_the_recipes_models_have_the_vocabulary_that_their_texts_have() -> None:
     assert recipes.hello_world().model.vocab_size == len(set(HELLO_WORLD))
-    assert recipes.builtin().model.vocab_size == 256
+    assert recipes.bundled().model.vocab_size == 256
     assert recipes.gpt2_124m().model.vocab_size % recipes.gpt2_124m().vocab_multiple == 0
 
 
@@ -344,7 +355,7 @@ def test_the_bundled_model_is_the_one_its_record_describes() -> None:
     record = json.loads((BUNDLED / "training.json").read_text())
     model = GPT2.from_pretrained("bundled")
     assert model.config == GPT2Config.bundled()
-    assert record["recipe"] == dataclasses.asdict(recipes.builtin())
+    assert record["recipe"] == dataclasses.asdict(recipes.bundled())
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters()) <= 1_000_000
     assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 4_000_000
 

@@ -421,8 +421,8 @@ def test_an_unfinished_last_line_of_metrics_is_left_out_and_any_other_is_named(t
 
 def test_a_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
     """Fine-tuning: the first loss is the checkpoint's own, and the tokenizer is its tokenizer."""
-    bundled = recipes.init_from_checkpoint(recipes.builtin(), "bundled")
-    recipe = dataclasses.replace(bundled, corpus="hello-world", steps=2, batch_size=2, seq_length=30, sample_tokens=3)
+    start = recipes.init_from_checkpoint(recipes.bundled(), "bundled")
+    recipe = dataclasses.replace(start, corpus="hello-world", steps=2, batch_size=2, seq_length=30, sample_tokens=3)
     entries = follow(tmp_path, recipe)
     assert entries[0].loss < 4  # a fresh model starts at ln(256) = 5.5
     assert GPT2.from_pretrained(tmp_path).config == GPT2Config.bundled()
