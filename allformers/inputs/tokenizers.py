@@ -224,6 +224,9 @@ class JsonTokenizer(Tokenizer):
             self.backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises nothing more particular
             raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
+        # Files keep the settings of training, which would cut a long text without a word.
+        self.backend.no_truncation()
+        self.backend.no_padding()
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
         self.byte_level = "ByteLevel" in json.dumps(read_json(self.path).get("decoder"))
         added = self.backend.get_added_tokens_decoder()

@@ -97,11 +97,11 @@ def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any
     Raises:
         CheckpointError: there is no such checkpoint, or it is not of a family that is here.
     """
-    given = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
-    model_type = given.get("model_type")
+    config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
+    model_type = config_dict.get("model_type")
     for entry in READING_ORDER:
         if entry.model_type == model_type:
-            model_class = entry.load().variant_for(given)
-            return model_class, read_config(model_class.checkpoint_format(), given, where=f"{name}/config.json")
+            model_class = entry.load().variant_for(config_dict)
+            return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
     known = ", ".join(entry.model_type for entry in READING_ORDER)
     raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")

@@ -235,6 +235,19 @@ def test_special_tokens_are_known_by_the_names_that_families_give_them(eos: str,
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (2, 3)
 
 
+def test_a_text_is_neither_cut_nor_padded_to_the_length_of_training(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    path = json_file("byte level", tmp_path)
+    whole = JsonTokenizer(path).encode(SENTENCES[0])
+    backend = Backend.from_file(str(path))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=500)
+    backend.save(str(path))
+    assert JsonTokenizer(path).encode(SENTENCES[0]) == whole
+    assert len(whole) > 4
+
+
 def test_a_tokenizer_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
