@@ -16,12 +16,19 @@ Checks are on by default, and cheap: whether a call fits depends on nothing but 
 like one that fitted is not examined again. `with unchecked():` turns them off for a while; the environment variable
 `ALLFORMERS_CHECKS=off`, set before the import, removes them altogether. Under `torch.compile` and `torch.export` they
 step aside by themselves.
+
+`ALLFORMERS_CHECKS=strict` examines every call and heeds no `unchecked()`. With beartype's import hook installed first
+(`beartype.claw`), annotated variables inside functions are checked too; the tests do both for every model.
 """
 
+import ast
 import contextlib
 import functools
 import inspect
 import os
+import re
+import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -47,7 +54,11 @@ _Parameters = ParamSpec("_Parameters")
 
 _Result = TypeVar("_Result")
 
-_REMOVED = os.environ.get("ALLFORMERS_CHECKS", "on").strip().lower() in {"off", "0", "false", "no"}
+_MODE = os.environ.get("ALLFORMERS_CHECKS", "on").strip().lower()
+
+_REMOVED = _MODE in {"off", "0", "false", "no"}
+
+_STRICT = _MODE == "strict"
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as for every type checker
 
@@ -86,7 +97,7 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
     @functools.wraps(function)
     def wrapper(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        if torch.compiler.is_compiling() or not _enabled.get():
+        if torch.compiler.is_compiling() or not (_enabled.get() or _STRICT):
             return function(*args, **kwargs)
         known = _known_sizes(args)
         call = _call_key(known, args, kwargs)
@@ -102,18 +113,20 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
             try:
                 result = examined(*args, **kwargs)
             except BeartypeCallHintViolation as violation:
-                message = _explain(function, args, kwargs, known, violation)
+                explain = _explain if _raised_by(examined, violation) else _explain_variable
+                message = explain(function, args, kwargs, known, violation)
                 if message is None:  # raised further down, by code that is not ours
                     raise
             else:
                 outcome = _value_key(result)
-                if call is not None and outcome is not None:
+                if call is not None and outcome is not None and not _STRICT:
                     if len(fitted) >= _MAX_REMEMBERED:
                         fitted.clear()
                     fitted.update({call, (call, outcome)})
                 return result
         raise ShapeError(message)
 
+    vars(wrapper)["__no_type_check__"] = True  # beartype's import hooks leave it alone: it checks by itself
     return wrapper
 
 
@@ -123,7 +136,7 @@ def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
     Raises:
         ValueError: an id is negative or not below `vocab_size`.
     """
-    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get():
+    if torch.compiler.is_compiling() or _REMOVED or not (_enabled.get() or _STRICT):
         return
     if token_ids.device.type != "cpu" or token_ids.numel() == 0:
         return
@@ -189,6 +202,16 @@ def _probe(sizes: tuple[tuple[str, int], ...]) -> tuple[_Sizes, Any]:
     return _Sizes(tuple(size for _, size in sizes)), Shaped[_Sizes, " ".join(name for name, _ in sizes)]
 
 
+def _raised_by(examined: Callable[..., object], violation: BeartypeCallHintViolation) -> bool:
+    """True if a violation is of this function's own arguments or result, and not of something that it called."""
+    return _frames(violation)[-1].f_code is getattr(examined, "__code__", None)
+
+
+def _frames(violation: BeartypeCallHintViolation) -> list[types.FrameType]:
+    """The frames that a violation passed through, the innermost last."""
+    return [frame for frame, _ in traceback.walk_tb(violation.__traceback__)]
+
+
 def _explain(
     function: Callable[..., object],
     args: tuple[object, ...],
@@ -196,12 +219,30 @@ def _explain(
     known: Mapping[str, int],
     violation: BeartypeCallHintViolation,
 ) -> str | None:
-    """Say in one message what does not fit, or None if everything does.
+    """Say in one message which argument does not fit, or that the result does not; None if both do.
 
     Runs only once a check has failed, so it may take its time: it goes through the arguments in order, as the check
     did, and remembers which argument gave each axis its size.
     """
-    sizes = {name: (size, "the configuration") for name, size in known.items()}
+    sizes: dict[str, tuple[int, str]] = {name: (size, "the configuration") for name, size in known.items()}
+    fault = _explain_arguments(function, args, kwargs, sizes)
+    annotation = inspect.signature(function).return_annotation
+    if fault is not None or annotation is inspect.Signature.empty or not violation.culprits:
+        return fault
+    result = violation.culprits[0]  # its text only, where it is of a type that beartype cannot refer to, as a tuple
+    if isinstance(result, str):
+        return f"{function.__qualname__}: the result is {result}, expected {_as_source(annotation)}"
+    reason = _misfit(result, annotation, sizes, "the result")
+    return None if reason is None else f"{function.__qualname__}: the result {reason}"
+
+
+def _explain_arguments(
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    sizes: dict[str, tuple[int, str]],
+) -> str | None:
+    """Say which argument does not fit, or None if all do; the axes that they name are added to `sizes`."""
     signature = inspect.signature(function)
     arguments = signature.bind(*args, **kwargs).arguments
     for name, parameter in signature.parameters.items():
@@ -211,15 +252,37 @@ def _explain(
                 reason = _misfit(value, parameter.annotation, sizes, f"argument `{name}`")
                 if reason is not None:
                     return f"{function.__qualname__}: argument `{name}` {reason}"
-    if signature.return_annotation is not inspect.Signature.empty and violation.culprits:
-        result = violation.culprits[0]  # its text only, where it is of a type that beartype cannot refer to, as a tuple
-        if isinstance(result, str):
-            return (
-                f"{function.__qualname__}: the result is {result}, expected {_as_source(signature.return_annotation)}"
-            )
-        reason = _misfit(result, signature.return_annotation, sizes, "the result")
-        if reason is not None:
-            return f"{function.__qualname__}: the result {reason}"
+    return None
+
+
+def _explain_variable(
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    known: Mapping[str, int],
+    violation: BeartypeCallHintViolation,
+) -> str | None:
+    """Say which annotated variable of this function does not fit, or None if it is something that it called.
+
+    Variables are checked where beartype's import hook was installed (`beartype.claw`) before the function's module was
+    imported.
+    """
+    frame = next((frame for frame in _frames(violation) if frame.f_code is getattr(function, "__code__", None)), None)
+    named = re.search(r'local variable "(\w+)"', re.sub(r"\x1b\[[0-9;]*m", "", str(violation)))
+    if frame is None or named is None or not violation.culprits:
+        return None
+    sizes: dict[str, tuple[int, str]] = {name: (size, "the configuration") for name, size in known.items()}
+    _explain_arguments(function, args, kwargs, sizes)
+    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    line = frame.f_lineno - frame.f_code.co_firstlineno + 1
+    for node in ast.walk(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.lineno <= line:
+            name, is_last = node.target.id, node.target.id == named[1] and line <= (node.end_lineno or line)
+            annotation = eval(ast.unparse(node.annotation), vars(inspect.getmodule(function)), frame.f_locals)
+            value = violation.culprits[0] if is_last else frame.f_locals.get(name)
+            reason = _misfit(value, annotation, sizes, f"variable `{name}`")
+            if is_last:
+                return f"{function.__qualname__}: variable `{name}` {reason}"
     return None
 
 

@@ -7,6 +7,8 @@ import types
 
 import pytest
 import torch
+from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Int
@@ -156,6 +158,26 @@ def test_errors_of_the_function_itself_pass_unchanged() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         fail(torch.zeros(1))
+
+
+@beartype
+def three_axes(x: Float[Tensor, "a b c"]) -> Tensor:
+    """Stand for code of others that checks its own arguments."""
+    return x
+
+
+@checked
+def passes_on(x: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq embed"]:
+    """Give a function a tensor that does not fit it."""
+    return three_axes(x)
+
+
+def test_the_function_at_fault_is_blamed_and_not_its_caller() -> None:
+    """What fails is the argument of `three_axes`; `passes_on` never gets to a result."""
+    with pytest.raises(BeartypeCallHintViolation, match=r"three_axes\(\).* x=") as raised:
+        passes_on(X[0])
+    assert not isinstance(raised.value, ShapeError)
+    assert "passes_on" not in str(raised.value)
 
 
 def test_a_shape_error_is_a_type_error() -> None:
