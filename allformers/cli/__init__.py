@@ -12,6 +12,7 @@ from allformers.cli.inspect import inspect
 from allformers.cli.learn import data, train
 from allformers.cli.measure import bench, evaluate, family, summary
 from allformers.cli.practice import practice
+from allformers.cli.show import show
 from allformers.cli.threads import set_passive_wait_policy
 from allformers.cli.trace import trace
 from allformers.cli.write import generate
@@ -54,6 +55,7 @@ app.command()(evaluate)
 app.command()(summary)
 app.command()(inspect)
 app.command()(trace)
+app.command()(show)
 app.command()(compare)
 app.command(cls=ExperimentCommand)(experiment)
 app.command()(bench)

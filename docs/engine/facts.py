@@ -24,6 +24,7 @@ from allformers.generation.decoder import Decoder
 from allformers.inspection import figures
 from allformers.inspection.family import Member
 from allformers.inspection.family import family as members_of_the_family
+from allformers.inspection.flatten import flatten
 from allformers.models.registry import READING_ORDER
 from allformers.nn.axes import AXES
 from docs.engine import PAGES, RECORDS, ROOT
@@ -181,6 +182,43 @@ def strip(module: str, year: str, parent: str, paper: str) -> Markup:
         cells=cells,
         badge=parity_badge(entry.name, issubclass(entry.load(), Decoder)),
     )
+
+
+def one_file(module: str) -> Markup:
+    """Return the folded box with a model as one file, and a link that downloads the file."""
+    from docs.engine.walk import code_html  # which shows what this module computes
+
+    (entry,) = (entry for entry in READING_ORDER if entry.module == module)
+    source = flattened(entry.name)
+    return Markup(
+        '<details class="one-file" data-search-exclude><summary>The model as one file, {lines} lines</summary>'
+        "<p>Each class with all its methods, as Python finds them; a comment says where an inherited one is written. "
+        'The file can be run: <a href="{address}" download>download {name}</a>, or print it with '
+        "<code>allformers show {model}</code>.</p>"
+        '<pre tabindex="0" role="group" aria-label="{class_name} as one file"><code>{code}</code></pre></details>'
+    ).format(
+        lines=source.count("\n"),
+        address=_one_file_address(entry.name),
+        name=_one_file_address(entry.name).rpartition("/")[2],
+        model=entry.name,
+        class_name=entry.class_name,
+        code=Markup("\n".join(code_html(source))),
+    )
+
+
+def one_files() -> dict[str, str]:
+    """Return the files that the boxes of `one_file` offer, by address."""
+    return {_one_file_address(entry.name): flattened(entry.name) for entry in READING_ORDER}
+
+
+def _one_file_address(name: str) -> str:
+    return f"generated/one-file/{name.replace('-', '_')}.py"
+
+
+@functools.cache
+def flattened(name: str) -> str:
+    """Return a model as one file."""
+    return flatten(next(entry for entry in READING_ORDER if entry.name == name).load())
 
 
 # -- What was recorded -------------------------------------------------------------------------------------------------
@@ -446,6 +484,7 @@ NAMES: Mapping[str, Any] = {
         damages,
         family,
         family_parity,
+        one_file,
         parity_badge,
         parity_table,
         preset_table,

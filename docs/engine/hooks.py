@@ -54,6 +54,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     prepare.main()
     for address, text in exercises.pages().items():
         files.append(File.generated(config, address, content=text))
+    for address, text in importlib.import_module("docs.engine.facts").one_files().items():
+        files.append(File.generated(config, address, content=text))
     for address, path in prepare.files().items():
         files.append(File.generated(config, address, abs_src_path=str(path)))
     return files
