@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from allformers.cli.check import check
 from allformers.cli.compare import compare
 from allformers.cli.experiment import ExperimentCommand, experiment
 from allformers.cli.inspect import inspect
@@ -56,6 +57,7 @@ app.command()(summary)
 app.command()(inspect)
 app.command()(trace)
 app.command()(show)
+app.command()(check)
 app.command()(compare)
 app.command(cls=ExperimentCommand)(experiment)
 app.command()(bench)
