@@ -21,6 +21,7 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor, nn
 
+from allformers.inspection.check import check as check_axes
 from allformers.nn.shapes import ShapeError, checked
 from allformers.practice.course import entry_of
 from allformers.practice.exercise import Case, Exercise, Fault, label, largest
@@ -86,7 +87,8 @@ def run_checks(
             yield Outcome("written", "failed", "", fault.seen, fault.expected)
             return
         except Fault as fault:
-            yield Outcome(check, "failed", what, fault.seen, fault.expected)
+            told = [part for part in (fault.expected, state.contradiction()) if part]
+            yield Outcome(check, "failed", what, fault.seen, "\n".join(told))
             return
         yield Outcome(check, "passed", what, shown or "")
     on_start("named", "")
@@ -182,6 +184,14 @@ class _CheckRun:
                 self._check_equal(
                     f"the gradient of `{name}`", found, gradient, index, axes=self._axes_of(name, gradient.ndim)
                 )
+
+    def contradiction(self) -> str:
+        """The first contradiction between named axes that reading the submission finds, which may be the cause."""
+        try:
+            findings = check_axes(self.submission.source or "").findings
+        except SyntaxError:
+            return ""
+        return f"Its named axes contradict each other. In {findings[0]}" if findings else ""
 
     def named(self) -> str:
         try:

@@ -94,6 +94,17 @@ def test_a_mistake_is_found_where_it_shows(
     assert all(word in failure.seen for word in NAMES_AND_NUMBERS.findall(says)), failure
 
 
+def test_a_failure_says_which_axes_contradict_each_other(checked: Checked) -> None:
+    """Found by reading: the result of the pattern is not what the annotation says."""
+    entry = next(entry for entry in entries() if entry.name == "split-heads")
+    right = solution(entry)
+    wrong = right.replace("(heads head_dim) -> batch heads seq", "(heads head_dim) -> batch seq heads")
+    assert wrong != right
+    failure = checked(entry, wrong).failure
+    assert failure is not None
+    assert all(word in failure.expected for word in ("line", "`seq`", "`heads`", "batch seq heads head_dim")), failure
+
+
 @each_exercise
 def test_an_exercise_has_three_mistakes_and_three_hints(entry: Entry) -> None:
     rows = [row for row in mistakes() if row.values[0] == entry]
