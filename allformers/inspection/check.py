@@ -221,7 +221,7 @@ class _Follower:
         self.together = {
             frozenset(pair)
             for _, text in _all_axes(function)
-            for side in re.split(r"->|,", text)
+            for side in text.replace("->", ",").split(",")
             for pair in itertools.combinations(sorted(set(re.findall(r"[A-Za-z]\w*", side))), 2)
         }
 

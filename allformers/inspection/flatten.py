@@ -134,7 +134,8 @@ def _member(module: str, node: ast.stmt, name: str) -> Member:
     return Member(name, module, first, text)
 
 
-def _own(cls: type[Any]) -> dict[str, Member]:
+@cache
+def _own(cls: Any) -> dict[str, Member]:
     """The members that are written in a class itself."""
     _, tree, _ = _module(cls.__module__)
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
@@ -142,7 +143,8 @@ def _own(cls: type[Any]) -> dict[str, Member]:
     return {name: _member(cls.__module__, statement, name) for name, statement in named if name is not None}
 
 
-def _members(role: type[Any]) -> dict[str, Member]:
+@cache
+def _members(role: Any) -> dict[str, Member]:
     """All members of a class as Python finds them, and beside each the parents' methods that it calls by `super()`."""
     bases = _bases(role)
     found: dict[str, Member] = {}
@@ -188,6 +190,7 @@ def _with_parents(role: type[Any], bases: list[type[Any]], member: Member) -> di
     return {**found, name: Member(name, member.module, member.line, text)}
 
 
+@cache
 def _names(text: str) -> set[str]:
     """The names that a piece of source uses."""
     return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}

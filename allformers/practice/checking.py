@@ -21,7 +21,6 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor, nn
 
-from allformers.inspection.check import check as check_axes
 from allformers.nn.shapes import ShapeError, checked
 from allformers.practice.course import entry_of
 from allformers.practice.exercise import Case, Exercise, Fault, label, largest
@@ -187,6 +186,8 @@ class _CheckRun:
 
     def contradiction(self) -> str:
         """The first contradiction between named axes that reading the submission finds, which may be the cause."""
+        from allformers.inspection.check import check as check_axes  # which a submission that passes does not need
+
         try:
             findings = check_axes(self.submission.source or "").findings
         except SyntaxError:

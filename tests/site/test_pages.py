@@ -19,6 +19,7 @@ from einops import einsum, rearrange
 from markdown import Markdown
 
 from allformers.inspection import capture, meta_model
+from allformers.inspection.flatten import flatten
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.registry import READING_ORDER, load
 from allformers.models.registry import Entry as RegistryEntry
@@ -352,6 +353,22 @@ def change(text: str, old: str, new: str) -> str:
     return text.replace(old, new, 1)
 
 
+def in_the_walk(page: str, old: str, new: str) -> str:
+    """Change a page behind its box of the whole file, which shows the same code."""
+    before, walk, rest = page.partition('<div class="walk">')
+    return before + walk + change(rest, old, new)
+
+
+def test_the_box_on_each_models_page_is_the_model_as_one_file(pages: dict[str, str], site: Path) -> None:
+    for entry in READING_ORDER:
+        (box,) = parse(pages[f"{entry.name}.html"]).find(".one-file")
+        (code,) = box.find("code")[-1:]
+        source = flatten(entry.load())
+        assert code.text == source
+        (link,) = box.find("a")
+        assert (site / link.attributes["href"]).read_text(encoding="utf-8") == source
+
+
 BUILD_FAILS: dict[str, tuple[Callable[[str], str], Callable[[str], str], tuple[str, ...]]] = {
     "a variable is renamed": (
         lambda s: s.replace("mixed", "gathered"),
@@ -500,7 +517,7 @@ SHOWN_IS_WRONG: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
         ),
     ),
     "a line of code on the page is changed": (
-        lambda page: change(page, "self.unembedding(self.final_norm(x))", "self.unembedding(self.mlp_norm(x))"),
+        lambda page: in_the_walk(page, "self.unembedding(self.final_norm(x))", "self.unembedding(self.mlp_norm(x))"),
         lambda s: s,
     ),
     "a size in the margin is changed": (
