@@ -134,17 +134,21 @@ def _member(module: str, node: ast.stmt, name: str) -> Member:
     return Member(name, module, first, text)
 
 
-@cache
-def _own(cls: Any) -> dict[str, Member]:
+def _own(cls: type[Any]) -> dict[str, Member]:
     """The members that are written in a class itself."""
-    _, tree, _ = _module(cls.__module__)
-    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
-    named = [(_name_of(statement), statement) for statement in node.body]
-    return {name: _member(cls.__module__, statement, name) for name, statement in named if name is not None}
+    return _written_in(cls.__module__, cls.__name__)
 
 
 @cache
-def _members(role: Any) -> dict[str, Member]:
+def _written_in(module: str, class_name: str) -> dict[str, Member]:
+    """The members that are written in a class of a module."""
+    _, tree, _ = _module(module)
+    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    named = [(_name_of(statement), statement) for statement in node.body]
+    return {name: _member(module, statement, name) for name, statement in named if name is not None}
+
+
+def _members(role: type[Any]) -> dict[str, Member]:
     """All members of a class as Python finds them, and beside each the parents' methods that it calls by `super()`."""
     bases = _bases(role)
     found: dict[str, Member] = {}

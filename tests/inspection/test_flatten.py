@@ -1,6 +1,7 @@
 """A flattened model is the model: the same weights and logits, one class a role, and little more than live methods."""
 
 import ast
+import functools
 import importlib.util
 import inspect
 import sys
@@ -18,6 +19,7 @@ from allformers.inspection.flatten import flatten
 from allformers.models.registry import READING_ORDER, Entry
 from conftest import perturb
 
+one_file = functools.cache(flatten)
 every = pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
 
 
@@ -49,7 +51,7 @@ def test_it_loads_the_state_dict_and_gives_the_same_logits(entry: Entry, tmp_pat
     """To the bit, with a cache and without: past Mistral's and Gemma's windows, which are 32 positions here."""
     model_class = entry.load()
     config_class = model_class.checkpoint_format().config_class
-    module = imported(flatten(model_class), tmp_path)
+    module = imported(one_file(model_class), tmp_path)
     model = perturb(model_class(config_class.tiny()).eval())
     flat = vars(module)[model_class.__name__](vars(module)[config_class.__name__].tiny()).eval()
     flat.load_state_dict(model.state_dict())
@@ -64,7 +66,7 @@ def test_it_loads_the_state_dict_and_gives_the_same_logits(entry: Entry, tmp_pat
 
 @every
 def test_each_role_is_one_class_that_extends_none_of_the_models(entry: Entry, tmp_path: Path) -> None:
-    source = flatten(entry.load())
+    source = one_file(entry.load())
     module = imported(source, tmp_path)
     classes = {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     for name in classes:
@@ -77,7 +79,7 @@ def test_each_role_is_one_class_that_extends_none_of_the_models(entry: Entry, tm
 @every
 def test_it_is_little_longer_than_the_methods_that_are_live(entry: Entry) -> None:
     """Beside methods, fields and functions there are the heads and docstrings of classes, and the head of the file."""
-    source = flatten(entry.load())
+    source = one_file(entry.load())
 
     def length(node: Any) -> int:
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
@@ -94,7 +96,7 @@ def test_each_inherited_definition_says_where_it_is_written() -> None:
     """The line is the one at which the file has it."""
     root = Path(inspect.getfile(READING_ORDER[0].load())).parents[1]
     for entry in READING_ORDER:
-        for line in flatten(entry.load()).splitlines():
+        for line in one_file(entry.load()).splitlines():
             code, _, place = line.rpartition("  # ")
             if ".py, line " in place:
                 file, number = place.split(", line ")
@@ -105,7 +107,7 @@ def test_each_inherited_definition_says_where_it_is_written() -> None:
 def test_the_command_shows_a_model_or_one_of_its_classes(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["show", "gemma3"])
     assert shown.exit_code == 0
-    assert shown.stdout == flatten(next(entry for entry in READING_ORDER if entry.name == "gemma3").load())
+    assert shown.stdout == one_file(next(entry for entry in READING_ORDER if entry.name == "gemma3").load())
     one = CliRunner().invoke(app, ["show", "gemma3-1b", "Gemma3Attention"])
     assert one.exit_code == 0
     assert one.stdout.startswith("class Gemma3Attention(nn.Module):\n")

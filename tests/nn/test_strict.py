@@ -70,12 +70,13 @@ def annotated(module: Path) -> list[ast.AnnAssign]:
 
 
 WRONG = [
-    pytest.param(model, number, marks=() if (model, number) == ("gpt2", 0) else pytest.mark.slow)
+    (model, number)
     for model in ("gpt2", "llama", "mixtral", "gemma2", "bert", "vit", "deepseek_v3")
     for number in range(len(annotated(MODELS / model / f"{model}.py")))
 ]
 
 
+@pytest.mark.slow  # a process for each
 @pytest.mark.parametrize(("model", "number"), WRONG)
 def test_a_wrong_annotation_fails_at_each_call_and_names_the_variable(model: str, number: int, tmp_path: Path) -> None:
     leave = shutil.ignore_patterns("__pycache__", "practice", "benchmark", "experiments", "cli", "training")
