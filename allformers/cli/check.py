@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from allformers.cli.console import read_text
+
 
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.py ...", help="Python files with annotated tensors.")],
@@ -18,14 +20,13 @@ def check(
     from allformers.nn.axes import AXES
 
     found = 0
-    for path in files:
+    for path in map(str, files):
+        source = read_text(path)
         try:
-            report = check(path.read_text(encoding="utf-8"), AXES)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            report = check(source, AXES)
         except SyntaxError as error:
             raise ValueError(f"{path} is not Python: {error}") from error
-        print(summary(report, str(path)), end="")
+        print(summary(report, path), end="")
         found += len(report.findings)
     if found:
         raise typer.Exit(1)

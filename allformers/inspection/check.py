@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from allformers.inspection.source import annotated_text, pattern_of, split_side
+
 Axes = tuple[str, ...]
 """A name for each axis: `seq`; `(heads head_dim)` for two as one; `1`; `_` without a name; `...` for several."""
-
-EINOPS = frozenset({"rearrange", "reduce", "repeat"})
 
 _METHODS = """abs bfloat16 bool clamp clone contiguous cos cpu cuda detach double exp float half int log log_softmax
 long masked_fill neg relu rsqrt sigmoid sin softmax sqrt square tanh to type_as"""
@@ -31,17 +31,11 @@ long masked_fill neg relu rsqrt sigmoid sin softmax sqrt square tanh to type_as"
 _FUNCTIONS = """abs clamp cos dropout elu exp gelu log log_softmax relu rsqrt sigmoid silu sin softmax softplus sqrt
 square tanh"""
 
-_DTYPES = """Bool BFloat16 Complex Float Float16 Float32 Float64 Inexact Int Int32 Int64 Integer Num Real Shaped UInt
-UInt8"""
-
 KEEPING_METHODS = frozenset(_METHODS.split())
 """Methods of a tensor whose result has the tensor's axes."""
 
 KEEPING_FUNCTIONS = frozenset(_FUNCTIONS.split())
 """Functions of `torch` and `torch.nn.functional` whose result has the axes of their first argument."""
-
-JAXTYPING = frozenset(_DTYPES.split())
-"""The names that jaxtyping's annotations begin with."""
 
 
 class Finding(NamedTuple):
@@ -117,38 +111,15 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Funct
 def _all_axes(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """The text of every annotation and pattern, with its line."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and (text := _annotated(node)) is not None:
+        if isinstance(node, ast.Subscript) and (text := annotated_text(node)) is not None:
             yield node.lineno, text
-        if isinstance(node, ast.Call) and (pattern := _pattern(node)) is not None:
+        if isinstance(node, ast.Call) and (pattern := pattern_of(node)) is not None:
             yield node.lineno, pattern
 
 
 def _name(node: ast.expr) -> str:
     """The last part of a dotted name."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def _annotated(node: ast.expr | None) -> str | None:
-    """The axes that a jaxtyping annotation names, as text; None for any other annotation."""
-    if (
-        not isinstance(node, ast.Subscript)
-        or _name(node.value) not in JAXTYPING
-        or not isinstance(node.slice, ast.Tuple)
-    ):
-        return None
-    text = node.slice.elts[-1]
-    return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else None
-
-
-def _pattern(node: ast.Call) -> str | None:
-    """The pattern of a call of einops."""
-    name = _name(node.func)
-    place = -1 if name == "einsum" else 1
-    if name not in EINOPS | {"einsum"} or len(node.args) < 2:
-        return None
-    text = node.args[place]
-    is_pattern = isinstance(text, ast.Constant) and isinstance(text.value, str) and "->" in text.value
-    return text.value if is_pattern and isinstance(text, ast.Constant) and isinstance(text.value, str) else None
 
 
 def _axes_of(node: ast.expr | None) -> Axes | None:
@@ -158,7 +129,7 @@ def _axes_of(node: ast.expr | None) -> Axes | None:
             side for side in (node.left, node.right) if not (isinstance(side, ast.Constant) and side.value is None)
         ]
         return _axes_of(sides[0]) if len(sides) == 1 else None
-    text = _annotated(node)
+    text = annotated_text(node)
     if text is None:
         return None
     words = (re.sub(r"^[?]", "", word.rpartition("=")[2]) for word in text.split())
@@ -167,7 +138,7 @@ def _axes_of(node: ast.expr | None) -> Axes | None:
 
 def _side(text: str) -> Axes:
     """The axes of one side of a pattern."""
-    return tuple("1" if word == "()" else word for word in re.findall(r"\([^)]*\)|\.\.\.|\w+", text))
+    return tuple("1" if axis == "()" else axis for axis in split_side(text))
 
 
 def _same(came: str, expected: str) -> bool:
@@ -381,7 +352,7 @@ class _Follower:
         arguments = [self.infer(argument) for argument in node.args]
         for keyword in node.keywords:
             self.infer(keyword.value)
-        name, pattern = _name(node.func), _pattern(node)
+        name, pattern = _name(node.func), pattern_of(node)
         if pattern is not None:
             left, right = pattern.split("->")
             sides = left.split(",") if name == "einsum" else [left]

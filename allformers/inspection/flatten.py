@@ -20,11 +20,13 @@ import re
 import sys
 import textwrap
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
+
+from torch import nn
 
 BOOK = "allformers.models."
 """The package whose classes are written out. What comes from elsewhere is imported."""
@@ -97,14 +99,18 @@ def classes(source: str) -> dict[str, str]:
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            found[node.name] = "".join(lines[first - 1 : node.end_lineno])
+            found[node.name] = "".join(lines[_first_line(node) - 1 : node.end_lineno])
     return found
 
 
 def _bases(cls: type[Any]) -> list[type[Any]]:
     """A class and those that it extends, as far as they belong to the models."""
     return [base for base in cls.__mro__ if base.__module__.startswith(BOOK)]
+
+
+def _outside(cls: type[Any]) -> type[Any]:
+    """The first class that it extends and that does not belong to the models."""
+    return next(base for base in cls.__mro__ if not base.__module__.startswith(BOOK))
 
 
 @cache
@@ -124,10 +130,15 @@ def _name_of(node: ast.stmt) -> str | None:
     return target.id if isinstance(target, ast.Name) else None
 
 
+def _first_line(node: ast.stmt) -> int:
+    """The first line of a statement, its decorators included."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+
+
 def _member(module: str, node: ast.stmt, name: str) -> Member:
     """A statement with its decorators, the comments above it and the one behind it."""
     lines = _module(module)[2]
-    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    first = _first_line(node)
     while lines[first - 2].lstrip().startswith("#"):
         first -= 1
     text = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno]))
@@ -204,17 +215,10 @@ def _roles(model_class: type[Any], config_class: type[Any]) -> list[type[Any]]:
     """The classes that a model consists of: one for each role, and none that another of them extends."""
     roles = [config_class, model_class]
     while True:
+        members = [member for role in roles for member in _members(role).values()]
         used = {
             found
-            for role in roles
-            for member in _members(role).values()
-            for name in _names(member.text)
-            if isinstance(found := vars(_module(member.module)[0]).get(name), type)
-            and found.__module__.startswith(BOOK)
-        }
-        used |= {
-            found
-            for member in _globals_of(roles)
+            for member in [*members, *_globals_of(roles)]
             for name in _names(member.text)
             if isinstance(found := vars(_module(member.module)[0]).get(name), type)
             and found.__module__.startswith(BOOK)
@@ -267,8 +271,8 @@ def _class_source(role: type[Any], renamed: Mapping[str, str]) -> str:
     """A class with all its members; a comment says where those of other files are written."""
     _, tree, lines = _module(role.__module__)
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == role.__name__)
-    outside = next(base for base in role.__mro__ if not base.__module__.startswith(BOOK))
-    base = "nn.Module" if outside.__module__.startswith("torch.") else outside.__name__
+    outside = _outside(role)
+    base = "nn.Module" if outside is nn.Module else outside.__name__
     decorators = [f"@{ast.unparse(decorator)}" for decorator in node.decorator_list]
     head = [*decorators, f"class {role.__name__}({base}):"]
     docstring = node.body[0] if isinstance(node.body[0], ast.Expr) else None
@@ -308,12 +312,11 @@ def _order(definitions: Mapping[str, str]) -> list[str]:
 
 def _imports(body: str, roles: Iterable[type[Any]]) -> str:
     """The imports that a file needs, from those of the files that it was made of."""
-    defined = {_name_of(node) for node in ast.parse(body).body}
-    local = {
-        node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    arguments = {node.arg for node in ast.walk(ast.parse(body)) if isinstance(node, ast.arg)}
-    wanted = _names(body) - defined - (local | arguments) - set(vars(builtins))
+    tree = ast.parse(body)
+    defined = {_name_of(node) for node in tree.body}
+    local = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    wanted = _names(body) - defined - local - arguments - set(vars(builtins))
     wanted |= {"nn"} if "(nn.Module)" in body else set()
     modules = dict.fromkeys(base.__module__ for role in roles for base in _bases(role))
     plain: set[str] = set()
@@ -325,8 +328,8 @@ def _imports(body: str, roles: Iterable[type[Any]]) -> str:
         else:
             froms.setdefault(module, set()).add(statement)
     for role in roles:
-        outside = next(base for base in role.__mro__ if not base.__module__.startswith(BOOK))
-        if not outside.__module__.startswith("torch."):
+        outside = _outside(role)
+        if outside is not nn.Module:
             froms.setdefault(outside.__module__, set()).add(outside.__name__)
     imports = [(name.partition(" ")[0], f"import {name}") for name in plain]
     imports += [(module, f"from {module} import {', '.join(sorted(names))}") for module, names in froms.items()]
@@ -340,15 +343,10 @@ def _imports(body: str, roles: Iterable[type[Any]]) -> str:
 def _import_of(name: str, modules: Iterable[str]) -> tuple[str | None, str]:
     """The import that binds a name in one of several modules: the module that it is taken from, and what is taken."""
     for one in modules:
-        for node in _imports_in(_module(one)[1]):
+        imports = [node for node in _module(one)[1].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in imports:
             for alias in node.names:
                 if (alias.asname or alias.name.partition(".")[0]) == name:
                     taken = alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
                     return (node.module, taken) if isinstance(node, ast.ImportFrom) else (None, taken)
     raise ValueError(f"{name} is used, and no file imports it")
-
-
-def _imports_in(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
-    for node in tree.body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node

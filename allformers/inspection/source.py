@@ -11,7 +11,9 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-_DTYPES = {"Float", "Int", "Integer", "Bool", "Shaped"}
+_JAXTYPING = """Bool BFloat16 Complex Float Float16 Float32 Float64 Inexact Int Int32 Int64 Integer Num Real Shaped
+UInt UInt8"""
+_DTYPES = frozenset(_JAXTYPING.split())
 _EINOPS = {"rearrange", "reduce", "repeat", "einsum"}
 _MODEL_PACKAGES = ("allformers.models.", "allformers.practice.", "allformers.experiments.")
 _LIBRARIES = {"allformers", "builtins", "torch", "transformers"}
@@ -193,32 +195,54 @@ def _axes_where_made(statement: ast.stmt, name: str) -> Iterator[tuple[str, ...]
 
 def _pattern_axes(call: ast.Call) -> tuple[list[tuple[ast.expr, tuple[str, ...] | None]], tuple[str, ...] | None]:
     """Return the axes that a call of einops states for its arguments and its result; nothing for another call."""
+    pattern = pattern_of(call)
+    if pattern is None:
+        return [], None
+    left, _, right = pattern.partition("->")
+    return [(value, _split(side)) for value, side in zip(call.args, left.split(","), strict=False)], _split(right)
+
+
+def pattern_of(call: ast.Call) -> str | None:
+    """Return the pattern of a call of einops; None for another call, or if it has not as many arguments as sides."""
     called = ast.unparse(call.func).removeprefix("einops.")
     text = [argument.value if isinstance(argument, ast.Constant) else None for argument in call.args]
-    pattern_index = next((number for number, value in enumerate(text) if isinstance(value, str) and "->" in value), 0)
-    left, _, right = str(text[pattern_index] if pattern_index else "").partition("->")
-    inputs = left.split(",")
-    if called not in _EINOPS or len(inputs) != pattern_index:
-        return [], None
-    return [(value, _split(side)) for value, side in zip(call.args, inputs, strict=False)], _split(right)
+    for number, value in enumerate(text):
+        if isinstance(value, str) and "->" in value:
+            sides = value.partition("->")[0].split(",")
+            return value if called in _EINOPS and len(sides) == number else None
+    return None
 
 
 def _split(side: str) -> tuple[str, ...] | None:
     """Return the axes in one side of a pattern, those in brackets as one; None if it leaves some unnamed."""
-    axes = tuple(" ".join(axis.split()) for axis in re.findall(r"\([^)]*\)|[^\s()]+", side))
+    axes = split_side(side)
     return None if any("..." in axis or "\u2026" in axis or axis == "_" for axis in axes) else axes
+
+
+def split_side(side: str) -> tuple[str, ...]:
+    """Return what stands in one side of a pattern, axes in brackets as one."""
+    return tuple(" ".join(axis.split()) for axis in re.findall(r"\([^)]*\)|[^\s()]+", side))
 
 
 def _annotated_axes(annotation: ast.expr | None) -> tuple[str, ...] | None:
     """Return the axes in `Float[Tensor, "batch seq"]`; None for another annotation, or if it leaves some unnamed."""
-    if not (isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name)):
+    text = annotated_text(annotation)
+    if text is None:
         return None
-    parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else []
-    if annotation.value.id not in _DTYPES or len(parts) != 2 or not isinstance(parts[1], ast.Constant):
-        return None
-    axes = str(parts[1].value).split()
+    axes = text.split()
     unnamed = any(axis in {"...", "_"} or axis.startswith("*") for axis in axes)
     return None if unnamed else tuple(axis.lstrip("#") for axis in axes)
+
+
+def annotated_text(annotation: ast.expr | None) -> str | None:
+    """Return the text `batch seq` of `Float[Tensor, "batch seq"]`; None for another annotation."""
+    if not isinstance(annotation, ast.Subscript):
+        return None
+    dtype = ast.unparse(annotation.value).removeprefix("jaxtyping.")
+    parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else []
+    if dtype not in _DTYPES or len(parts) != 2 or not isinstance(parts[1], ast.Constant):
+        return None
+    return str(parts[1].value)
 
 
 def _walk(*roots: ast.AST) -> Iterator[ast.AST]:

@@ -73,7 +73,7 @@ def unchecked() -> Generator[None]:
 
     For inner loops whose shapes a first, checked pass has already shown to be right.
     """
-    token = _enabled.set(False)
+    token = _enabled.set(_STRICT)
     try:
         yield
     finally:
@@ -97,7 +97,7 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
     @functools.wraps(function)
     def wrapper(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        if torch.compiler.is_compiling() or not (_enabled.get() or _STRICT):
+        if torch.compiler.is_compiling() or not _enabled.get():
             return function(*args, **kwargs)
         known = _known_sizes(args)
         call = _call_key(known, args, kwargs)
@@ -136,7 +136,7 @@ def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
     Raises:
         ValueError: an id is negative or not below `vocab_size`.
     """
-    if torch.compiler.is_compiling() or _REMOVED or not (_enabled.get() or _STRICT):
+    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get():
         return
     if token_ids.device.type != "cpu" or token_ids.numel() == 0:
         return
