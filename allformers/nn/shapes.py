@@ -224,8 +224,7 @@ def _explain(
     Runs only once a check has failed, so it may take its time: it goes through the arguments in order, as the check
     did, and remembers which argument gave each axis its size.
     """
-    sizes: dict[str, tuple[int, str]] = {name: (size, "the configuration") for name, size in known.items()}
-    fault = _explain_arguments(function, args, kwargs, sizes)
+    fault, sizes = _explain_arguments(function, args, kwargs, known)
     annotation = inspect.signature(function).return_annotation
     if fault is not None or annotation is inspect.Signature.empty or not violation.culprits:
         return fault
@@ -237,12 +236,10 @@ def _explain(
 
 
 def _explain_arguments(
-    function: Callable[..., object],
-    args: tuple[object, ...],
-    kwargs: dict[str, object],
-    sizes: dict[str, tuple[int, str]],
-) -> str | None:
-    """Say which argument does not fit, or None if all do; the axes that they name are added to `sizes`."""
+    function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object], known: Mapping[str, int]
+) -> tuple[str | None, dict[str, tuple[int, str]]]:
+    """Say which argument does not fit, or None if all do; and the size of each axis, with the place that gave it."""
+    sizes: dict[str, tuple[int, str]] = {name: (size, "the configuration") for name, size in known.items()}
     signature = inspect.signature(function)
     arguments = signature.bind(*args, **kwargs).arguments
     for name, parameter in signature.parameters.items():
@@ -251,8 +248,8 @@ def _explain_arguments(
             for value in values:
                 reason = _misfit(value, parameter.annotation, sizes, f"argument `{name}`")
                 if reason is not None:
-                    return f"{function.__qualname__}: argument `{name}` {reason}"
-    return None
+                    return f"{function.__qualname__}: argument `{name}` {reason}", sizes
+    return None, sizes
 
 
 def _explain_variable(
@@ -271,14 +268,13 @@ def _explain_variable(
     named = re.search(r'local variable "(\w+)"', re.sub(r"\x1b\[[0-9;]*m", "", str(violation)))
     if frame is None or named is None or not violation.culprits:
         return None
-    sizes: dict[str, tuple[int, str]] = {name: (size, "the configuration") for name, size in known.items()}
-    _explain_arguments(function, args, kwargs, sizes)
+    _, sizes = _explain_arguments(function, args, kwargs, known)
     body = ast.parse(textwrap.dedent(inspect.getsource(function)))
     line = frame.f_lineno - frame.f_code.co_firstlineno + 1
     for node in ast.walk(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.lineno <= line:
             name, is_last = node.target.id, node.target.id == named[1] and line <= (node.end_lineno or line)
-            annotation = eval(ast.unparse(node.annotation), vars(inspect.getmodule(function)), frame.f_locals)
+            annotation = eval(ast.unparse(node.annotation), frame.f_globals, frame.f_locals)
             value = violation.culprits[0] if is_last else frame.f_locals.get(name)
             reason = _misfit(value, annotation, sizes, f"variable `{name}`")
             if is_last:

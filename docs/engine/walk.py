@@ -23,7 +23,7 @@ import itertools
 import keyword
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from xml.etree import ElementTree
 
 import torch
@@ -183,7 +183,7 @@ class Walk(Block):
         """Raise an error if a statement is explained by no step."""
         state = _state(self.md)
         for module in state.modules:
-            left = [unit for unit in module.units if (module.name, unit.first) not in state.explained]
+            left = unexplained(module, state.explained)
             if left:
                 texts = [f"{unit.symbol}: {module.text(unit)[:60]}" for unit in left]
                 raise WalkError(f"no step explains {len(left)} parts of {module.name}: {'; '.join(texts)}")
@@ -201,7 +201,7 @@ class Step(Block):
         state = _state(self.md)
         if not state.modules:
             raise WalkError(f"the step {self.argument!r} stands outside a walk")
-        targets = [target.strip() for target in self.options["code"].split(";") if target.strip()]
+        targets = targets_of(self.options["code"])
         symbol, _, part = (targets[0] if targets else self.argument).partition(":")
         words = re.findall(r"\w+", part)
         name = f"{symbol}.{words[0]}" if words and words[0] != "head" else symbol
@@ -263,8 +263,7 @@ def faults(page: str) -> list[str]:
         modules = [Module(name.strip()) for name in names.split(",")]
         explained: dict[tuple[str, int], str] = {}
         for title, options in re.findall(r"^/// step \| (.+)\n((?: {4}.*\n)*)", body, re.MULTILINE):
-            code = str((yaml.safe_load(options) or {}).get("code", ""))
-            for target in filter(None, map(str.strip, code.split(";"))):
+            for target in targets_of(str((yaml.safe_load(options) or {}).get("code", ""))):
                 try:
                     module = module_of(modules, target)
                     units = module.find(target)
@@ -278,10 +277,19 @@ def faults(page: str) -> list[str]:
         found += [
             f"no step explains {module.name}, line {unit.first}, in {unit.symbol}: {module.text(unit)[:60]}"
             for module in modules
-            for unit in module.units
-            if (module.name, unit.first) not in explained
+            for unit in unexplained(module, explained)
         ]
     return found
+
+
+def targets_of(code: str) -> list[str]:
+    """Return the targets in a step's `code:`, which semicolons separate."""
+    return [target.strip() for target in code.split(";") if target.strip()]
+
+
+def unexplained(module: Module, explained: Mapping[tuple[str, int], str]) -> list[Unit]:
+    """Return the parts of a module that no step explains."""
+    return [unit for unit in module.units if (module.name, unit.first) not in explained]
 
 
 def module_of(modules: Sequence[Module], target: str) -> Module:
