@@ -25,7 +25,10 @@ ASSETS = Path(__file__).parents[2] / "docs" / "theme" / "assets"
 LOWEST = torch.finfo(torch.float32).min
 NODE = shutil.which("node")
 
-pytestmark = pytest.mark.skipif(NODE is None, reason="node is not on the PATH: nothing here to run the page's script")
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(NODE is None, reason="node is not on the PATH: nothing here to run the page's script"),
+]
 
 REAL = (
     b"T",
