@@ -1,8 +1,8 @@
 """Files and folders that are written whole or not at all, also by several processes at once.
 
 What is new is written as a draft, in a hidden folder beside its place, and made durable (fsync) before anything is
-renamed. A rename happens whole or not at all, so a file (`atomic_write`) or a new folder (`atomic_folder`) is there from
-its rename on. Several files of a folder that is there already (`atomic_update`) take more steps:
+renamed. A rename happens whole or not at all, so a file (`atomic_write`) or a new folder (`atomic_folder`) is there
+from its rename on. Several files of a folder that is there already (`atomic_update`) take more steps:
 
     1. write    all files into a draft inside the folder; fsync each file, then the draft
     2. lock     the folder, so that no other process saves there or loads from it
@@ -11,13 +11,13 @@ its rename on. Several files of a folder that is there already (`atomic_update`)
                 the journal, which is empty by then
 
 A kill in 1 or 2 leaves the old files, and a draft that nobody reads. From 3 on the new files count, although some may
-still be in the journal: `find_file` looks there first, and the next load or save repeats 4, which goes on where it was
+still be in the journal: `locate` looks there first, and the next load or save repeats 4, which goes on where it was
 interrupted. Loads stand inside `reading`, so that no file is moved between two reads of one load.
 
-Locks are those of flock, on the folders themselves. They end with the process that holds them, and need no file, so they
-work in folders that are read-only. A draft is locked by its writer; one that is not was left by a killed process, and
-the next writer removes it. Windows and some network file systems have no such locks. A kill leaves the old or the new
-there too; but two saves at once, or a load during 4, are not kept apart, and drafts of killed processes stay.
+Locks are those of flock, on the folders themselves. They end with the process that holds them, and need no file, so
+they work in folders that are read-only. A draft is locked by its writer; one that is not was left by a killed process,
+and the next writer removes it. Windows and some network file systems have no such locks. A kill leaves the old or the
+new there too; but two saves at once, or a load during 4, are not kept apart, and drafts of killed processes stay.
 """
 
 import contextlib
@@ -38,7 +38,10 @@ JOURNAL = ".allformers.journal"
 
 SUPERSEDED = {
     "model.safetensors": ("model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors"),
-    "tokenizer_config.json": ("tokenizer.json", "vocab.json", "merges.txt"),
+    "tokenizer_config.json": (
+        *("tokenizer.json", "vocab.json", "merges.txt"),
+        *("vocab.txt", "tokenizer.model", "spiece.model", "source.spm", "target.spm"),
+    ),
 }
 """What a new file takes the place of, besides the old one: the weights in shards; the files of another tokenizer."""
 
@@ -135,13 +138,11 @@ def finish_update(folder: Path) -> None:
             _finish(folder)
 
 
-def find_file(folder: Path, name: str) -> Path | None:
-    """The path of a file of a folder, which may still be in the journal; None if there is none."""
+def locate(folder: Path, name: str) -> Path:
+    """The place of a file of a folder, if there is such a file: its own, or in the journal while it is in there."""
     pending = _pending(folder)
-    if name in pending:
-        return folder / JOURNAL / name
-    path = folder / name
-    return path if path.is_file() and path not in _superseded(folder, pending) else None
+    is_there = name in pending or folder / name in _superseded(folder, pending)
+    return folder / JOURNAL / name if is_there else folder / name
 
 
 def _finish(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.atomic import atomic_update
+from allformers.checkpoints.atomic import atomic_update, reading
 from allformers.checkpoints.hub import read_json, resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -321,6 +321,11 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     Raises:
         CheckpointError: none of them fits.
     """
+    with reading(name):
+        return _load_tokenizer(name, vocab_size)
+
+
+def _load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     resolve_file = resolve_checkpoint(name)
     path = resolve_file("tokenizer_config.json")
     tokenizer_config = {} if path is None else read_json(path)

@@ -34,8 +34,8 @@ from allformers.checkpoints.atomic import (
     atomic_update,
     atomic_write,
     exclusive,
-    find_file,
     finish_update,
+    locate,
     remove_drafts,
     remove_folder,
     sha256,
@@ -425,7 +425,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no run.
     """
-    return dict(read_json(find_file(folder, "training.json") or folder / "training.json").get("result", {}))
+    return dict(read_json(locate(folder, "training.json")).get("result", {}))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
