@@ -41,9 +41,11 @@ def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for row in _rows_to_save(model, parameters):
         parameter = parameters[row.ours]
-        if row.tied_to is None or parameter is not parameters[row.tied_to]:
+        is_tied = row.tied_to is not None and parameter is parameters[row.tied_to]
+        if not is_tied or not model.config.tie_embeddings:
             prefix = "" if row.tied_to else model.checkpoint_format().prefix
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
+            whole = whole.clone() if is_tied else whole  # tied after all, and a file shares no memory
             names = row.names(model.config.axes)
             for name, part in zip(names, whole.detach() if len(names) > 1 else [whole.detach()], strict=True):
                 tensors[prefix + name] = _to_theirs(part.cpu(), row.each, model.config.axes).contiguous()
@@ -59,29 +61,27 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _rows_to_save(model: "Pretrained", parameters: Mapping[str, nn.Parameter]) -> list[Weight]:
     """The weight table of a model that is built anew from the configuration, if the model has just these parameters."""
     rows = _rows(_built_anew(model))
-    faults = [f"missing: {row.ours}" for row in rows if row.ours not in parameters]
+    of_class = {name: f" of a {type(module).__name__}" for name, module in model.named_modules()}
+    missing = [row.ours for row in rows if row.ours not in parameters]
+    faults = [f"missing: {name}{of_class.get(name.rpartition('.')[0], '')}" for name in missing]
     faults += [f"unexpected: {name}" for name in parameters if name not in {row.ours for row in rows}]
     for row in rows:
-        parameter, expected = parameters.get(row.ours), _shape(row.our_axes, model.config.axes)
-        if parameter is None:
-            continue
-        if parameter.shape != expected:
-            faults.append(f"size mismatch: {row.ours} is {tuple(parameter.shape)}, expected {expected}")
-        is_plain = type(parameter.detach()) is Tensor or hasattr(parameter, "full_tensor")
-        if not is_plain or parameter.is_meta or not parameter.is_floating_point():
-            what = f"{type(parameter.detach()).__name__} of {parameter.dtype} on {parameter.device}"
-            faults.append(f"not floating-point numbers in memory: {row.ours} is a {what}")
+        if row.ours in parameters:
+            parameter, expected = parameters[row.ours], _shape(row.our_axes, model.config.axes)
+            if parameter.shape != expected:
+                faults.append(f"size mismatch: {row.ours} is {tuple(parameter.shape)}, expected {expected}")
+            kind = type(parameter.detach())
+            is_plain = kind is Tensor or hasattr(parameter, "full_tensor")
+            if not (is_plain and parameter.is_floating_point()) or parameter.is_meta:
+                what = f"{kind.__name__} of {parameter.dtype} on {parameter.device}"
+                faults.append(f"no floating-point numbers: {row.ours} is a {what}")
     if faults:
-        shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        raise CheckpointError(
-            "\n  ".join(
-                [
-                    f"this {type(model).__name__} cannot be saved: its parameters are not those that its configuration "
-                    "describes. If layers were quantized or wrapped, save the model as it was before:",
-                    *shown,
-                ]
-            )
+        shown = faults[:6] + ([f"... and {len(faults) - 6} more"] if len(faults) > 6 else [])
+        reason = (
+            f"this {type(model).__name__} cannot be saved: it has other parameters than its configuration describes. "
+            "If layers were quantized or wrapped, save the model as it was before:"
         )
+        raise CheckpointError("\n  ".join([reason, *shown]))
     return rows
 
 

@@ -326,6 +326,7 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
 
 
 def _load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer that a checkpoint's files describe; see `load_tokenizer`."""
     resolve_file = resolve_checkpoint(name)
     path = resolve_file("tokenizer_config.json")
     tokenizer_config = {} if path is None else read_json(path)

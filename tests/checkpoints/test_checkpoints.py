@@ -726,17 +726,17 @@ def reparametrise(model: GPT2) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (wrap, ["blocks.0.mlp.up.weight", "blocks.0.mlp.up.a"]),
+        (wrap, ["blocks.0.mlp.up.weight", "_LoRA", "blocks.0.mlp.up.a"]),
         (add, ["blocks.0.mlp.up.adapter"]),
         (grow, ["token_embedding.weight", "98", "97"]),
         (to_meta, ["final_norm.weight", "meta"]),
         (round_off, ["blocks.0.mlp.up.weight", "int8"]),
         (reparametrise, ["blocks.0.mlp.up.weight"]),
-        (lambda model: model.blocks.append(model.blocks[0]), ["blocks.2.mlp.up.weight"]),
+        (lambda model: model.blocks.append(model.blocks[0]), ["blocks.2.attention_norm.weight", 6]),
     ],
 )
 def test_a_model_that_is_not_what_its_configuration_says_is_not_saved(
-    change: Callable[[GPT2], object], named: list[str], folder: Path, model: GPT2
+    change: Callable[[GPT2], object], named: list[object], folder: Path, model: GPT2
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     changed = make_model()
@@ -759,6 +759,13 @@ def test_a_model_with_compiled_layers_is_saved_whole(model: GPT2, tmp_path: Path
     model.blocks[0] = _Compiled(original)  # type: ignore[assignment]
     model.save_pretrained(tmp_path)
     model.blocks[0] = original
+    assert_same(GPT2.from_pretrained(tmp_path), model)
+
+
+def test_a_head_that_was_tied_later_is_in_the_file_if_the_configuration_says_so(tmp_path: Path) -> None:
+    model = make_model(tie_embeddings=False)
+    model.unembedding.weight = model.token_embedding.weight
+    model.save_pretrained(tmp_path)
     assert_same(GPT2.from_pretrained(tmp_path), model)
 
 
