@@ -132,9 +132,9 @@ def reading(folder: str | Path) -> Iterator[None]:
 
 
 def finish_update(folder: Path) -> None:
-    """Finish an `atomic_update` that was interrupted after its commit, if the folder can be written to."""
+    """Finish an `atomic_update` that was interrupted after its commit, if the folder is free and can be written to."""
     if (folder / JOURNAL).is_dir():
-        with contextlib.suppress(OSError), _lock(folder):
+        with contextlib.suppress(OSError), _lock(folder, wait=False):
             _finish(folder)
 
 
@@ -159,9 +159,9 @@ def _finish(folder: Path) -> None:
 
 
 def _pending(folder: Path) -> list[str]:
-    """The names of files in the journal; empty if there is none."""
+    """The names of files in the journal; empty if there is none. A link of its name, to anywhere, is none of ours."""
     try:
-        return os.listdir(folder / JOURNAL)
+        return [] if (folder / JOURNAL).is_symlink() else os.listdir(folder / JOURNAL)
     except OSError:
         return []
 
@@ -194,12 +194,13 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process has it; the message says which.
     """
-    owner = folder / ".process"
+    owner, name = folder / ".process", ""
     with contextlib.ExitStack() as lock:
         try:
             lock.enter_context(_lock(folder, wait=False))
         except BlockingIOError:
-            name = owner.read_text(encoding="utf-8") if owner.is_file() else ""
+            with contextlib.suppress(OSError):
+                name = owner.read_text(encoding="utf-8")
             raise BlockingIOError(name or "another process") from None
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         try:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import allformers
 from allformers.checkpoints import CheckpointError, pretrained
+from allformers.checkpoints.atomic import JOURNAL
 from allformers.checkpoints.config_json import read_config, write_config
 from allformers.checkpoints.loading import checkpoint_tensors, weight_axes
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
@@ -674,6 +675,27 @@ def test_a_load_that_a_save_interrupts_is_of_one_model(tmp_path: Path, monkeypat
     assert which(folder, models) == 0
     saver.join()
     assert which(folder, models) == 1
+
+
+def test_a_save_that_was_interrupted_counts_and_is_finished_where_that_can_be(
+    folder: Path, model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(folder / JOURNAL)
+    make_model(norm_eps=1e-2).save_pretrained(folder)  # finishes it first
+    model.save_pretrained(folder / JOURNAL)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("read-only")))
+        assert allformers.load(folder).config == model.config
+    assert (folder / JOURNAL).exists()
+    assert_same(allformers.load(folder), model)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_link_is_no_journal(folder: Path, model: GPT2, tmp_path: Path) -> None:
+    make_model(norm_eps=1e-2).save_pretrained(tmp_path / "elsewhere")
+    (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
+    assert_same(allformers.load(folder), model)
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_a_save_takes_the_place_of_shards(folder: Path, tmp_path: Path) -> None:
