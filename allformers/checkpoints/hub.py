@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.atomic import locate
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """The checkpoint that comes with this package: a small GPT-2, trained by `allformers train`."""
@@ -31,7 +32,7 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Callabl
     """
     folder = BUNDLED if name == "bundled" else Path(name)
     if folder.is_dir():
-        return lambda file: folder / file if (folder / file).is_file() else None
+        return lambda file: path if (path := locate(folder, file)).is_file() else None
     if folder.is_file():
         raise CheckpointError(f"{name} is a file: give the folder that holds it")
     if not is_hub_name(name):

@@ -4,6 +4,7 @@ Nothing is guessed and nothing dropped in silence: every name in the checkpoint 
 accounted for exactly once, or the whole list of what does not fit is one `CheckpointError`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -31,18 +32,65 @@ def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
     """A model's weights, named and laid out as in its checkpoints, on the CPU; a tied head is left out.
 
     Of a model that is spread over several processes each gets the whole weights, and all have to call this.
+
+    Raises:
+        CheckpointError: the model's parameters are not those that its configuration describes: layers were replaced,
+            quantized or wrapped, or have other sizes.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = _parameters(model)
     tensors: dict[str, Tensor] = {}
-    for row in _rows(model):
+    for row in _rows_to_save(model, parameters):
         parameter = parameters[row.ours]
-        if row.tied_to is None or parameter is not parameters[row.tied_to]:
+        is_tied = row.tied_to is not None and parameter is parameters[row.tied_to]
+        if not is_tied or not model.config.tie_embeddings:
             prefix = "" if row.tied_to else model.checkpoint_format().prefix
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
+            whole = whole.clone() if is_tied else whole  # tied after all, and a file shares no memory
             names = row.names(model.config.axes)
             for name, part in zip(names, whole.detach() if len(names) > 1 else [whole.detach()], strict=True):
                 tensors[prefix + name] = _to_theirs(part.cpu(), row.each, model.config.axes).contiguous()
     return tensors
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's parameters by name, a shared one under each of its names; as they were before layers were compiled."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
+
+
+def _rows_to_save(model: "Pretrained", parameters: Mapping[str, nn.Parameter]) -> list[Weight]:
+    """The weight table of a model that is built anew from the configuration, if the model has just these parameters."""
+    rows = _rows(_built_anew(model))
+    of_class = {name: f" of a {type(module).__name__}" for name, module in model.named_modules()}
+    missing = [row.ours for row in rows if row.ours not in parameters]
+    faults = [f"missing: {name}{of_class.get(name.rpartition('.')[0], '')}" for name in missing]
+    faults += [f"unexpected: {name}" for name in parameters if name not in {row.ours for row in rows}]
+    for row in rows:
+        if row.ours in parameters:
+            parameter, expected = parameters[row.ours], _shape(row.our_axes, model.config.axes)
+            if parameter.shape != expected:
+                faults.append(f"size mismatch: {row.ours} is {tuple(parameter.shape)}, expected {expected}")
+            kind = type(parameter.detach())
+            is_plain = kind is Tensor or hasattr(parameter, "full_tensor")
+            if not (is_plain and parameter.is_floating_point()) or parameter.is_meta:
+                what = f"{kind.__name__} of {parameter.dtype} on {parameter.device}"
+                faults.append(f"no floating-point numbers: {row.ours} is a {what}")
+    if faults:
+        shown = faults[:6] + ([f"... and {len(faults) - 6} more"] if len(faults) > 6 else [])
+        reason = (
+            f"this {type(model).__name__} cannot be saved: it has other parameters than its configuration describes. "
+            "If layers were quantized or wrapped, save the model as it was before:"
+        )
+        raise CheckpointError("\n  ".join([reason, *shown]))
+    return rows
+
+
+def _built_anew(model: "Pretrained") -> "Pretrained":
+    """A model without memory of the same configuration, of the first class that needs no more than a configuration."""
+    for model_class in type(model).__mro__:
+        with contextlib.suppress(TypeError):
+            return cast("Pretrained", empty_model(model_class, model.config))
+    raise CheckpointError(f"{type(model).__name__} cannot be built from its configuration")
 
 
 def weight_axes(model: "Pretrained") -> dict[str, str]:

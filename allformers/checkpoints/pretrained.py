@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.atomic import atomic_write
+from allformers.checkpoints.atomic import atomic_update, reading
 from allformers.checkpoints.config_json import read_config, write_config
 from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
 from allformers.checkpoints.loading import build_model, checkpoint_tensors
@@ -77,12 +77,13 @@ class Pretrained(nn.Module):
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the
                 configuration is of another architecture, or weights are missing, unexpected or of another size.
         """
-        resolve_file = resolve_checkpoint(name, revision)
-        config_dict = read_json(require_file(resolve_file, "config.json", name))
-        variant = cls.variant_for(config_dict)
-        config = read_config(variant.checkpoint_format(), config_dict, where=f"{name}/config.json")
-        model = build_model(variant, config, open_weights(resolve_file, name), dtype, device, where=str(name))
-        return cast(Self, model)
+        with reading(name):
+            resolve_file = resolve_checkpoint(name, revision)
+            config_dict = read_json(require_file(resolve_file, "config.json", name))
+            variant = cls.variant_for(config_dict)
+            config = read_config(variant.checkpoint_format(), config_dict, where=f"{name}/config.json")
+            model = build_model(variant, config, open_weights(resolve_file, name), dtype, device, where=str(name))
+            return cast(Self, model)
 
     @classmethod
     def from_huggingface(cls, model: Any) -> Self:
@@ -118,9 +119,20 @@ class Pretrained(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` and transformers load with the same logits.
 
-        Each file is written beside its place and then moved there, so that a failure leaves what was there before.
+        The folder has the old checkpoint or the new one, whole, whatever fails or is killed meanwhile, and whoever else
+        saves there. Its other files stay, except shards of the weights that it had before.
+
+        Raises:
+            CheckpointError: `folder` is a file, or the model's parameters are not those of its configuration, such as
+                quantized ones.
+            OSError: the disk is full, or the folder cannot be written to.
         """
-        write_pretrained(folder, self.checkpoint_format(), self.config, checkpoint_tensors(self))
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"cannot save to {folder}: it is a file, not a folder")
+        form, tensors = self.checkpoint_format(), checkpoint_tensors(self)
+        with atomic_update(folder) as draft:
+            write_pretrained(draft, form, self.config, tensors)
 
 
 class Encoder(Pretrained):
@@ -145,21 +157,9 @@ def _format_of(package: str) -> Format | None:
     return found if isinstance(found, Format) else None
 
 
-def write_pretrained(folder: str | Path, form: Format, config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint from the tensors that `checkpoint_tensors` gives.
-
-    Raises:
-        CheckpointError: `folder` is a file.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"cannot save to {folder}: it is a file, not a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+def write_pretrained(draft: Path, form: Format, config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint's files into a draft, from the tensors that `checkpoint_tensors` gives."""
     config_json = write_config(form, config)
     config_json["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    with (
-        atomic_write(folder / "config.json") as config_file,
-        atomic_write(folder / "model.safetensors") as weights_file,
-    ):
-        config_file.write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
-        save_tensors(tensors, weights_file)
+    (draft / "config.json").write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
+    save_tensors(tensors, draft / "model.safetensors")

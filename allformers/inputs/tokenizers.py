@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.atomic import atomic_update, reading
 from allformers.checkpoints.hub import read_json, resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -65,9 +66,18 @@ class Tokenizer(ABC):
         yield decoder.decode(b"", final=True)
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer_config.json` beside a checkpoint's weights."""
+        """Save the tokenizer beside a checkpoint's weights, in the place of another one's files.
+
+        Raises:
+            OSError: the folder cannot be written to. Then nothing has changed.
+        """
+        with atomic_update(folder) as draft:
+            self.write_files(draft)
+
+    def write_files(self, draft: Path) -> None:
+        """Write `tokenizer_config.json`, and what else the tokenizer is made from, into a draft."""
         content = json.dumps(self.to_config(), indent=2, ensure_ascii=False)
-        (Path(folder) / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
+        (draft / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
 
     def _check_token_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:
@@ -194,12 +204,12 @@ class GPT2Tokenizer(Tokenizer):
         """The name of its class; it has no settings."""
         return {"tokenizer_class": "GPT2Tokenizer"}
 
-    def save(self, folder: str | Path) -> None:
+    def write_files(self, draft: Path) -> None:
         """Write `tokenizer_config.json`, and copy the vocabulary if it was read from a folder."""
-        super().save(folder)
+        super().write_files(draft)
         if self.folder is not None:
             for name in ("vocab.json", "merges.txt"):
-                shutil.copyfile(Path(self.folder) / name, Path(folder) / name)
+                shutil.copyfile(Path(self.folder) / name, draft / name)
 
 
 class JsonTokenizer(Tokenizer):
@@ -273,11 +283,10 @@ class JsonTokenizer(Tokenizer):
         """The name of the class that transformers has for such a file."""
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
-    def save(self, folder: str | Path) -> None:
-        """Copy the file into the checkpoint's folder."""
-        super().save(folder)
-        if self.path.resolve() != (Path(folder) / "tokenizer.json").resolve():
-            shutil.copyfile(self.path, Path(folder) / "tokenizer.json")
+    def write_files(self, draft: Path) -> None:
+        """Write `tokenizer_config.json`, and copy the file."""
+        super().write_files(draft)
+        shutil.copyfile(self.path, draft / "tokenizer.json")
 
 
 def _unicode_to_byte() -> dict[str, int]:
@@ -312,6 +321,12 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
     Raises:
         CheckpointError: none of them fits.
     """
+    with reading(name):
+        return _load_tokenizer(name, vocab_size)
+
+
+def _load_tokenizer(name: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer that a checkpoint's files describe; see `load_tokenizer`."""
     resolve_file = resolve_checkpoint(name)
     path = resolve_file("tokenizer_config.json")
     tokenizer_config = {} if path is None else read_json(path)

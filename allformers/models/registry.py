@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.atomic import reading
 from allformers.checkpoints.config_json import read_config
 from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
 from allformers.checkpoints.tables import Size
@@ -87,8 +88,9 @@ def _with_variants(entry: Entry) -> list[type[Any]]:
 
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model here; see `allformers.load`."""
-    model_class, _ = load_config(name, revision)
-    return model_class.from_pretrained(name, revision=revision, **options)
+    with reading(name):
+        model_class, _ = load_config(name, revision)
+        return model_class.from_pretrained(name, revision=revision, **options)
 
 
 def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:

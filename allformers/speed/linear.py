@@ -67,7 +67,7 @@ def prepare(model: Model, weights: str = "plain", *, training: bool = False) -> 
     An earlier preparation does not matter, unless it quantized the weights. The parameters stay the same objects with
     the same names, so an optimizer made before goes on, and a checkpoint is the same file. The model can be saved,
     moved, cast and trained; a layer whose weights have changed since they were packed uses `OneDNNLinear`. Copies and
-    pickles of the model are not prepared. A quantized model can only be used.
+    pickles of the model are not prepared. A quantized model can only be used; to save it is refused.
 
     Raises:
         ValueError: there is no such format, it does not allow training, int4 does not fit a layer, or the model's

@@ -139,7 +139,7 @@ def prepare(
             "tokens_sha256": tokens_hash.hexdigest(),
         }
         (draft / "data.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(draft)
+        tokenizer.write_files(draft)
     return open_tokens(folder)
 
 

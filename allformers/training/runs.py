@@ -7,8 +7,9 @@
     model.safetensors ...   the trained model, once the recipe is done
 
 A checkpoint is written beside its place and then renamed, so it is either there and whole, or not there. The last two
-are kept. A run that is killed at any moment loses the steps since the last one; one that is resumed from a checkpoint
-reaches, on a CPU, the same weights to the bit as one that was never stopped.
+are kept. The trained model, its tokenizer and the result are written in one act. A run that is killed at any moment
+loses the steps since the last checkpoint; one that is resumed from a checkpoint reaches, on a CPU, the same weights to
+the bit as one that was never stopped. Only one process at a time trains in a folder.
 """
 
 import contextlib
@@ -28,7 +29,17 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from allformers.checkpoints.atomic import atomic_folder, atomic_write, remove_drafts, remove_folder, sha256
+from allformers.checkpoints.atomic import (
+    atomic_folder,
+    atomic_update,
+    atomic_write,
+    exclusive,
+    finish_update,
+    locate,
+    remove_drafts,
+    remove_folder,
+    sha256,
+)
 from allformers.checkpoints.hub import read_json
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.checkpoints.pretrained import write_pretrained
@@ -256,7 +267,7 @@ class Run:
         folder = self.folder / "checkpoints"
         with atomic_folder(folder / f"step-{trainer.step:08d}") as draft:
             write_pretrained(draft, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
-            self.tokenizer.save(draft)
+            self.tokenizer.write_files(draft)
             save_tensors(state, draft / "state.safetensors")
             about = {
                 "step": trainer.step,
@@ -278,9 +289,6 @@ class Run:
         tensors = checkpoint_tensors(trainer.model) if done else {}  # type: ignore[arg-type]
         if not trainer.processes.is_main_process:
             return
-        if done:
-            write_pretrained(self.folder, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
-            self.tokenizer.save(self.folder)
         lines = read_metrics(self.folder)
         result = {"stop_reason": self.stop_reason, "step": trainer.step, "seconds": round(self.seconds, 1)}
         measured = [(line["validation_loss"], line["step"]) for line in lines if "validation_loss" in line]
@@ -290,7 +298,11 @@ class Run:
             result |= {"best_validation_loss_nats_per_token": round(best, 4), "best_step": best_step}
         elif lines:
             result["loss_nats_per_token"] = round(lines[-1]["loss"], 4)
-        write_record(self.folder, {**self.record, "result": result})
+        with atomic_update(self.folder) as draft:
+            if done:
+                write_pretrained(draft, trainer.model.checkpoint_format(), trainer.model.config, tensors)  # type: ignore[operator]
+                self.tokenizer.write_files(draft)
+            write_record(draft, {**self.record, "result": result})
 
     @contextlib.contextmanager
     def _metrics_writer(self) -> Iterator[Any]:
@@ -413,7 +425,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no run.
     """
-    return dict(read_json(folder / "training.json").get("result", {}))
+    return dict(read_json(locate(folder, "training.json")).get("result", {}))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -436,11 +448,24 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make a run's folder, and remove the drafts that a killed process has left in it."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    remove_drafts(folder)
-    remove_drafts(folder / "checkpoints")
+@contextlib.contextmanager
+def prepare_folder(folder: Path) -> Iterator[None]:
+    """Make a run's folder, clear up what a killed process has left in it, and let no other process train in it.
+
+    Raises:
+        RunError: another process trains in it.
+    """
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(exclusive(checkpoints))
+        except BlockingIOError as owner:
+            raise RunError(f"{owner} trains in {folder}: wait until it has ended, or choose another folder") from None
+        finish_update(folder)
+        remove_drafts(folder)
+        remove_drafts(checkpoints)
+        yield
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

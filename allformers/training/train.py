@@ -1,5 +1,6 @@
 """`train` follows a recipe: tokenise the text, make the model, run in a folder, resume if it was interrupted."""
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -54,7 +55,7 @@ def train(
 
     Raises:
         RunError: the folder holds a run already (and `resume` is False), or a checkpoint of another recipe or text, or
-            one that is damaged; the loss is no longer a number; the disk is full.
+            one that is damaged; another process trains in the folder; the loss is no longer a number; the disk is full.
         ValueError: the corpus cannot be had or does not fit the recipe.
     """
     folder = Path(folder)
@@ -64,12 +65,12 @@ def train(
         )
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; a run needs a folder")
-    with process_group(torch.device(device), parallel) as processes:
+    with process_group(torch.device(device), parallel) as processes, contextlib.ExitStack() as lock:
         with processes.main_process_first():
             if processes.is_main_process:
+                lock.enter_context(prepare_folder(folder))
                 if not resume and (folder / "training.json").exists():
                     raise RunError(f"{folder} holds a run already: go on with it (--resume), or choose another folder")
-                prepare_folder(folder)
             tokens = _tokens(recipe, folder, file, on_progress)
         run = _set_up(recipe, folder, tokens, processes, budget, peak_flops, tensorboard)
         yield from run.run()

@@ -5,10 +5,14 @@ import contextlib
 import dataclasses
 import hashlib
 import http.server
+import itertools
 import json
 import os
+import posix
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,12 +30,13 @@ import transformers
 from torch import Tensor, nn
 
 import allformers
-from allformers.checkpoints import CheckpointError
+from allformers.checkpoints import CheckpointError, pretrained
+from allformers.checkpoints.atomic import JOURNAL
 from allformers.checkpoints.config_json import read_config, write_config
 from allformers.checkpoints.loading import checkpoint_tensors, weight_axes
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.gpt2.variants import CerebrasGPT2, StanfordGPT2
-from conftest import perturb
+from conftest import names, perturb
 
 CONFIG = GPT2Config(vocab_size=97, context_length=20, embedding_dim=12, num_layers=2, num_heads=3, mlp_dim=31)
 FORMAT = GPT2.checkpoint_format()
@@ -604,6 +609,198 @@ def test_a_failed_save_leaves_the_earlier_checkpoint(
             other.save_pretrained(folder)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     assert_same(GPT2.from_pretrained(folder), model)
+
+
+def other_norms() -> tuple[GPT2, GPT2]:
+    """Two models of the same shapes, of which neither could be told from a mixture by its shapes."""
+    return make_model(), make_model(norm_eps=1e-2)
+
+
+def which(folder: Path, models: tuple[GPT2, GPT2]) -> int:
+    """The number of the model that a folder holds; -1 for a mixture."""
+    found = allformers.load(folder)
+    same = [
+        found.config == model.config and all(map(torch.equal, found.parameters(), model.parameters()))
+        for model in models
+    ]
+    return same.index(True) if any(same) else -1
+
+
+@pytest.mark.slow  # hundreds of processes
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("savers", [1, 2])
+def test_kills_at_random_moments_leave_the_one_model_or_the_other(savers: int, tmp_path: Path) -> None:
+    """200 kills while two models are saved in turn over one folder; the folder is loaded before and after each."""
+    models, folder, rounds = other_norms(), tmp_path / "checkpoint", 200 // savers
+    models[0].save_pretrained(folder)
+
+    def save_for_ever() -> None:
+        os.fsync = posix.fsync  # to wait for the disk, as outside of tests
+        for turn in itertools.count():
+            models[turn % 2].save_pretrained(folder)
+
+    found = []
+    for _ in range(rounds):
+        children = []
+        for _ in range(savers):
+            children.append(os.fork())
+            if children[-1] == 0:
+                save_for_ever()
+        end = time.monotonic() + random.uniform(0, 0.15)
+        while time.monotonic() < end:
+            found.append(which(folder, models))
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.waitpid(child, 0)
+        found.append(which(folder, models))
+    assert set(found) == {0, 1}
+    models[0].save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_load_that_a_save_interrupts_is_of_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, folder = other_norms(), tmp_path / "checkpoint"
+    models[0].save_pretrained(folder)
+    saver = threading.Thread(target=models[1].save_pretrained, args=(folder,))
+    read = pretrained.read_config
+
+    def read_while_somebody_saves(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        saver.start()
+        saver.join(0.1)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(pretrained, "read_config", read_while_somebody_saves)
+    assert which(folder, models) == 0
+    saver.join()
+    assert which(folder, models) == 1
+
+
+def test_a_save_that_was_interrupted_counts_and_is_finished_where_that_can_be(
+    folder: Path, model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(folder / JOURNAL)
+    make_model(norm_eps=1e-2).save_pretrained(folder)  # finishes it first
+    model.save_pretrained(folder / JOURNAL)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("read-only")))
+        assert allformers.load(folder).config == model.config
+    assert (folder / JOURNAL).exists()
+    assert_same(allformers.load(folder), model)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_link_is_no_journal(folder: Path, model: GPT2, tmp_path: Path) -> None:
+    make_model(norm_eps=1e-2).save_pretrained(tmp_path / "elsewhere")
+    (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
+    assert_same(allformers.load(folder), model)
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_save_takes_the_place_of_shards(folder: Path, tmp_path: Path) -> None:
+    write_shards(folder, checkpoint_tensors(make_model()), "safetensors", safetensors.torch.save_file)
+    write_pickle(write_checkpoint(tmp_path / "pickle", CONFIG, {}), checkpoint_tensors(make_model()))
+    for before in (folder, tmp_path / "pickle"):
+        model = make_model(norm_eps=1e-3)
+        model.save_pretrained(before)
+        assert_same(GPT2.from_pretrained(before), model)
+        reference = transformers.GPT2LMHeadModel.from_pretrained(before)
+        assert same_logits(model, reference.eval())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+class _LoRA(nn.Module):
+    """A wrapper around a layer, as libraries for fine-tuning have one."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.a = nn.Parameter(torch.zeros(2, base.in_features))
+
+
+def wrap(model: GPT2) -> None:
+    model.blocks[0].mlp.up = _LoRA(model.blocks[0].mlp.up)  # type: ignore[assignment]
+
+
+def add(model: GPT2) -> None:
+    model.blocks[0].mlp.up.adapter = nn.Parameter(torch.zeros(3))  # type: ignore[assignment]
+
+
+def grow(model: GPT2) -> None:
+    model.token_embedding = nn.Embedding(98, 12)
+    model.unembedding.weight = model.token_embedding.weight
+
+
+def to_meta(model: GPT2) -> None:
+    model.final_norm.to("meta")
+
+
+def round_off(model: GPT2) -> None:
+    rounded = model.blocks[0].mlp.up.weight.detach().round().to(torch.int8)
+    model.blocks[0].mlp.up.weight = nn.Parameter(rounded, requires_grad=False)
+
+
+def reparametrise(model: GPT2) -> None:
+    nn.utils.parametrizations.weight_norm(model.blocks[0].mlp.up)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (wrap, ["blocks.0.mlp.up.weight", "_LoRA", "blocks.0.mlp.up.a"]),
+        (add, ["blocks.0.mlp.up.adapter"]),
+        (grow, ["token_embedding.weight", "98", "97"]),
+        (to_meta, ["final_norm.weight", "meta"]),
+        (round_off, ["blocks.0.mlp.up.weight", "int8"]),
+        (reparametrise, ["blocks.0.mlp.up.weight"]),
+        (lambda model: model.blocks.append(model.blocks[0]), ["blocks.2.attention_norm.weight", 6]),
+    ],
+)
+def test_a_model_that_is_not_what_its_configuration_says_is_not_saved(
+    change: Callable[[GPT2], object], named: list[object], folder: Path, model: GPT2
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    changed = make_model()
+    change(changed)
+    with pytest.raises(CheckpointError, match=names("GPT2", *named)):
+        changed.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+class _Compiled(nn.Module):
+    """A layer as `torch.compile` wraps it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+
+def test_a_model_with_compiled_layers_is_saved_whole(model: GPT2, tmp_path: Path) -> None:
+    original = model.blocks[0]
+    model.blocks[0] = _Compiled(original)  # type: ignore[assignment]
+    model.save_pretrained(tmp_path)
+    model.blocks[0] = original
+    assert_same(GPT2.from_pretrained(tmp_path), model)
+
+
+def test_a_head_that_was_tied_later_is_in_the_file_if_the_configuration_says_so(tmp_path: Path) -> None:
+    model = make_model(tie_embeddings=False)
+    model.unembedding.weight = model.token_embedding.weight
+    model.save_pretrained(tmp_path)
+    assert_same(GPT2.from_pretrained(tmp_path), model)
+
+
+def test_a_subclass_that_needs_more_than_a_configuration_is_saved(model: GPT2, tmp_path: Path) -> None:
+    class Mine(GPT2):
+        def __init__(self, config: GPT2Config, note: str) -> None:
+            super().__init__(config)
+            self.note = note
+
+    mine = Mine(CONFIG, "note")
+    mine.load_state_dict(model.state_dict())
+    mine.save_pretrained(tmp_path)
+    assert_same(GPT2.from_pretrained(tmp_path), model)
 
 
 # The hub

@@ -114,6 +114,31 @@ def test_a_saved_tokenizer_is_loaded_again(tokenizer: Tokenizer, tmp_path: Path)
     assert loaded.to_config() == tokenizer.to_config()
 
 
+class _Failing(ByteTokenizer):
+    def write_files(self, draft: Path) -> None:
+        super().write_files(draft)
+        raise OSError("no space left")
+
+
+def test_a_tokenizer_takes_the_place_of_another_ones_files(tmp_path: Path, gpt2_files: Path) -> None:
+    others = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model")
+    for name in (*others, "notes.txt"):
+        (tmp_path / name).write_text("of another")
+    GPT2Tokenizer().save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer_config.json", "notes.txt"}
+    assert type(load_tokenizer(tmp_path, 50257)) is GPT2Tokenizer
+    (tmp_path / "vocab.json").write_text("of another")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OSError, match="no space left"):
+        _Failing().save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    own = load_tokenizer(gpt2_files, 50257)
+    own.save(tmp_path)
+    own = load_tokenizer(tmp_path, 50257)
+    own.save(tmp_path)  # over its own files
+    assert load_tokenizer(tmp_path, 50257).encode("a b") == own.encode("a b")
+
+
 @pytest.mark.parametrize(
     ("content", "vocab_size", "expected"),
     [

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from allformers.checkpoints import CheckpointError
 from allformers.generation.decoder import Decoder
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.mistral.mistral import Mistral, MistralConfig
@@ -170,6 +171,15 @@ def test_a_quantized_layer_multiplies_the_weights_that_it_says_it_has(rows: int,
     quantized, x = QuantizedLinear(plain, kind), torch.randn(2, rows, 2 * GROUP_SIZE)[:1]
     with torch.inference_mode():
         assert difference(quantized(x), F.linear(x, quantized.dequantize(), plain.bias)) < 1e-6
+
+
+def test_a_quantized_model_is_not_saved_over_a_whole_one(tmp_path: Path) -> None:
+    plain = make()
+    plain.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match="QuantizedLinear"):
+        prepare(plain, "int8").save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])

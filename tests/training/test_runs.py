@@ -158,6 +158,9 @@ def test_killed_at_random_steps_it_reaches_the_same_bits(tmp_path: Path) -> None
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             assert time.monotonic() < deadline
             time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(RunError, match=rf"\b{process.pid}\b.*{tmp_path / 'killed'}\b"):
+            follow(tmp_path / "killed", resume=True)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         lines = metrics.read_bytes().count(b"\n")
@@ -198,6 +201,18 @@ def test_asked_to_stop_it_saves_and_ends(tmp_path: Path, straight: Path, number:
 def test_a_budget_ends_a_run_early(tmp_path: Path, budget: Budget, last: int) -> None:
     assert follow(tmp_path, budget=budget)[-1].step == last
     assert steps(tmp_path)[-1] == last
+
+
+def test_only_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, straight: Path) -> None:
+    run = train(make_recipe(), tmp_path, peak_flops=1e9)
+    next(run)
+    for resume in (True, False):
+        with pytest.raises(RunError, match=rf"\b{os.getpid()}\b.*{tmp_path}\b"):
+            follow(tmp_path, resume=resume)
+    list(run)
+    assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
+    follow(tmp_path, resume=True)
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
@@ -384,15 +399,15 @@ def forking() -> Any:
     return context
 
 
-@pytest.mark.parametrize("at", [pytest.param(at, marks=() if at == 8 else pytest.mark.slow) for at in range(0, 24, 2)])
+@pytest.mark.parametrize("at", [pytest.param(at, marks=() if at == 8 else pytest.mark.slow) for at in range(0, 42, 4)])
 def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: Path, forking: Any, at: int) -> None:
-    """From the first byte of the third checkpoint to the removal of the first; between draft and rename too."""
+    """From the first byte of the third checkpoint to the last move of the trained model's files."""
     recipe = make_recipe(save_every=3)
     child = forking.Process(target=die_at, args=(at, tmp_path, recipe))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert steps(tmp_path)[-1] in (6, 9)
+    assert steps(tmp_path)[-1] in (6, 9, 12)
     follow(tmp_path, recipe, resume=True)
     assert sha256(tmp_path / "model.safetensors") == sha256(straight / "model.safetensors")
     assert not list(tmp_path.rglob(".*"))
