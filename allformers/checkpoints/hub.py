@@ -55,7 +55,7 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Callabl
 
 
 def _file_in(folder: Path, file: str) -> Path | None:
-    """The path of a file in a folder, or None. Nothing but a plain file is ever opened: to read a pipe may never end."""
+    """The path of a file in a folder, or None. Nothing else than a file is opened: to read a pipe may never end."""
     path = folder / file
     try:
         if path.is_file():
@@ -110,12 +110,8 @@ def require_file(resolve_file: Callable[[str], Path | None], file: str, name: st
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    NaN and infinity are read as the reference reads them, though they are no JSON: a field's type refuses them where
-    they matter.
-
     Raises:
-        CheckpointError: it is not JSON in UTF-8, larger than `LARGEST_JSON`, nested too deeply, not an object, or
-            it gives one name two values.
+        CheckpointError: there is no such file, it is larger than `LARGEST_JSON`, or as for `parse_json`.
     """
     try:
         if not path.is_file():
@@ -124,16 +120,30 @@ def read_json(path: Path) -> dict[str, Any]:
         if size > LARGEST_JSON:
             raise CheckpointError(f"{path} has {size} bytes; JSON of more than {LARGEST_JSON} is not read")
         with path.open("rb") as file:
-            content = json.loads(file.read(LARGEST_JSON).decode("utf-8"), object_pairs_hook=_object)
-    except CheckpointError:
-        raise
+            content = file.read(LARGEST_JSON)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {_reason(error)}") from error
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The object that JSON from a file describes.
+
+    NaN and infinity are read as the reference reads them, though they are no JSON: a field's type refuses them where
+    they matter.
+
+    Raises:
+        CheckpointError: it is not JSON in UTF-8, nested too deeply, not an object, or it gives one name two values.
+    """
+    try:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
     except RecursionError as error:
         raise CheckpointError(f"{path} cannot be read as JSON: it is nested too deeply") from error
-    except (OSError, ValueError, MemoryError) as error:
+    except (ValueError, MemoryError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, not a {type(content).__name__}")
-    return content
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, not a {type(found).__name__}")
+    return found
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
