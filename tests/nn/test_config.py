@@ -11,7 +11,7 @@ from allformers.nn.config import (
     LARGEST_FLOAT,
     LARGEST_INT,
     Config,
-    EvenInt,
+    EvenWidth,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -26,7 +26,7 @@ class Example(Config):
 
     count: PositiveInt = 3
     whole: NonNegativeInt = 0
-    even: EvenInt = 4
+    even: EvenWidth = 4
     positive: PositiveFloat = 1.0
     number: float = 0.0
     chance: Probability = 0.5
@@ -43,7 +43,7 @@ class Example(Config):
     [
         ("count", [0, -1, 1.0, True, "3", None, LARGEST_INT + 1], "1"),
         ("whole", [-1, 0.5, False, LARGEST_INT + 1], "0"),
-        ("even", [0, 3, 4.0, LARGEST_INT + 1], "2"),
+        ("even", [0, 3, 4.0, 2**20 + 2], "2"),
         ("positive", [0, -1.0, math.nan, math.inf, 2 * LARGEST_FLOAT, "1", True], "0"),
         ("number", [math.nan, math.inf, -math.inf, True, "1", None], "number"),
         ("chance", [-0.1, 1, math.nan], "0"),
