@@ -145,7 +145,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = parse_json(file.read(length), path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ should give names to strings, and is {shown(metadata)}")
     tensors = {name: _header_entry(path, name, entry) for name, entry in header.items()}
     place = 0
     for name, tensor in sorted(tensors.items(), key=lambda pair: (pair[1].start, math.prod(pair[1].shape))):

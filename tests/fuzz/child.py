@@ -25,7 +25,7 @@ from mutations import Case, make
 
 LIMIT = 2 * 2**30
 LONGEST_MESSAGE = 8000
-MOST_DIFFERENCE = 1e-4
+MOST_DIFFERENCE = 1e-5
 
 
 def write_bases(folder: Path) -> None:
