@@ -20,6 +20,9 @@ from allformers.messages import shown, shown_name, shown_names
 LARGEST_HEADER = 32 * 2**20
 """The bytes of a safetensors header that are read: DeepSeek-V3's 91,000 tensors take 12 million in one file."""
 
+LONGEST_NAME = 200
+"""The letters of a weight's name, twice those of the longest one, which three wrappers have added to."""
+
 SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -119,6 +122,10 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
 
 
 def _lazy(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, LazyTensor]:
+    """The tensors of a file. Names that are no weight's are refused here, before anything lists or compares them."""
+    odd = [name for name in tensors if len(name) > LONGEST_NAME or not name.isprintable()]
+    if odd:
+        raise CheckpointError(f"{path} has weights with names that no model gives: {shown_names(odd)}")
     return {
         name: LazyTensor(stored.shape, stored.dtype, functools.partial(_read_stored, path, stored))
         for name, stored in tensors.items()

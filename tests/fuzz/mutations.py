@@ -144,7 +144,9 @@ def _exchange(rng: random.Random, config: dict[str, Any]) -> tuple[tuple[str, ..
 
 
 def _rope(rng: random.Random, config: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    name = rng.choice(("rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor"))
+    name = rng.choice(
+        ("rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor")
+    )
     inner = {key: rng.choice(ROPE[key]) for key in rng.sample(sorted(ROPE), rng.randint(0, 5))}
     if "type" in name or rng.random() < 0.1:
         inner["type"] = rng.choice(ROPE["rope_type"])
@@ -154,8 +156,19 @@ def _rope(rng: random.Random, config: dict[str, Any]) -> tuple[tuple[str, ...], 
 
 def _unknown(rng: random.Random, config: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     name = rng.choice(
-        (*NAMES[:8], "x" * 500, "\ud800", "sliding_window", "layer_types", "use_sliding_window", "head_dim", "n_inner")
-        + ("quantization_config", "is_decoder", "tie_word_embeddings", "num_key_value_heads", "attention_bias", "axes")
+        (
+            *(
+                *NAMES[:8],
+                "x" * 500,
+                "\ud800",
+                "sliding_window",
+                "layer_types",
+                "use_sliding_window",
+                "head_dim",
+                "axes",
+            ),
+            *("n_inner", "quantization_config", "is_decoder", "tie_word_embeddings", "num_key_value_heads"),
+        )
     )
     config[name] = rng.choice(VALUES)
     return (name,), f"{name!r:.60} = {config[name]!r:.60}"
@@ -264,7 +277,9 @@ def _change_header(rng: random.Random, folder: Path) -> tuple[str, tuple[str, ..
     elif what == "longer":
         whole += bytes(rng.randint(1, 9))
     elif what == "length":
-        whole = rng.choice((0, 1, length - 1, length + 1, 10**8, 2**40, 2**63, 2**64 - 1)).to_bytes(8, "little") + whole[8:]
+        whole = (
+            rng.choice((0, 1, length - 1, length + 1, 10**8, 2**40, 2**63, 2**64 - 1)).to_bytes(8, "little") + whole[8:]
+        )
     elif what in {"other bytes", "other numbers"}:
         at = rng.randrange(8 + length) if what == "other bytes" else rng.randrange(8 + length, len(whole))
         some = bytes(rng.choices(range(256), k=rng.randint(1, 4)))
@@ -460,11 +475,13 @@ def _change_program(rng: random.Random, program: bytes, what: str) -> bytes:
         return program[:2] + bomb + program[2:]
     if what == "argument":
         numbers = [place for place in places if place[0].name in {"BININT1", "BININT2", "BININT", "LONG1"}]
-        opcode, _, at = rng.choice(numbers)
+        _, _, at = rng.choice(numbers)
         end = next((start for _, _, start in places if start > at), len(program))
         number = rng.choice((0, 1, 2, 3, 5, 64, 255, 65535, 10**6, 2**31 - 1, -1, 2**40, 2**62, 2**63, 2**64, 2**500))
         return program[:at] + pickle.dumps(number, protocol=2)[2:-1] + program[end:]
-    opcode, _, at = rng.choice(places)
+    _, _, at = rng.choice(places)
     end = next((start for _, _, start in places if start > at), len(program))
     code = rng.choice(pickletools.opcodes).code.encode("latin-1")
-    return rng.choice((program[:at] + program[end:], program[:at] + code + program[at + 1 :], program[:at] + code + program[at:]))
+    return rng.choice(
+        (program[:at] + program[end:], program[:at] + code + program[at + 1 :], program[:at] + code + program[at:])
+    )

@@ -65,7 +65,10 @@ class Child:
             if not line:
                 status = self.process.wait()
                 self.stop()
-                return about | {"outcome": "FAULT: the process ended" if seconds == SECONDS else late, "message": status}
+                return about | {
+                    "outcome": "FAULT: the process ended" if seconds == SECONDS else late,
+                    "message": status,
+                }
             about |= json.loads(line)
         return about
 
@@ -104,8 +107,5 @@ def test_a_load_ends_in_the_references_model_or_in_a_refusal_by_name(tmp_path: P
     slowest = max(float(about.get("seconds", 0)) for about in found)
     print(f"\nALLFORMERS_FUZZ_SEED={seed}, {cases} cases, the slowest {slowest:.1f} s", *rows, sep="\n")
     faults = [about for about in found if about["outcome"].startswith("FAULT")]
-    lines = [
-        f"{about['number']} {about['family']} {about['kind']}: {about['what']}\n    {about['outcome']}: {about['message']}"
-        for about in faults
-    ]
+    lines = ["{number} {family} {kind}: {what}\n    {outcome}: {message}".format(**about) for about in faults]
     assert not faults, "\n".join([f"{len(faults)} of {cases} cases, with ALLFORMERS_FUZZ_SEED={seed}:", *lines])
