@@ -208,6 +208,8 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
             f"{path} holds more than tensors, {shown_name(error)}, and reading that could run code: refused. "
             "Ask for the checkpoint as safetensors"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a pickle can go wrong in any way
         raise CheckpointError(
             f"{path} is truncated or not a PyTorch checkpoint: {type(error).__name__}: {escaped(str(error)[:200])}"

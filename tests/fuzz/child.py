@@ -17,16 +17,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "critical", "TQDM_DISABLE": "1"}
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+import torch
+from mutations import Case, make
 
-import torch  # noqa: E402
-from mutations import Case, make  # noqa: E402
-
-import allformers  # noqa: E402
-from allformers.checkpoints import CheckpointError  # noqa: E402
-from allformers.models.registry import READING_ORDER  # noqa: E402
+import allformers
+from allformers.checkpoints import CheckpointError
+from allformers.models.registry import READING_ORDER
 
 LIMIT = 2 * 2**30
 LONGEST_MESSAGE = 4000
@@ -136,6 +132,8 @@ def run(number: int, seed: int, bases: Path, folder: Path) -> None:
 
 def main() -> None:
     """Answer the numbers on standard input, or one from the command line."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "critical", "TQDM_DISABLE": "1"}
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # for conftest
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     seed = int(sys.argv[1])

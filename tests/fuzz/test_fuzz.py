@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from conftest import ROOT
+
 CHILD = Path(__file__).with_name("child.py")
 SECONDS = 10
 SECONDS_OF_REFERENCE = 60
@@ -41,10 +43,17 @@ class Child:
 
     def start(self) -> None:
         """Start it, and wait until it can take cases."""
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
         self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, args=(self.process, self.lines), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(self.process, self.lines), daemon=True)
+        self.listener.start()
         assert self._next(SECONDS_TO_START) == "ready\n"
 
     def run(self, number: int) -> dict[str, Any]:
@@ -76,8 +85,9 @@ class Child:
         """End it."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
-            self.process = None
+            self.listener.join()
+            with self.process:
+                self.process = None
 
     def _next(self, seconds: float) -> str:
         return self.lines.get(timeout=seconds)
@@ -107,5 +117,9 @@ def test_a_load_ends_in_the_references_model_or_in_a_refusal_by_name(tmp_path: P
     slowest = max(float(about.get("seconds", 0)) for about in found)
     print(f"\nALLFORMERS_FUZZ_SEED={seed}, {cases} cases, the slowest {slowest:.1f} s", *rows, sep="\n")
     faults = [about for about in found if about["outcome"].startswith("FAULT")]
-    lines = ["{number} {family} {kind}: {what}\n    {outcome}: {message}".format(**about) for about in faults]
+    lines = [
+        f"{about['number']} {about['family']} {about['kind']}: {about['what']}\n"
+        f"    {about['outcome']}: {str(about['message'])[:300]}"
+        for about in faults
+    ]
     assert not faults, "\n".join([f"{len(faults)} of {cases} cases, with ALLFORMERS_FUZZ_SEED={seed}:", *lines])
