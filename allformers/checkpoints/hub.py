@@ -151,6 +151,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         for name, value in pairs:
-            if type(found[name]) is not type(value) or found[name] != value:
-                raise ValueError(f"{shown_name(name)} is there twice, as {shown(value)} and as {shown(found[name])}")
+            last = found[name]
+            if last is not value and (type(last) is not type(value) or last != value):
+                raise ValueError(f"{shown_name(name)} is there twice, as {shown(value)} and as {shown(last)}")
     return found
