@@ -24,9 +24,9 @@ import torch
 from allformers.checkpoints import CheckpointError
 from allformers.messages import escaped, shown, shown_name
 
-LARGEST_PICKLE = 16 * 2**20
-MOST_OPCODES = 2_000_000
-"""The bytes and the instructions of a pickle that are read. A tensor takes some 200 bytes and 45 instructions."""
+LARGEST_PICKLE = 8 * 2**20
+MOST_OPCODES = 400_000
+"""The bytes and the instructions of a pickle that are read. A tensor takes some 200 bytes and 40 instructions."""
 
 MOST_COPIES = 4
 """How many times the file's size all tensors may have together. A tied embedding is there once and has two names."""
