@@ -101,9 +101,9 @@ def compare(case: Case, folder: Path, found: Any) -> tuple[str, str]:
         return "loaded alone", f"the reference: {type(error).__name__}: {str(error)[:200]}"
     if expected.shape != logits.shape:
         return "FAULT: another model", f"{tuple(logits.shape)} and not {tuple(expected.shape)}"
-    if expected.isnan().any() or logits.isnan().any():
-        same = torch.equal(expected.isnan(), logits.isnan())
-        return ("equal" if same else "FAULT: another model"), "NaN"
+    if not (expected.isfinite().all() and logits.isfinite().all()):
+        same = bool(expected.isfinite().all()) == bool(logits.isfinite().all())
+        return ("equal" if same else "FAULT: another model"), "NaN or infinity"
     difference = float((expected - logits).abs().max() / expected.abs().max().clamp(min=1e-30))
     return ("equal" if difference <= MOST_DIFFERENCE else "FAULT: another model"), f"difference {difference:.1e}"
 
