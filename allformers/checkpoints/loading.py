@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.tables import Weight
+from allformers.checkpoints.tables import Format, Weight
 from allformers.checkpoints.tensors import LazyTensor
 
 if TYPE_CHECKING:
@@ -134,13 +134,41 @@ def _load_weight(
     tensors: list[LazyTensor], row: Weight, axes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Read a weight into our layout: straight into place where their layout is another view of the same memory."""
-    weight = torch.empty(_shape(row.our_axes, axes), dtype=dtype, device=device)
+    weight = _room(row, _shape(row.our_axes, axes), dtype, device)
     for tensor, ours in zip(tensors, weight if len(tensors) > 1 else [weight], strict=True):
         theirs = _to_theirs(ours, row.each, axes)
         tensor.read_into(theirs)
         if theirs.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
             ours.copy_(_to_ours(theirs, row.each, axes))
     return weight
+
+
+def _room(row: Weight, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Memory for a weight."""
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except (RuntimeError, MemoryError) as error:
+        gigabytes = math.prod(shape) * dtype.itemsize / 1e9
+        raise CheckpointError(f"{device} has no {gigabytes:.1f} GB left for {row.ours} of shape {shape}") from error
+
+
+def _check_counts(form: Format, config: Any, tensors: Mapping[str, LazyTensor], where: str) -> None:
+    """Refuse layers and experts that a file has no weights for, by their highest numbers, before any is built.
+
+    A file without any is left to the comparison of all names, which says what is there instead, unless that would
+    write a hundred thousand names.
+    """
+    for thing, size in (("layer", "num_layers"), ("expert", "num_experts")):
+        starts = {row.theirs.partition(f"{{{thing}}}")[0] for row in form.weights if f"{{{thing}}}" in row.theirs}
+        if not starts:
+            continue
+        choices = "|".join(re.escape(start).replace(r"\{layer\}", r"\d+") for start in sorted(starts))
+        pattern = re.compile(rf"(?:^|\.)(?:{choices})(\d{{1,9}})\.")
+        found = 1 + max((int(match[1]) for name in tensors if (match := pattern.search(name))), default=-1)
+        stated = getattr(config, size)
+        if found < stated and (found or stated * config.num_layers > 100_000):
+            field = next(field.theirs for field in form.fields if field.ours == size)
+            raise CheckpointError(f"{where}: {field} is {stated}, but the weights are those of {found} {thing}s")
 
 
 def build_model(
@@ -152,6 +180,7 @@ def build_model(
     where: str,
 ) -> Any:
     """Build a model with these weights, or raise one error that lists everything that does not fit."""
+    _check_counts(cls.checkpoint_format(), config, tensors, where)
     model = empty_model(cls, config)
     rows = _match_weights(model, tensors, where)
     dtype = dtype or functools.reduce(torch.promote_types, {tensors[name].dtype for names, _ in rows for name in names})
@@ -205,7 +234,7 @@ register_module_parameter_registration_hook(cast(Any, _to_meta))
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skip `torch.nn.init`: parameters on the meta device have no numbers to draw."""
+    """Skip `torch.nn.init`: parameters on the meta device have no numbers to draw; and make them there at once."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -213,6 +242,8 @@ class _SkipInit(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs.get("tensor", args[0] if args else None)
+        if func is torch.empty:  # what modules make parameters of: even for a moment, a large one has no memory
+            kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
 

@@ -15,13 +15,11 @@ Types are checked when a configuration is made. A configuration checks constrain
 
 import dataclasses
 import functools
-import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-LARGEST_INT = 2**31 - 1
-LARGEST_FLOAT = 1e12
+from allformers.messages import shown
 
 
 class Constraint(NamedTuple):
@@ -36,15 +34,32 @@ class Constraint(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _int_from(smallest: int) -> Constraint:
-    return Constraint(f"a whole number from {smallest} to {LARGEST_INT}", lambda n: smallest <= n <= LARGEST_INT)
+def _int(smallest: int, largest: int) -> Constraint:
+    return Constraint(f"a whole number from {smallest} to {largest}", lambda n: smallest <= n <= largest)
 
 
-NonNegativeInt = Annotated[int, _int_from(0)]
-PositiveInt = Annotated[int, _int_from(1)]
-EvenInt = Annotated[
-    int, Constraint(f"an even number from 2 to {LARGEST_INT}", lambda n: 2 <= n <= LARGEST_INT and n % 2 == 0)
-]
+LARGEST_INT = 2**31 - 1
+LARGEST_FLOAT = 1e12
+
+NonNegativeInt = Annotated[int, _int(0, LARGEST_INT)]
+PositiveInt = Annotated[int, _int(1, LARGEST_INT)]
+"""A number that no list is made of: tokens of a vocabulary, positions that RoPE can tell apart, a window."""
+
+LayerCount = Annotated[int, _int(1, 1000)]
+"""Layers, each of which is built as modules of its own. The deepest published transformer, DeepNet, has 1,000."""
+
+Count = Annotated[int, _int(1, 10_000)]
+"""What there are several of in a layer: heads, experts, channels. Switch Transformer has 2,048 experts."""
+
+Width = Annotated[int, _int(1, 2**20)]
+"""A side of a matrix, or a part of one. So no product of sizes in one weight overflows 64 bits."""
+
+EvenWidth = Annotated[int, Constraint(f"an even number from 2 to {2**20}", lambda n: 2 <= n <= 2**20 and n % 2 == 0)]
+"""A width that RoPE takes in pairs."""
+
+PositionCount = Annotated[int, _int(1, 2**14)]
+"""Positions with an embedding for each, or pixels along a side of an image: models make square tables of them."""
+
 PositiveFloat = Annotated[
     float, Constraint(f"a number above 0 and at most {LARGEST_FLOAT:g}", lambda x: 0 < x <= LARGEST_FLOAT)
 ]
@@ -54,8 +69,8 @@ TYPES: Mapping[Any, Constraint] = {
     bool: Constraint("True or False", lambda value: isinstance(value, bool)),
     int: Constraint("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     float: Constraint(
-        "a finite number",
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+        f"a finite number from {-LARGEST_FLOAT:g} to {LARGEST_FLOAT:g}",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT,
     ),
     str: Constraint("a string", lambda value: isinstance(value, str)),
     types.NoneType: Constraint("None", lambda value: value is None),
@@ -109,7 +124,7 @@ class Config:
         for name, constraint in constraints(config_class).items():
             value = getattr(self, name)
             if not constraint.holds(value):
-                raise ValueError(f"{name} must be {constraint.words}, not {value!r}")
+                raise ValueError(f"{name} must be {constraint.words}, not {shown(value)}")
 
     def require_divisible(self, dividend: str, divisor: str) -> None:
         """Refuse a field that is no multiple of another.

@@ -1,6 +1,7 @@
 """Models are built without memory, and nothing of that shows in a loaded model, nor in one built at the same time."""
 
 import itertools
+import json
 import sys
 import threading
 import types
@@ -20,7 +21,7 @@ from allformers.generation.decoder import Decoder
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.models.registry import READING_ORDER
-from conftest import perturb
+from conftest import names, perturb
 
 MODELS = [
     pytest.param(model_class, id=model_class.__name__)
@@ -108,6 +109,31 @@ def test_a_model_that_cannot_be_built_leaves_later_ones_real() -> None:
     with pytest.raises(RuntimeError, match="mine"):
         empty_model(Broken, GPT2Config.tiny())
     assert not any(tensor.is_meta for _, tensor in tensors(GPT2(GPT2Config.tiny())))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "stated", "found"),
+    [("llama", "num_hidden_layers", 900, 2), ("mixtral", "num_local_experts", 9000, 4), ("gpt2", "n_layer", 3, 2)],
+)
+def test_layers_and_experts_that_a_file_has_not_are_refused_before_anything_is_built(
+    name: str, field: str, stated: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_class = next(entry for entry in READING_ORDER if entry.name == name).load()
+    model_class(model_class.checkpoint_format().config_class.tiny()).save_pretrained(tmp_path)
+    allformers.load(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: stated}))
+    monkeypatch.setattr("allformers.checkpoints.loading.empty_model", None)
+    with pytest.raises(CheckpointError, match=names(field, stated, found)):
+        allformers.load(tmp_path)
+
+
+def test_a_model_of_any_allowed_size_is_built_without_memory() -> None:
+    """Not even for a moment: these matrices would take four terabytes."""
+    config = LlamaConfig.tiny(embedding_dim=2**20, mlp_dim=2**20, vocab_size=2**31 - 1)
+    model = empty_model(Llama, config)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 2**52
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 # Where a class finds its tables

@@ -505,8 +505,8 @@ def test_all_faults_of_the_weights_are_in_one_error(folder: Path) -> None:
 
 
 def test_a_long_list_of_faults_is_cut(folder: Path) -> None:
-    edit_config(folder, n_layer=50)
-    assert_refused(folder, "h.2.ln_1.weight", "556")
+    edit_weights(folder, lambda weights: weights.update({f"extra.{i}": torch.zeros(1) for i in range(576)}))
+    assert_refused(folder, "extra.1", " more")
 
 
 def test_weights_that_are_there_twice(folder: Path) -> None:
@@ -535,7 +535,7 @@ def test_shards_that_are_not_there(suffix: str, folder: Path, model: GPT2) -> No
 
     for name in (f"../{shard}", f"/tmp/{shard}", f"{folder}/{shard}"):
         index.write_text(json.dumps({"weight_map": listed["weight_map"] | {"transformer.ln_f.bias": name}}))
-        assert_refused(folder, index.name, repr(name))
+        assert_refused(folder, index.name, repr(name)[:30])
     index.write_text(json.dumps({"weight_map": listed["weight_map"] | {"transformer.h.9.ln_1.bias": shard}}))
     assert_refused(folder, "transformer.h.9.ln_1.bias", index.name)
     for content in ({}, {"weight_map": [1]}, {"weight_map": {"transformer.ln_f.bias": 1}}):

@@ -1,5 +1,6 @@
 """A configuration holds what its fields' types allow, and nothing else."""
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -7,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from allformers.models.registry import READING_ORDER, Entry
 from allformers.nn.config import (
     LARGEST_FLOAT,
     LARGEST_INT,
     Config,
-    EvenInt,
+    EvenWidth,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -26,7 +28,7 @@ class Example(Config):
 
     count: PositiveInt = 3
     whole: NonNegativeInt = 0
-    even: EvenInt = 4
+    even: EvenWidth = 4
     positive: PositiveFloat = 1.0
     number: float = 0.0
     chance: Probability = 0.5
@@ -43,7 +45,7 @@ class Example(Config):
     [
         ("count", [0, -1, 1.0, True, "3", None, LARGEST_INT + 1], "1"),
         ("whole", [-1, 0.5, False, LARGEST_INT + 1], "0"),
-        ("even", [0, 3, 4.0, LARGEST_INT + 1], "2"),
+        ("even", [0, 3, 4.0, 2**20 + 2], "2"),
         ("positive", [0, -1.0, math.nan, math.inf, 2 * LARGEST_FLOAT, "1", True], "0"),
         ("number", [math.nan, math.inf, -math.inf, True, "1", None], "number"),
         ("chance", [-0.1, 1, math.nan], "0"),
@@ -59,6 +61,20 @@ def test_what_does_not_fit_its_type_is_refused_with_what_would(field: str, bad: 
     for value in bad:
         with pytest.raises(ValueError, match=f"^{field} .*{range_}.*{re.escape(repr(value))}"):
             Example(**{field: value})
+
+
+@pytest.mark.parametrize("entry", READING_ORDER, ids=lambda entry: entry.name)
+def test_every_size_of_every_model_has_an_upper_bound(entry: Entry) -> None:
+    """None is so large that a product of sizes overflows, or that to build the model takes minutes."""
+    config = entry.load().checkpoint_format().config_class.tiny()
+    for field in dataclasses.fields(config):
+        if type(getattr(config, field.name)) in (int, float):
+            for value in (10**13, 10**400, math.inf):
+                with pytest.raises(ValueError, match=rf"^{field.name} must be ") as refusal:
+                    dataclasses.replace(config, **{field.name: value})
+                assert len(str(refusal.value)) < 200
+    with pytest.raises(ValueError, match=r"num_layers .*1000.*1001"):
+        dataclasses.replace(config, num_layers=1001)
 
 
 def test_what_fits_is_taken() -> None:

@@ -28,7 +28,16 @@ from torch import Tensor, nn
 
 from allformers.checkpoints.pretrained import Encoder
 from allformers.nn.activations import ACTIVATIONS, Activation
-from allformers.nn.config import Config, PositiveFloat, PositiveInt, Probability
+from allformers.nn.config import (
+    Config,
+    Count,
+    LayerCount,
+    PositionCount,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Width,
+)
 from allformers.nn.masks import padding_mask
 from allformers.nn.shapes import check_token_ids, checked
 
@@ -37,10 +46,10 @@ from allformers.nn.shapes import check_token_ids, checked
 class EncoderConfig(Config):
     """The sizes of the blocks, whatever they read. The defaults are BERT base's."""
 
-    embedding_dim: PositiveInt = 768  # hidden_size: width of the residual stream
-    num_layers: PositiveInt = 12  # num_hidden_layers
-    num_heads: PositiveInt = 12  # num_attention_heads
-    mlp_dim: PositiveInt = 3072  # intermediate_size
+    embedding_dim: Width = 768  # hidden_size: width of the residual stream
+    num_layers: LayerCount = 12  # num_hidden_layers
+    num_heads: Count = 12  # num_attention_heads
+    mlp_dim: Width = 3072  # intermediate_size
     dropout: Probability = 0.1  # hidden_dropout_prob and attention_probs_dropout_prob
     norm_eps: PositiveFloat = 1e-12  # layer_norm_eps
     activation: Activation = "gelu"  # hidden_act
@@ -65,8 +74,8 @@ class BertConfig(EncoderConfig):
     """The defaults are BERT base."""
 
     vocab_size: PositiveInt = 30522
-    context_length: PositiveInt = 512  # max_position_embeddings: positions that have an embedding
-    num_segments: PositiveInt = 2  # type_vocab_size: the kinds of token_type_ids
+    context_length: PositionCount = 512  # max_position_embeddings: positions that have an embedding
+    num_segments: Count = 2  # type_vocab_size: the kinds of token_type_ids
     tie_embeddings: bool = True  # tie_word_embeddings: the unembedding shares the token embedding's matrix
 
     @classmethod

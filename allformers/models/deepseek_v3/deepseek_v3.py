@@ -34,7 +34,16 @@ from allformers.models.llama.llama import MLP, RMSNorm
 from allformers.models.mixtral.mixtral import MixtureOfExperts
 from allformers.nn.activations import Activation
 from allformers.nn.cache import Cache, LayerCache
-from allformers.nn.config import EvenInt, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from allformers.nn.config import (
+    Count,
+    EvenWidth,
+    LayerCount,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Width,
+)
 from allformers.nn.masks import causal_mask
 from allformers.nn.rope import RopeConfig, apply_rope, rope_cos_sin, yarn_mscale
 from allformers.nn.shapes import check_token_ids, checked
@@ -46,22 +55,22 @@ class DeepSeekV3Config(RopeConfig):
 
     vocab_size: PositiveInt = 129280
     context_length: PositiveInt = 163840  # max_position_embeddings
-    embedding_dim: PositiveInt = 7168  # hidden_size
-    num_layers: PositiveInt = 61  # num_hidden_layers
-    num_heads: PositiveInt = 128  # num_attention_heads
-    mlp_dim: PositiveInt = 18432  # intermediate_size: of the dense layers
-    q_latent_dim: PositiveInt | None = 1536  # q_lora_rank; None: queries are made from the residual stream itself
-    kv_latent_dim: PositiveInt = 512  # kv_lora_rank: width of the latent that the cache holds
-    nope_head_dim: PositiveInt = 128  # qk_nope_head_dim: the part of a query and key without RoPE
-    rope_head_dim: EvenInt = 64  # qk_rope_head_dim: the part with RoPE
-    v_head_dim: PositiveInt = 128
+    embedding_dim: Width = 7168  # hidden_size
+    num_layers: LayerCount = 61  # num_hidden_layers
+    num_heads: Count = 128  # num_attention_heads
+    mlp_dim: Width = 18432  # intermediate_size: of the dense layers
+    q_latent_dim: Width | None = 1536  # q_lora_rank; None: queries are made from the residual stream itself
+    kv_latent_dim: Width = 512  # kv_lora_rank: width of the latent that the cache holds
+    nope_head_dim: Width = 128  # qk_nope_head_dim: the part of a query and key without RoPE
+    rope_head_dim: EvenWidth = 64  # qk_rope_head_dim: the part with RoPE
+    v_head_dim: Width = 128
     first_k_dense: NonNegativeInt = 3  # first_k_dense_replace: layers with an MLP in place of experts
-    num_experts: PositiveInt = 256  # n_routed_experts
-    num_experts_per_token: PositiveInt = 8  # num_experts_per_tok
-    num_shared_experts: PositiveInt = 1  # n_shared_experts: every token uses these too
-    num_expert_groups: PositiveInt = 8  # n_group
-    topk_groups: PositiveInt = 4  # topk_group: groups that a token may choose from
-    expert_mlp_dim: PositiveInt = 2048  # moe_intermediate_size: of one expert
+    num_experts: Count = 256  # n_routed_experts
+    num_experts_per_token: Count = 8  # num_experts_per_tok
+    num_shared_experts: Count = 1  # n_shared_experts: every token uses these too
+    num_expert_groups: Count = 8  # n_group
+    topk_groups: Count = 4  # topk_group: groups that a token may choose from
+    expert_mlp_dim: Width = 2048  # moe_intermediate_size: of one expert
     norm_topk_prob: bool = True  # the weights of a token's experts sum to one
     routed_scaling_factor: float = 2.5  # the factor on these weights
     dropout: Probability = 0.0  # attention_dropout

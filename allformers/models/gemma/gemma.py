@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from allformers.models.llama.llama import Block, Llama, LlamaConfig
 from allformers.nn.activations import Activation
-from allformers.nn.config import EvenInt, PositiveFloat, PositiveInt
+from allformers.nn.config import Count, EvenWidth, LayerCount, PositiveFloat, PositiveInt, Width
 from allformers.nn.rope import RopeType
 from allformers.nn.shapes import checked
 
@@ -27,12 +27,12 @@ class GemmaConfig(LlamaConfig):
 
     vocab_size: PositiveInt = 256000
     context_length: PositiveInt = 8192  # max_position_embeddings
-    embedding_dim: PositiveInt = 3072  # hidden_size
-    num_layers: PositiveInt = 28  # num_hidden_layers
-    num_heads: PositiveInt = 16  # num_attention_heads
-    num_kv_heads: PositiveInt = 16  # num_key_value_heads
-    head_dim: EvenInt = 256
-    mlp_dim: PositiveInt = 24576  # intermediate_size
+    embedding_dim: Width = 3072  # hidden_size
+    num_layers: LayerCount = 28  # num_hidden_layers
+    num_heads: Count = 16  # num_attention_heads
+    num_kv_heads: Count = 16  # num_key_value_heads
+    head_dim: EvenWidth = 256
+    mlp_dim: Width = 24576  # intermediate_size
     norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     tie_embeddings: bool = True  # tie_word_embeddings
     activation: Activation = "gelu_pytorch_tanh"  # hidden_activation

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from allformers.models.gemma.gemma import Gemma, GemmaConfig, GemmaNorm
 from allformers.models.llama.llama import Attention, Block
 from allformers.nn.cache import Cache, LayerCache
-from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.config import Count, LayerCount, PositiveFloat, PositiveInt, Width
 from allformers.nn.masks import causal_mask
 from allformers.nn.shapes import checked
 
@@ -27,13 +27,13 @@ LayerType = Literal["sliding_attention", "full_attention"]
 class Gemma2Config(GemmaConfig):
     """The defaults are Gemma 2 9B."""
 
-    embedding_dim: PositiveInt = 3584  # hidden_size
-    num_layers: PositiveInt = 42  # num_hidden_layers
-    num_kv_heads: PositiveInt = 8  # num_key_value_heads
-    mlp_dim: PositiveInt = 14336  # intermediate_size
+    embedding_dim: Width = 3584  # hidden_size
+    num_layers: LayerCount = 42  # num_hidden_layers
+    num_kv_heads: Count = 8  # num_key_value_heads
+    mlp_dim: Width = 14336  # intermediate_size
     sliding_window: PositiveInt = 4096  # positions that a token attends to in layers of type "sliding_attention"
     layer_types: tuple[LayerType, ...] | None = None  # of each layer; None: they alternate, a sliding one first
-    query_pre_attn_scalar: PositiveInt = 256  # scores are divided by its root, in place of head_dim's
+    query_pre_attn_scalar: Width = 256  # scores are divided by its root, in place of head_dim's
     attn_logit_softcap: PositiveFloat | None = 50.0  # attn_logit_softcapping: scores stay within plus and minus this
     final_logit_softcap: PositiveFloat | None = 30.0  # final_logit_softcapping: likewise logits
 

@@ -17,7 +17,7 @@ from allformers.models.gemma.gemma import Gemma, GemmaConfig, GemmaNorm
 from allformers.models.gemma2.gemma2 import Gemma2Block, LayerType
 from allformers.models.qwen3.qwen3 import Qwen3Attention  # for its QK-norm only
 from allformers.nn.cache import Cache
-from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.config import Count, LayerCount, PositiveFloat, PositiveInt, Width
 from allformers.nn.masks import causal_mask
 from allformers.nn.rope import RopeType, default_inv_freq
 from allformers.nn.shapes import checked
@@ -29,14 +29,14 @@ class Gemma3Config(GemmaConfig):
 
     vocab_size: PositiveInt = 262208
     context_length: PositiveInt = 131072  # max_position_embeddings
-    embedding_dim: PositiveInt = 2560  # hidden_size
-    num_layers: PositiveInt = 34  # num_hidden_layers
-    num_heads: PositiveInt = 8  # num_attention_heads
-    num_kv_heads: PositiveInt = 4  # num_key_value_heads
-    mlp_dim: PositiveInt = 10240  # intermediate_size
+    embedding_dim: Width = 2560  # hidden_size
+    num_layers: LayerCount = 34  # num_hidden_layers
+    num_heads: Count = 8  # num_attention_heads
+    num_kv_heads: Count = 4  # num_key_value_heads
+    mlp_dim: Width = 10240  # intermediate_size
     sliding_window: PositiveInt = 1024  # positions that a token attends to in layers of type "sliding_attention"
     layer_types: tuple[LayerType, ...] | None = None  # of each layer; None: five sliding ones, then a full one
-    query_pre_attn_scalar: PositiveInt = 256  # scores are divided by its root, in place of head_dim's
+    query_pre_attn_scalar: Width = 256  # scores are divided by its root, in place of head_dim's
     local_rope_theta: PositiveFloat = 10000.0  # rope_local_base_freq: RoPE's base in sliding layers, never scaled
     rope_theta: PositiveFloat = 1000000.0
     rope_type: RopeType = "linear"

@@ -28,7 +28,16 @@ from torch import Tensor, nn
 
 from allformers.generation.decoder import Decoder
 from allformers.nn.cache import Cache, LayerCache
-from allformers.nn.config import Config, PositiveFloat, PositiveInt, Probability
+from allformers.nn.config import (
+    Config,
+    Count,
+    LayerCount,
+    PositionCount,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Width,
+)
 from allformers.nn.shapes import check_token_ids, checked
 
 
@@ -37,11 +46,11 @@ class GPT2Config(Config):
     """The defaults are GPT-2 small; the class methods are the other sizes."""
 
     vocab_size: PositiveInt = 50257
-    context_length: PositiveInt = 1024  # n_positions: positions that have an embedding
-    embedding_dim: PositiveInt = 768  # n_embd: width of the residual stream
-    num_layers: PositiveInt = 12  # n_layer
-    num_heads: PositiveInt = 12  # n_head
-    mlp_dim: PositiveInt = 3072  # n_inner: 4 * embedding_dim in every published size
+    context_length: PositionCount = 1024  # n_positions: positions that have an embedding
+    embedding_dim: Width = 768  # n_embd: width of the residual stream
+    num_layers: LayerCount = 12  # n_layer
+    num_heads: Count = 12  # n_head
+    mlp_dim: Width = 3072  # n_inner: 4 * embedding_dim in every published size
     dropout: Probability = 0.1  # embd_pdrop, attn_pdrop and resid_pdrop
     norm_eps: PositiveFloat = 1e-5  # layer_norm_epsilon
     tie_embeddings: bool = True  # tie_word_embeddings: the unembedding shares the token embedding's matrix

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from allformers.generation.decoder import Decoder
 from allformers.nn.activations import ACTIVATIONS, Activation
 from allformers.nn.cache import Cache, LayerCache
-from allformers.nn.config import EvenInt, PositiveFloat, PositiveInt, Probability
+from allformers.nn.config import Count, EvenWidth, LayerCount, PositiveFloat, PositiveInt, Probability, Width
 from allformers.nn.masks import causal_mask
 from allformers.nn.rope import RopeConfig, RopeType, apply_rope, rope_cos_sin
 from allformers.nn.shapes import check_token_ids, checked
@@ -41,12 +41,12 @@ class LlamaConfig(RopeConfig):
 
     vocab_size: PositiveInt = 128256
     context_length: PositiveInt = 131072  # max_position_embeddings: the longest text that it was trained on
-    embedding_dim: PositiveInt = 4096  # hidden_size: width of the residual stream
-    num_layers: PositiveInt = 32  # num_hidden_layers
-    num_heads: PositiveInt = 32  # num_attention_heads: query heads
-    num_kv_heads: PositiveInt = 8  # num_key_value_heads: each serves num_heads / num_kv_heads query heads
-    head_dim: EvenInt = 128
-    mlp_dim: PositiveInt = 14336  # intermediate_size
+    embedding_dim: Width = 4096  # hidden_size: width of the residual stream
+    num_layers: LayerCount = 32  # num_hidden_layers
+    num_heads: Count = 32  # num_attention_heads: query heads
+    num_kv_heads: Count = 8  # num_key_value_heads: each serves num_heads / num_kv_heads query heads
+    head_dim: EvenWidth = 128
+    mlp_dim: Width = 14336  # intermediate_size
     dropout: Probability = 0.0  # attention_dropout
     norm_eps: PositiveFloat = 1e-5  # rms_norm_eps
     tie_embeddings: bool = False  # tie_word_embeddings

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from allformers.models.llama.llama import Block
 from allformers.models.mistral.mistral import Mistral, MistralConfig
 from allformers.nn.activations import ACTIVATIONS
-from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.config import Count, PositiveFloat, PositiveInt
 from allformers.nn.shapes import checked
 
 
@@ -31,8 +31,8 @@ class MixtralConfig(MistralConfig):
 
     sliding_window: PositiveInt | None = None
     rope_theta: PositiveFloat = 1e6
-    num_experts: PositiveInt = 8  # num_local_experts: in each block
-    num_experts_per_token: PositiveInt = 2  # num_experts_per_tok: those that the router picks
+    num_experts: Count = 8  # num_local_experts: in each block
+    num_experts_per_token: Count = 2  # num_experts_per_tok: those that the router picks
 
     def __post_init__(self) -> None:
         super().__post_init__()

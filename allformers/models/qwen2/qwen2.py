@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from allformers.models.llama.llama import Attention, Block, Llama, LlamaConfig
-from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.config import Count, LayerCount, PositiveFloat, PositiveInt, Width
 from allformers.nn.rope import RopeType
 
 
@@ -21,11 +21,11 @@ class Qwen2Config(LlamaConfig):
 
     vocab_size: PositiveInt = 152064
     context_length: PositiveInt = 131072  # max_position_embeddings
-    embedding_dim: PositiveInt = 3584  # hidden_size
-    num_layers: PositiveInt = 28  # num_hidden_layers
-    num_heads: PositiveInt = 28  # num_attention_heads
-    num_kv_heads: PositiveInt = 4  # num_key_value_heads
-    mlp_dim: PositiveInt = 18944  # intermediate_size
+    embedding_dim: Width = 3584  # hidden_size
+    num_layers: LayerCount = 28  # num_hidden_layers
+    num_heads: Count = 28  # num_attention_heads
+    num_kv_heads: Count = 4  # num_key_value_heads
+    mlp_dim: Width = 18944  # intermediate_size
     norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     rope_theta: PositiveFloat = 1e6
     rope_type: RopeType = "default"

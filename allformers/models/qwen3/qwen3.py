@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allformers.models.llama.llama import Attention, Block, Llama, LlamaConfig, RMSNorm
-from allformers.nn.config import PositiveFloat, PositiveInt
+from allformers.nn.config import LayerCount, PositiveFloat, PositiveInt, Width
 from allformers.nn.rope import RopeType
 from allformers.nn.shapes import checked
 
@@ -26,8 +26,8 @@ class Qwen3Config(LlamaConfig):
 
     vocab_size: PositiveInt = 151936
     context_length: PositiveInt = 40960  # max_position_embeddings
-    num_layers: PositiveInt = 36  # num_hidden_layers
-    mlp_dim: PositiveInt = 12288  # intermediate_size
+    num_layers: LayerCount = 36  # num_hidden_layers
+    mlp_dim: Width = 12288  # intermediate_size
     norm_eps: PositiveFloat = 1e-6  # rms_norm_eps
     rope_theta: PositiveFloat = 1e6
     rope_type: RopeType = "default"

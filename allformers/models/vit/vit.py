@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from allformers.checkpoints.pretrained import Classifier
 from allformers.models.bert.bert import Block as PostNormBlock
 from allformers.models.bert.bert import EncoderConfig
-from allformers.nn.config import PositiveInt, Probability
+from allformers.nn.config import Count, PositionCount, Probability, Width
 from allformers.nn.shapes import checked
 
 
@@ -34,10 +34,10 @@ from allformers.nn.shapes import checked
 class ViTConfig(EncoderConfig):
     """The defaults are ViT base, on images of 224 x 224 pixels."""
 
-    image_size: PositiveInt = 224  # height and width in pixels
-    patch_size: PositiveInt = 16  # height and width of a patch
-    num_channels: PositiveInt = 3  # numbers per pixel: red, green and blue
-    num_labels: PositiveInt = 1000
+    image_size: PositionCount = 224  # height and width in pixels
+    patch_size: PositionCount = 16  # height and width of a patch
+    num_channels: Count = 3  # numbers per pixel: red, green and blue
+    num_labels: Width = 1000
     dropout: Probability = 0.0  # hidden_dropout_prob and attention_probs_dropout_prob
 
     def __post_init__(self) -> None:
