@@ -41,9 +41,18 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(rights)
 
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The names of files of weights; one in shards has an index, whose name ends in `.index.json` besides."""
+
+
+def has_weights(resolve_file: Callable[[str], Path | None]) -> bool:
+    """True if a checkpoint has a file of weights, or an index of several."""
+    return any(resolve_file(file + end) is not None for file in WEIGHT_FILES for end in ("", ".index.json"))
+
+
 def open_weights(resolve_file: Callable[[str], Path | None], name: str | Path) -> dict[str, LazyTensor]:
     """All tensors of a checkpoint, unread: of one file or of several listed in an index; safetensors if there are."""
-    for file, read in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
+    for file, read in zip(WEIGHT_FILES, (_open_safetensors, _open_pickle), strict=True):
         path = resolve_file(file)
         if path is not None:
             return read(path)
@@ -93,6 +102,10 @@ def _read_safetensor(path: Path, name: str, target: Tensor) -> None:
     The file is mapped, and a page of it counts as this process's memory from its first touch until the file is closed:
     reading chunks of 16 MiB with the file closed in between keeps that from doubling what loading takes.
     """
+    if not target.shape:
+        with safe_open(path, framework="pt") as file:
+            target.copy_(file.get_tensor(name))
+        return
     rows = max(1, _CHUNK_BYTES * len(target) // max(1, target.nbytes))
     for start in range(0, len(target), rows):
         with safe_open(path, framework="pt") as file:

@@ -1,6 +1,8 @@
 """The models in reading order, and how a checkpoint finds its own. None is imported until it is asked for."""
 
 import importlib
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.config_json import read_config
 from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
+from allformers.checkpoints.loading import has_head
 from allformers.checkpoints.tables import Size
 from allformers.nn.config import Config
 
@@ -57,6 +60,9 @@ READING_ORDER: tuple[Entry, ...] = (
 )
 """Each model may import earlier ones, never later ones."""
 
+TASKS = "Model|LMHeadModel|DoubleHeadsModel|ForPreTraining|For(Causal|Masked)LM|For(Image|Sequence|Token)Classification"
+"""The ends of the names of the reference's classes, behind the family's."""
+
 
 def entry_for(config: Config) -> Entry:
     """The model that a configuration is for, or the one that it is a variant of.
@@ -87,8 +93,9 @@ def _with_variants(entry: Entry) -> list[type[Any]]:
 
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model here; see `allformers.load`."""
-    model_class, _ = load_config(name, revision)
-    return model_class.from_pretrained(name, revision=revision, **options)
+    resolve_file = resolve_checkpoint(name, revision)
+    config_dict = read_json(require_file(resolve_file, "config.json", name))
+    return _class_of(config_dict, resolve_file, name).from_pretrained(name, revision=revision, **options)
 
 
 def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
@@ -97,11 +104,38 @@ def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any
     Raises:
         CheckpointError: there is no such checkpoint, or it is not of a family that is here.
     """
-    config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
-    model_type = config_dict.get("model_type")
+    resolve_file = resolve_checkpoint(name, revision)
+    config_dict = read_json(require_file(resolve_file, "config.json", name))
+    model_class = _class_of(config_dict, resolve_file, name)
+    return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
+
+
+def _class_of(
+    config_dict: Mapping[str, Any], resolve_file: Callable[[str], Path | None], name: str | Path
+) -> type[Any]:
+    """The class of the model in a checkpoint: of the family that `config.json` says, with a head if it has one."""
+    model_class: type[Any] = _entry_of(config_dict, name).load().variant_for(config_dict)
+    encoder_class = model_class.encoder_class()
+    if encoder_class is None or has_head(model_class.checkpoint_format(), config_dict, resolve_file, name):
+        return model_class
+    return encoder_class
+
+
+def _entry_of(config_dict: Mapping[str, Any], name: str | Path) -> Entry:
+    """The family that `config.json` says: by `model_type`, or, in old files that have none, by `architectures`."""
+    model_type, architectures = config_dict.get("model_type"), config_dict.get("architectures") or []
     for entry in READING_ORDER:
-        if entry.model_type == model_type:
-            model_class = entry.load().variant_for(config_dict)
-            return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
+        reference_class = re.compile(rf"{entry.class_name}({TASKS})", re.IGNORECASE)
+        if model_type == entry.model_type or (
+            model_type is None and [one for one in architectures if reference_class.fullmatch(str(one))]
+        ):
+            return entry
+    if model_type is None:
+        said = f", and architectures {architectures}" if architectures else ""
+        known = ", ".join(entry.class_name for entry in READING_ORDER)
+        raise CheckpointError(
+            f"{name}/config.json has no model_type{said}: say which model it is by its class, as in "
+            f"GPT2.from_pretrained({str(name)!r}); the classes here are: {known}"
+        )
     known = ", ".join(entry.model_type for entry in READING_ORDER)
     raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")
