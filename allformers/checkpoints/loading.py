@@ -295,7 +295,7 @@ def _match_weights(
         )
     if left_out:
         parts = "; ".join(f"{part}: {_some(names)}" for part, names in left_out.items())
-        warnings.warn(f"{where}: {type(model).__name__} leaves out {parts}", stacklevel=4)
+        warnings.warn(f"{where}: {type(model).__name__} leaves out {parts}", stacklevel=5)
     present = [([found[name] for name in row.names(config.axes) if name in found], row) for row in rows]
     return [(names, row) for names, row in present if names]
 
