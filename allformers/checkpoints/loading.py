@@ -289,10 +289,8 @@ def _match_weights(
         if not tensor.dtype.is_floating_point:
             fault("not floating-point", f"{found[name]} is {tensor.dtype}")
     if faults:
-        cause = _cause(model, tensors, faults, left_out)
-        raise CheckpointError(
-            f"the weights of {where} do not fit {type(model).__name__}: {cause or _listed(faults)}"
-        )
+        said = _cause(model, tensors, faults, left_out) or _listed(faults)
+        raise CheckpointError(f"the weights of {where} do not fit {type(model).__name__}: {said}")
     if left_out:
         parts = "; ".join(f"{part}: {_some(names)}" for part, names in left_out.items())
         warnings.warn(f"{where}: {type(model).__name__} leaves out {parts}", stacklevel=5)
@@ -403,11 +401,11 @@ def _outer_prefix(model: "Pretrained", names: Collection[str]) -> str | None:
 
 def _listed(faults: Mapping[str, list[str]]) -> str:
     """All kinds of faults with their numbers, and the first few of each kind."""
-    lines = []
+    lines = [", ".join(f"{len(some)} {kind}" for kind, some in faults.items())]
     for kind, some in faults.items():
-        rest = [f"... and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
-        lines += [f"{kind} ({len(some)}):", *(f"  {one}" for one in some[:_SHOWN] + rest)]
-    return "\n  ".join(["", *lines])
+        lines += [f"{kind}: {one}" for one in some[:_SHOWN]]
+        lines += [f"{kind}: ... and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+    return "\n  ".join(lines)
 
 
 def _some(names: list[str]) -> str:
