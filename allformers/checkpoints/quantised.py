@@ -3,8 +3,8 @@
 DeepSeek-V3 is published in float8: a weight of 8 bits has few values, so that each block of 128 x 128 weights has a
 factor (a scale) of its own, in another tensor:
 
-    weight            rows columns                     model.layers.0.mlp.up_proj.weight
-    weight_scale_inv  row_blocks column_blocks         model.layers.0.mlp.up_proj.weight_scale_inv
+    model.layers.0.mlp.up_proj.weight              18432 x 7168, float8
+    model.layers.0.mlp.up_proj.weight_scale_inv      144 x 56, float32
 
 Source: DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", arXiv:2412.19437, section 3.3.
 """
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from einops import repeat
 from torch import Tensor
 
 from allformers.checkpoints import CheckpointError
@@ -90,11 +89,5 @@ def _read_scaled(weight: LazyTensor, scale: LazyTensor, block: tuple[int, int], 
     values, scales = (torch.empty(one.shape, dtype=one.dtype) for one in (weight, scale))
     weight.read_into(values)
     scale.read_into(scales)
-    rows, columns = weight.shape
-    factors = repeat(
-        torch.atleast_2d(scales.float()),
-        "row_blocks column_blocks -> (row_blocks rows) (column_blocks columns)",
-        rows=block[0],
-        columns=block[1],
-    )
-    target.copy_(values.float() * factors[:rows, :columns])
+    rows, columns = (torch.arange(size) // length for size, length in zip(weight.shape, block, strict=True))
+    target.copy_(values.float() * torch.atleast_2d(scales.float())[rows][:, columns])
