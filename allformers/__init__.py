@@ -60,7 +60,8 @@ __all__ = [
 def load(name: "str | Path", **options: Any) -> Any:
     """Load a checkpoint of any model of the package; the class comes from its `config.json`, and from its weights.
 
-    A BERT or ViT without the head that it was trained with, as in sentence encoders, gives a `BertEncoder` or `ViTEncoder`.
+    A BERT or ViT without the head that it was trained with, such as a sentence encoder, gives a `BertEncoder` or
+    `ViTEncoder`.
 
     Args:
         name: a folder, or a model's name on the Hugging Face hub.

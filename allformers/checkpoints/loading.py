@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from allformers.checkpoints.pretrained import Pretrained
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts of names that wrappers add, of `torch.compile` and others; `DistributedDataParallel` begins all with `module`."""
+"""Parts of names that come from wrappers, as of `torch.compile`; `DistributedDataParallel` puts `module` before all."""
 
 PACKED = {
     ".qweight": "GPTQ or AWQ",
@@ -39,6 +39,9 @@ PACKED = {
     "_blocks": "MXFP4",
 }
 """Parts of the names of weights that are integers, several packed into one, and the methods that make them."""
+
+FAULTS = ("missing", "unexpected", "there twice", "of another size", "not floating-point")
+"""What can be wrong with a weight."""
 
 _SHOWN = 6  # faults of one kind that a message lists
 
@@ -259,36 +262,32 @@ def _match_weights(
     extra = _extra_layers(named, form, config.num_layers, extra_layers)
     found: dict[str, str] = {}
     left_out: dict[str, list[str]] = {}
-    faults: dict[str, list[str]] = {}
-
-    def fault(kind: str, *what: str) -> None:
-        faults.setdefault(kind, []).extend(what)
-
+    faults: dict[str, list[str]] = {kind: [] for kind in FAULTS}
     for name, originals in named.items():
         if name in table:
             found[name] = originals[0]
             if len(originals) > 1 and not _are_copies(originals, tensors, form):
-                fault("there twice", f"{' and '.join(originals)} (for {table[name].ours})")
+                faults["there twice"].append(f"{' and '.join(originals)} (for {table[name].ours})")
         elif any(pattern.fullmatch(name) for pattern in ignored):
             continue
         elif (part := _part_left_out(name, form, extra)) is not None:
             left_out.setdefault(part, []).extend(originals)
         else:
-            fault("unexpected", *originals)
+            faults["unexpected"] += originals
     _untie(found, rows, tied=getattr(config, "tie_embeddings", False))
     for name, row in table.items():
         if name not in found:
             if row.tied_to is None or not config.tie_embeddings:
-                fault("missing", f"{name} (for {row.ours})")
+                faults["missing"].append(f"{name} (for {row.ours})")
             continue
         tensor, expected = tensors[found[name]], _shape(row.each.their_axes, config.axes)
         if tensor.shape != expected:
-            fault(
-                "of another size", f"{found[name]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
+            faults["of another size"].append(
+                f"{found[name]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
             )
         if not tensor.dtype.is_floating_point:
-            fault("not floating-point", f"{found[name]} is {tensor.dtype}")
-    if faults:
+            faults["not floating-point"].append(f"{found[name]} is {tensor.dtype}")
+    if any(faults.values()):
         said = _cause(model, tensors, faults, left_out) or _listed(faults)
         raise CheckpointError(f"the weights of {where} do not fit {type(model).__name__}: {said}")
     if left_out:
@@ -370,11 +369,11 @@ def _cause(
     outer = _outer_prefix(model, names)
     if outer is not None:
         return (
-            f"every name begins with {outer!r}, which is not the model's own: save the model that is inside of what was "
-            "saved, or strip this from the names"
+            f"every name begins with {outer!r}, which is not the model's own: save the model alone that was saved as a "
+            "part of another, or strip this from the names"
         )
     head = {f"{name} (for {row.ours})" for row in model.checkpoint_format().head for name in row.names({})}
-    if faults.keys() == {"missing"} and set(faults["missing"]) <= head:
+    if [kind for kind in FAULTS if faults[kind]] == ["missing"] and set(faults["missing"]) <= head:
         missing = _some([one.partition(" ")[0] for one in faults["missing"]])
         instead = "".join(f"; instead there is {part}" for part in left_out)
         encoder = type(model).encoder_class()
@@ -401,7 +400,7 @@ def _outer_prefix(model: "Pretrained", names: Collection[str]) -> str | None:
 
 def _listed(faults: Mapping[str, list[str]]) -> str:
     """All kinds of faults with their numbers, and the first few of each kind."""
-    lines = [", ".join(f"{len(some)} {kind}" for kind, some in faults.items())]
+    lines = [", ".join(f"{len(some)} {kind}" for kind, some in faults.items() if some)]
     for kind, some in faults.items():
         lines += [f"{kind}: {one}" for one in some[:_SHOWN]]
         lines += [f"{kind}: ... and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []

@@ -45,8 +45,8 @@ def dequantised(
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
     if method != "fp8":
         raise CheckpointError(
-            f"{where}: quantization_config says that the weights are quantised by {method!r}, which cannot be read here "
-            "(only 'fp8' can): take a checkpoint that is not quantised"
+            f"{where}: quantization_config says that the weights are quantised by {method!r}, which cannot be read "
+            "here, where only 'fp8' can: take a checkpoint that is not quantised"
         )
     block = settings.get("weight_block_size", (128, 128))
     if block is not None and not (
@@ -55,7 +55,7 @@ def dequantised(
         raise CheckpointError(f"{where}: weight_block_size is {block!r}; expected two positive numbers, or null")
     found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors or name.endswith(UNUSED):
+        if (name.endswith(SCALE) and name.removesuffix(SCALE) in tensors) or name.endswith(UNUSED):
             continue
         scale = tensors.get(name + SCALE)
         if scale is not None:

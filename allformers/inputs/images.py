@@ -14,7 +14,6 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.hub import read_json, resolve_checkpoint
 from allformers.nn.shapes import checked
 
-
 PREPROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "do_center_crop": False},
     "DeiT": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},

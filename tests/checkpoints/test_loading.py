@@ -21,7 +21,7 @@ from allformers.models.deepseek_v3.deepseek_v3 import DeepSeekV3, DeepSeekV3Conf
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.models.llama.llama import Llama, LlamaConfig
 from allformers.models.registry import READING_ORDER, load_config
-from allformers.models.vit.vit import ViT, ViTConfig, ViTEncoder
+from allformers.models.vit.vit import ViT, ViTEncoder
 from conftest import names, perturb
 
 Weights = dict[str, Tensor]
@@ -59,7 +59,9 @@ def move(folder: Path, old: str, new: str) -> None:
 
 def edit_config(folder: Path, **fields: Any) -> None:
     config = json.loads((folder / "config.json").read_text()) | fields
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if value != "absent"})
+    )
 
 
 def token_ids() -> Tensor:
@@ -199,7 +201,14 @@ def test_berts_bias_may_be_there_twice_if_both_are_equal(tmp_path: Path) -> None
     assert_same(allformers.load(tmp_path), model)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in READING_ORDER if entry.name != "vit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(entry.name, marks=() if entry.name in {"gpt2", "llama", "bert"} else pytest.mark.slow)
+        for entry in READING_ORDER
+        if entry.name != "vit"
+    ],
+)
 def test_a_tied_weight_may_be_filed_under_the_heads_name_alone(name: str, tmp_path: Path) -> None:
     """`safetensors.torch.save_model` keeps the first of two names by the alphabet."""
     model_class = next(entry for entry in READING_ORDER if entry.name == name).load()
@@ -228,9 +237,7 @@ def test_an_embedding_that_is_not_tied_is_not_made_of_the_head(llama: tuple[Llam
 
 @pytest.mark.parametrize("fields", [{"num_nextn_predict_layers": 1}, {"num_nextn_predict_layers": 2}, {}], ids=str)
 @pytest.mark.parametrize("number", [2, 61], ids=["the next", "the reference's own"])
-def test_layers_that_predict_one_more_token_are_left_out(
-    fields: dict[str, int], number: int, tmp_path: Path
-) -> None:
+def test_layers_that_predict_one_more_token_are_left_out(fields: dict[str, int], number: int, tmp_path: Path) -> None:
     """Only where the configuration counts them: elsewhere a layer too many may be another model's."""
     model = perturb(DeepSeekV3(DeepSeekV3Config.tiny(num_layers=2)))
     model.save_pretrained(tmp_path)
@@ -319,9 +326,9 @@ def test_a_tied_decoder_needs_no_head(name: str, tmp_path: Path) -> None:
         ("BertModel", {}, ["pooler.dense.weight"]),
         ("BertModel", {"add_pooling_layer": False}, []),
         ("BertForSequenceClassification", {}, ["classifier.weight", "pooler.dense.weight"]),
-        ("BertForTokenClassification", {}, ["classifier.weight"]),
-        ("BertForQuestionAnswering", {}, ["qa_outputs.weight"]),
-        ("BertForNextSentencePrediction", {}, ["cls.seq_relationship.weight"]),
+        pytest.param("BertForTokenClassification", {}, ["classifier.weight"], marks=pytest.mark.slow),
+        pytest.param("BertForQuestionAnswering", {}, ["qa_outputs.weight"], marks=pytest.mark.slow),
+        pytest.param("BertForNextSentencePrediction", {}, ["cls.seq_relationship.weight"], marks=pytest.mark.slow),
         ("ViTModel", {}, ["pooler.dense.weight"]),
         ("ViTModel", {"add_pooling_layer": False}, []),
         ("ViTForMaskedImageModeling", {}, ["decoder.0.weight", "embeddings.mask_token"]),

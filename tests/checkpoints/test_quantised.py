@@ -59,7 +59,9 @@ def test_block_scaled_float8_is_undone(block: tuple[int, int], tmp_path: Path) -
             (experts.down[3], "layers.1.mlp.experts.3.down_proj.weight"),
         ):
             assert torch.equal(ours, expected[f"model.{theirs}"].to(ours.dtype))
-        assert torch.equal(loaded.blocks[0].mlp_norm.weight, model.blocks[0].mlp_norm.weight.to(dtype or torch.bfloat16))
+        assert torch.equal(
+            loaded.blocks[0].mlp_norm.weight, model.blocks[0].mlp_norm.weight.to(dtype or torch.bfloat16)
+        )
     loaded.save_pretrained(tmp_path / "again")
     again = allformers.load(tmp_path / "again")
     assert all(torch.equal(one, other) for one, other in zip(again.parameters(), loaded.parameters(), strict=True))
@@ -133,5 +135,3 @@ def test_scales_that_do_not_fit_are_refused_by_name(
     save_file({n: w for n, w in weights.items() if w is not None}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="(?s)" + "".join(f"(?=.*{re.escape(one)})" for one in culprits)):
         allformers.load(tmp_path)
-
-

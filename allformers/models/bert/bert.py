@@ -284,7 +284,7 @@ class Bert(BertEncoder):
         segments: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Return, at every position, the logits of the token that stands there. Arguments and errors as without head."""
+        """Return, at every position, the logits of the token that stands there. Arguments as for the encoder."""
         return self.unembed(self.residual_stream(token_ids, segments, lengths))
 
     @checked

@@ -204,7 +204,7 @@ class ViT(ViTEncoder, Classifier):
     def forward(
         self, images: Float[Tensor, "batch channels image_height image_width"]
     ) -> Float[Tensor, "batch labels"]:
-        """Score every label for every image. Arguments and errors as without the classifier."""
+        """Score every label for every image. Arguments and errors as the encoder's."""
         return self.classify(self.residual_stream(images))
 
     @checked
