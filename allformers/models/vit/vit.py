@@ -204,7 +204,14 @@ class ViT(ViTEncoder, Classifier):
     def forward(
         self, images: Float[Tensor, "batch channels image_height image_width"]
     ) -> Float[Tensor, "batch labels"]:
-        """Score every label for every image. Arguments and errors as the encoder's."""
+        """Score every label for every image.
+
+        Args:
+            images: of the configuration's size or another; position embeddings are then interpolated.
+
+        Raises:
+            ValueError: patches do not fill the images.
+        """
         return self.classify(self.residual_stream(images))
 
     @checked
