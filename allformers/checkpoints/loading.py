@@ -10,8 +10,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import Format, Weight
-from allformers.checkpoints.tensors import LazyTensor, has_weights, open_weights
+from allformers.checkpoints.tensors import LazyTensor
 
 if TYPE_CHECKING:
     from allformers.checkpoints.pretrained import Pretrained
@@ -160,13 +159,9 @@ def build_model(
     return model.to(device or "cpu").eval()
 
 
-def has_head(
-    form: Format, config_dict: Mapping[str, Any], resolve_file: Callable[[str], Path | None], name: str | Path
-) -> bool:
-    """True if a checkpoint has weights of the model's head; without weights, if `architectures` names its class."""
-    if not has_weights(resolve_file):
-        return (config_dict.get("architectures") or [form.architecture]) == [form.architecture]
-    return any(row.theirs in _table_names(open_weights(resolve_file, name), form) for row in form.head)
+def has_head(form: Format, names: Collection[str]) -> bool:
+    """True if there are weights of a model's head among these names."""
+    return any(row.theirs in _table_names(names, form) for row in form.head)
 
 
 def empty_model(model_class: type[Any], config: Any) -> Any:

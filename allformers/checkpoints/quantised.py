@@ -41,6 +41,12 @@ def dequantised(
     """
     settings = config_dict.get("quantization_config")
     if settings is None:
+        scales = next((name for name in tensors if name.endswith(SCALE)), None)
+        if scales is not None:
+            raise CheckpointError(
+                f"{where} has scales of float8 weights, such as {scales}, but config.json has no quantization_config, "
+                "which says how large their blocks are: take it from the published config.json"
+            )
         return tensors
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
     if method != "fp8":

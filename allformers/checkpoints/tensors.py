@@ -41,18 +41,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(rights)
 
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The names of files of weights; one in shards has an index, whose name ends in `.index.json` besides."""
-
-
-def has_weights(resolve_file: Callable[[str], Path | None]) -> bool:
-    """True if a checkpoint has a file of weights, or an index of several."""
-    return any(resolve_file(file + end) is not None for file in WEIGHT_FILES for end in ("", ".index.json"))
-
-
 def open_weights(resolve_file: Callable[[str], Path | None], name: str | Path) -> dict[str, LazyTensor]:
     """All tensors of a checkpoint, unread: of one file or of several listed in an index; safetensors if there are."""
-    for file, read in zip(WEIGHT_FILES, (_open_safetensors, _open_pickle), strict=True):
+    for file, read in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
         path = resolve_file(file)
         if path is not None:
             return read(path)

@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from allformers.checkpoints.config_json import read_config
 from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
 from allformers.checkpoints.loading import has_head
 from allformers.checkpoints.tables import Size
+from allformers.checkpoints.tensors import open_weights
 from allformers.nn.config import Config
 
 
@@ -60,7 +61,13 @@ READING_ORDER: tuple[Entry, ...] = (
 )
 """Each model may import earlier ones, never later ones."""
 
-TASKS = "Model|LMHeadModel|DoubleHeadsModel|ForPreTraining|For(Causal|Masked)LM|For(Image|Sequence|Token)Classification"
+HEADS = ("ForMaskedLM", "ForPreTraining", "LMHeadModel", "ForImageClassification")
+"""The ends of the names of the reference's encoders that have the head that the models here have."""
+
+TASKS = (
+    "Model|LMHeadModel|DoubleHeadsModel|For(PreTraining|CausalLM|MaskedLM|MaskedImageModeling|QuestionAnswering|"
+    "MultipleChoice|NextSentencePrediction|(Image|Sequence|Token)Classification)"
+)
 """The ends of the names of the reference's classes, behind the family's."""
 
 
@@ -94,31 +101,34 @@ def _with_variants(entry: Entry) -> list[type[Any]]:
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model here; see `allformers.load`."""
     resolve_file = resolve_checkpoint(name, revision)
-    config_dict = read_json(require_file(resolve_file, "config.json", name))
-    return _class_of(config_dict, resolve_file, name).from_pretrained(name, revision=revision, **options)
+    model_class = _class_of(read_json(require_file(resolve_file, "config.json", name)), name)
+    encoder_class = model_class.encoder_class()
+    if encoder_class is not None and not has_head(model_class.checkpoint_format(), open_weights(resolve_file, name)):
+        model_class = encoder_class
+    return model_class.from_pretrained(name, revision=revision, **options)
 
 
 def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
     """The class and the configuration of a checkpoint, without its weights.
 
+    So it is `architectures` that says whether the model has a head; where it says nothing, it has one.
+
     Raises:
         CheckpointError: there is no such checkpoint, or it is not of a family that is here.
     """
-    resolve_file = resolve_checkpoint(name, revision)
-    config_dict = read_json(require_file(resolve_file, "config.json", name))
-    model_class = _class_of(config_dict, resolve_file, name)
+    config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
+    model_class = _class_of(config_dict, name)
+    encoder_class = model_class.encoder_class()
+    architectures = config_dict.get("architectures") or []
+    if encoder_class is not None and architectures and not any(str(one).endswith(HEADS) for one in architectures):
+        model_class = encoder_class
     return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
 
 
-def _class_of(
-    config_dict: Mapping[str, Any], resolve_file: Callable[[str], Path | None], name: str | Path
-) -> type[Any]:
-    """The class of the model in a checkpoint: of the family that `config.json` says, with a head if it has one."""
+def _class_of(config_dict: Mapping[str, Any], name: str | Path) -> type[Any]:
+    """The class, or a variant of it, of the model that a `config.json` describes."""
     model_class: type[Any] = _entry_of(config_dict, name).load().variant_for(config_dict)
-    encoder_class = model_class.encoder_class()
-    if encoder_class is None or has_head(model_class.checkpoint_format(), config_dict, resolve_file, name):
-        return model_class
-    return encoder_class
+    return model_class
 
 
 def _entry_of(config_dict: Mapping[str, Any], name: str | Path) -> Entry:

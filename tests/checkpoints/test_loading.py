@@ -382,12 +382,13 @@ def test_a_model_and_its_encoder_share_checkpoints(model_class: Any, encoder_cla
     with pytest.raises(CheckpointError, match=names(model_class.__name__, encoder_class.__name__)) as refused:
         model_class.from_pretrained(tmp_path / "encoder")
     assert "\n" not in str(refused.value)
-    assert load_config(tmp_path / "model") == (model_class, config)
-    assert load_config(tmp_path / "encoder")[0] is encoder_class
-    for folder in ("model", "encoder"):  # and without weights, by what config.json says
+    for folder, expected in (("model", model_class), ("encoder", encoder_class)):
+        assert type(allformers.load(tmp_path / folder)) is expected
         (tmp_path / folder / "model.safetensors").unlink()
-    assert load_config(tmp_path / "model")[0] is model_class
-    assert load_config(tmp_path / "encoder")[0] is encoder_class
+        assert load_config(tmp_path / folder) == (expected, config)  # by what config.json says
+    for architectures in (["BertForPreTraining"], "absent"):
+        edit_config(tmp_path / "encoder", architectures=architectures)
+        assert load_config(tmp_path / "encoder")[0] is model_class
 
 
 def test_segments_without_an_embedding_are_refused_by_name() -> None:

@@ -112,6 +112,14 @@ def test_without_quantisation_nothing_is_said(tmp_path: Path) -> None:
     allformers.load(tmp_path)
 
 
+def test_scales_without_the_size_of_their_blocks_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, None, (16, 8))
+    with pytest.raises(CheckpointError, match=names("quantization_config", "scales")) as refused:
+        allformers.load(tmp_path)
+    assert "_scale_inv" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 NAME = "model.layers.0.self_attn.o_proj.weight"
 
 
