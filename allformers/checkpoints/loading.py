@@ -316,7 +316,7 @@ def _are_copies(originals: list[str], tensors: Mapping[str, LazyTensor], form: F
     """True if a weight may be there under all these names, and is the same under all."""
     if sum(not original.endswith(tuple(form.copies)) for original in originals) != 1:
         return False
-    first, *others = (_read(tensors[original]) for original in originals)
+    first, *others = (_read(tensors[original]).double() for original in originals)
     return all(torch.equal(first, other) for other in others)
 
 
