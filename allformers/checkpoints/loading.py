@@ -337,7 +337,7 @@ def _untie(found: dict[str, str], rows: list[Weight], *, tied: bool) -> None:
 def _extra_layers(names: Iterable[str], form: Format, num_layers: int, allowed: int) -> dict[str, int]:
     """The layers behind the last one: the beginning of their names, and their numbers; none if they are too many."""
     before = next((row.theirs.partition("{layer}")[0] for row in form.weights if "{layer}" in row.theirs), "")
-    numbers = {int(match[1]) for name in names if (match := re.match(rf"{re.escape(before)}(\d+)\.", name))}
+    numbers = {int(match[1]) for name in names if (match := re.match(rf"{re.escape(before)}(\d{{1,9}})\.", name))}
     extra = [number for number in numbers if number >= num_layers]
     return {f"{before}{number}.": number for number in extra} if len(extra) <= allowed else {}
 

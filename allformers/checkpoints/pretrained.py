@@ -125,8 +125,10 @@ class Pretrained(nn.Module):
         form = variant.checkpoint_format()
         config = read_config(form, config_dict, where=f"{where}/config.json")
         tensors = dequantised(open_tensors(), config_dict, where=str(where))
-        extra_layers = config_dict.get(form.extra_layers) or 0
-        return cast(Self, build_model(variant, config, tensors, dtype, device, str(where), extra_layers))
+        extra_layers = config_dict.get(form.extra_layers)
+        if extra_layers is not None and type(extra_layers) is not int:
+            raise CheckpointError(f"{where}/config.json: {form.extra_layers} is {extra_layers!r}; expected a number")
+        return cast(Self, build_model(variant, config, tensors, dtype, device, str(where), extra_layers or 0))
 
     @classmethod
     def variant_for(cls, config_dict: Mapping[str, Any]) -> "type[Pretrained]":

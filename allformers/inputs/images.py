@@ -63,7 +63,13 @@ def read_image(
     if settings["do_rescale"]:
         pixels = pixels * settings["rescale_factor"]
     if settings["do_normalize"]:
-        pixels = (pixels - torch.tensor(settings["image_mean"])) / torch.tensor(settings["image_std"])
+        mean, std = (torch.tensor(settings[name], dtype=torch.float32) for name in ("image_mean", "image_std"))
+        for name, numbers in (("image_mean", mean), ("image_std", std)):
+            if numbers.ndim and len(numbers) not in (1, config.num_channels):
+                raise CheckpointError(
+                    f"{name} has {len(numbers)} numbers, and this model's images have {config.num_channels} channels"
+                )
+        pixels = (pixels - mean) / std
     return rearrange(pixels, "image_height image_width channels -> 1 channels image_height image_width")
 
 
@@ -109,7 +115,18 @@ def _preprocessor_config(checkpoint: str | Path, image_size: int) -> dict[str, A
             raise CheckpointError(
                 f"{path}: {name} is {settings.get(name)!r}; expected a number of pixels, or a height and a width"
             )
+    resample, numbers = settings["resample"], [settings["rescale_factor"]]
+    for name in ("image_mean", "image_std"):
+        numbers += settings[name] if isinstance(settings[name], list) else [settings[name]]
+    if not all(map(_is_number, numbers)) or type(resample) is not int or not 0 <= resample <= 5:
+        named = ("resample", "rescale_factor", "image_mean", "image_std")
+        said = ", ".join(f"{name} {settings[name]!r}" for name in named)
+        raise CheckpointError(f"{path} should have numbers, and a resample from 0 to 5, but says {said}")
     return settings
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_size(size: Any, *, edges: bool) -> bool:

@@ -119,8 +119,8 @@ def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any
     config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
     model_class = _class_of(config_dict, name)
     encoder_class = model_class.encoder_class()
-    architectures = config_dict.get("architectures") or []
-    if encoder_class is not None and architectures and not any(str(one).endswith(HEADS) for one in architectures):
+    architectures = _architectures(config_dict)
+    if encoder_class is not None and architectures and not any(one.endswith(HEADS) for one in architectures):
         model_class = encoder_class
     return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
 
@@ -131,13 +131,19 @@ def _class_of(config_dict: Mapping[str, Any], name: str | Path) -> type[Any]:
     return model_class
 
 
+def _architectures(config_dict: Mapping[str, Any]) -> list[str]:
+    """The names of the reference's classes that a `config.json` gives; none where it has no list of names."""
+    given = config_dict.get("architectures")
+    return [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+
+
 def _entry_of(config_dict: Mapping[str, Any], name: str | Path) -> Entry:
     """The family that `config.json` says: by `model_type`, or, in old files that have none, by `architectures`."""
-    model_type, architectures = config_dict.get("model_type"), config_dict.get("architectures") or []
+    model_type, architectures = config_dict.get("model_type"), _architectures(config_dict)
     for entry in READING_ORDER:
         reference_class = re.compile(rf"{entry.class_name}({TASKS})", re.IGNORECASE)
         if model_type == entry.model_type or (
-            model_type is None and [one for one in architectures if reference_class.fullmatch(str(one))]
+            model_type is None and any(reference_class.fullmatch(one) for one in architectures)
         ):
             return entry
     if model_type is None:

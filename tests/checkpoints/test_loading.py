@@ -257,6 +257,9 @@ def test_layers_that_predict_one_more_token_are_left_out(fields: dict[str, int],
     else:
         with pytest.raises(CheckpointError, match=rf"unexpected: model\.layers\.{number}\."):
             allformers.load(tmp_path)
+        edit_config(tmp_path, num_nextn_predict_layers="one")
+        with pytest.raises(CheckpointError, match=names("num_nextn_predict_layers", "'one'")):
+            allformers.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +426,7 @@ def test_a_class_is_loaded_from_a_file_that_names_none(tmp_path: Path) -> None:
         edit_config(tmp_path, model_type=model_type)
         assert_same(GPT2.from_pretrained(tmp_path), model)
         assert_same(allformers.load(tmp_path), model)
-    for architectures in (["ABCModel"], "absent", None, ["Gemma3ForConditionalGeneration"]):
+    for architectures in (["ABCModel"], "absent", None, ["Gemma3ForConditionalGeneration"], 5, "GPT2Model", [None]):
         edit_config(tmp_path, architectures=architectures)
         assert_same(GPT2.from_pretrained(tmp_path), model)
         with pytest.raises(CheckpointError, match=names("model_type", "GPT2.from_pretrained", "Llama", "DeepSeekV3")):

@@ -61,6 +61,9 @@ def test_a_picture_is_prepared_as_the_reference_does(
         ({"size": {"longest_edge": 32}}, ["size", "longest_edge"]),
         ({"size": -1}, ["size"]),
         ({"size": 32, "do_center_crop": True}, ["crop_size", "None"]),
+        ({"resample": 9}, ["resample", "9"]),
+        ({"rescale_factor": "half"}, ["rescale_factor", "'half'"]),
+        ({"image_std": [0.5, None, 0.5]}, ["image_std", "None"]),
     ],
     ids=lambda value: "" if isinstance(value, list) else next(iter(value)),
 )
@@ -69,6 +72,12 @@ def test_a_preparation_that_is_not_known_is_refused(
 ) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=names("preprocessor_config.json", *culprits)):
+        read_image(picture, ViTConfig.tiny(), tmp_path)
+
+
+def test_numbers_for_other_channels_are_refused(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
+    with pytest.raises(CheckpointError, match=names("image_mean", 2, 3)):
         read_image(picture, ViTConfig.tiny(), tmp_path)
 
 
