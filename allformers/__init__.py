@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from allformers.models.bert.bert import Bert, BertConfig
+    from allformers.models.bert.bert import Bert, BertConfig, BertEncoder
     from allformers.models.deepseek_v3.deepseek_v3 import DeepSeekV3, DeepSeekV3Config
     from allformers.models.gemma.gemma import Gemma, GemmaConfig
     from allformers.models.gemma2.gemma2 import Gemma2, Gemma2Config
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from allformers.models.mixtral.mixtral import Mixtral, MixtralConfig
     from allformers.models.qwen2.qwen2 import Qwen2, Qwen2Config
     from allformers.models.qwen3.qwen3 import Qwen3, Qwen3Config
-    from allformers.models.vit.vit import ViT, ViTConfig
+    from allformers.models.vit.vit import ViT, ViTConfig, ViTEncoder
 
 __version__ = "0.2.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "GPT2",
     "Bert",
     "BertConfig",
+    "BertEncoder",
     "DeepSeekV3",
     "DeepSeekV3Config",
     "GPT2Config",
@@ -51,12 +52,16 @@ __all__ = [
     "Qwen3Config",
     "ViT",
     "ViTConfig",
+    "ViTEncoder",
     "load",
 ]
 
 
 def load(name: "str | Path", **options: Any) -> Any:
-    """Load a checkpoint of any model of the package; the class comes from its `config.json`.
+    """Load a checkpoint of any model of the package; the class comes from its `config.json`, and from its weights.
+
+    A BERT or ViT without the head that it was trained with, such as a sentence encoder, gives a `BertEncoder` or
+    `ViTEncoder`.
 
     Args:
         name: a folder, or a model's name on the Hugging Face hub.
@@ -75,7 +80,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from allformers.models.registry import READING_ORDER
 
-        entry = next(entry for entry in READING_ORDER if entry.class_name == name.removesuffix("Config"))
+        model = name.removesuffix("Config").removesuffix("Encoder")
+        entry = next(entry for entry in READING_ORDER if entry.class_name == model)
         found = getattr(entry.import_module(), name)
         globals()[name] = found  # so that each name is looked up once
         return found

@@ -19,12 +19,14 @@ def python(code: str) -> str:
 
 def test_every_model_and_configuration_can_be_imported_from_the_package() -> None:
     names = {name for entry in READING_ORDER for name in (entry.class_name, f"{entry.class_name}Config")}
-    assert set(allformers.__all__) == names | {"load"}
+    assert set(allformers.__all__) == names | {"load", "BertEncoder", "ViTEncoder"}
     assert set(allformers.__all__) <= set(dir(allformers))
     for entry in READING_ORDER:
         module = importlib.import_module(entry.module)
         for name in (entry.class_name, f"{entry.class_name}Config"):
             assert getattr(allformers, name) is getattr(module, name)
+    assert allformers.BertEncoder.__subclasses__() == [allformers.Bert]
+    assert allformers.ViTEncoder.__subclasses__() == [allformers.ViT]
     with pytest.raises(AttributeError, match="GPT5"):
         _ = allformers.GPT5
 

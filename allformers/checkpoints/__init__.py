@@ -10,6 +10,7 @@ is wrong with one is a `CheckpointError`.
 | `hub` | where the files are |
 | `tensors` | the files that hold tensors |
 | `pickles` | those that PyTorch pickles, read without being run |
+| `quantised` | from float8 to numbers that can be computed with |
 | `loading` | from tensors to a model and back |
 | `pretrained` | the methods that a model inherits |
 | `atomic` | files and folders that are written whole or not at all |

@@ -15,7 +15,7 @@ def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "conf
         CheckpointError: another architecture, a field with which the model would be another one, or a value out of
             range; all of them at once.
     """
-    if config_dict.get("model_type") != form.model_type:
+    if config_dict.get("model_type") not in (None, form.model_type):  # old files have none, and the caller has said it
         raise CheckpointError(
             f"{where}: model_type is {config_dict.get('model_type')!r}, but this is the class for {form.model_type!r}"
         )

@@ -10,7 +10,8 @@ import functools
 import math
 import re
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,6 +28,23 @@ from allformers.checkpoints.tensors import LazyTensor
 if TYPE_CHECKING:
     from allformers.checkpoints.pretrained import Pretrained
 
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that come from wrappers, as of `torch.compile`; `DistributedDataParallel` puts `module` before all."""
+
+PACKED = {
+    ".qweight": "GPTQ or AWQ",
+    ".quant_state.": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".weight_packed": "compressed-tensors",
+    "_blocks": "MXFP4",
+}
+"""Parts of the names of weights that are integers, several packed into one, and the methods that make them."""
+
+FAULTS = ("missing", "unexpected", "there twice", "of another size", "not floating-point")
+"""What can be wrong with a weight."""
+
+_SHOWN = 6  # faults of one kind that a message lists
+
 
 def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
     """A model's weights, named and laid out as in its checkpoints, on the CPU; a tied head is left out.
@@ -38,17 +56,20 @@ def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
             quantized or wrapped, or have other sizes.
     """
     parameters = _parameters(model)
+    form = model.checkpoint_format()
+    head = {row.ours for row in form.head}
+    prefix = form.prefix if head else ""  # as the reference writes it: a model without a head has none
     tensors: dict[str, Tensor] = {}
     for row in _rows_to_save(model, parameters):
         parameter = parameters[row.ours]
         is_tied = row.tied_to is not None and parameter is parameters[row.tied_to]
         if not is_tied or not model.config.tie_embeddings:
-            prefix = "" if row.tied_to else model.checkpoint_format().prefix
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # sharded, or not
             whole = whole.clone() if is_tied else whole  # tied after all, and a file shares no memory
             names = row.names(model.config.axes)
             for name, part in zip(names, whole.detach() if len(names) > 1 else [whole.detach()], strict=True):
-                tensors[prefix + name] = _to_theirs(part.cpu(), row.each, model.config.axes).contiguous()
+                place = name if row.ours in head else prefix + name
+                tensors[place] = _to_theirs(part.cpu(), row.each, model.config.axes).contiguous()
     return tensors
 
 
@@ -99,10 +120,10 @@ def weight_axes(model: "Pretrained") -> dict[str, str]:
 
 
 def _rows(model: "Pretrained") -> list[Weight]:
-    """The weight table with `{layer}` written out, as far as a model has these weights."""
+    """The weight tables with `{layer}` written out, as far as a model has these weights."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    rows = []
-    for row in model.checkpoint_format().weights:
+    form, rows = model.checkpoint_format(), []
+    for row in (*form.weights, *form.head):
         for layer in range(model.config.num_layers) if "{layer}" in row.theirs else ["0"]:
             theirs, ours = (name.replace("{layer}", str(layer)) for name in (row.theirs, row.ours))
             if ours in parameters:
@@ -178,12 +199,23 @@ def build_model(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     where: str,
+    extra_layers: int = 0,
 ) -> Any:
-    """Build a model with these weights, or raise one error that lists everything that does not fit."""
+    """Build a model with these weights, or raise one error that says everything that does not fit.
+
+    Args:
+        cls: the model's class.
+        config: its configuration.
+        tensors: the weights, by the names that the checkpoint has.
+        dtype: of the model; if None, the widest of its weights.
+        device: of the model; if None, the CPU.
+        where: the checkpoint, as errors and warnings name it.
+        extra_layers: the number of layers behind the last one that may be there, and are left out.
+    """
     _check_counts(cls.checkpoint_format(), config, tensors, where)
     model = empty_model(cls, config)
-    rows = _match_weights(model, tensors, where)
-    dtype = dtype or functools.reduce(torch.promote_types, {tensors[name].dtype for names, _ in rows for name in names})
+    rows = _match_weights(model, tensors, where, extra_layers)
+    dtype = dtype or _widest({name: tensors[name].dtype for names, _ in rows for name in names}, where)
     state: dict[str, Tensor] = {}
     for names, row in rows:
         state[row.ours] = _load_weight([tensors[name] for name in names], row, config.axes, dtype, device or "cpu")
@@ -202,6 +234,11 @@ def build_model(
         for owner, _, leaf in (name.rpartition(".") for name in names):
             setattr(model.get_submodule(owner), leaf, loaded)
     return model.to(device or "cpu").eval()
+
+
+def has_head(form: Format, names: Collection[str]) -> bool:
+    """True if there are weights of a model's head among these names."""
+    return any(row.theirs in _table_names(names, form) for row in form.head)
 
 
 def empty_model(model_class: type[Any], config: Any) -> Any:
@@ -247,47 +284,203 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _modern_name(name: str, suffixes: Mapping[str, str]) -> str:
-    """The name that newer files give to a weight: an old suffix is replaced."""
-    for old, new in suffixes.items():
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
+def check_target(dtype: Any, device: Any) -> None:
+    """Refuse a dtype or a device that a model cannot have, before anything is read.
+
+    Raises:
+        CheckpointError: the dtype is no floating-point one of at least 16 bits, or the device cannot be used here.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        raise CheckpointError(
+            f"dtype is {dtype!r}, but weights can be torch.float32, torch.bfloat16, torch.float16 or torch.float64"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise CheckpointError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside those that `torch.compile`, `DistributedDataParallel` and others have put around it."""
+    while isinstance(model, nn.Module):
+        children = dict(model.named_children())
+        if len(children) != 1 or not children.keys() <= {*WRAPPERS, "module"}:
+            break
+        (model,) = children.values()
+    return model
+
+
+def _widest(dtypes: Mapping[str, torch.dtype], where: str) -> torch.dtype:
+    """The dtype that holds the values of all weights.
+
+    Raises:
+        CheckpointError: some are float8, which has no arithmetic, so that somebody must say what they become.
+    """
+    narrow = [name for name, dtype in dtypes.items() if dtype.itemsize == 1]
+    if narrow:
+        raise CheckpointError(
+            f"{where}: {len(narrow)} of {len(dtypes)} weights, such as {narrow[0]}, are {dtypes[narrow[0]]} without "
+            "scales, and PyTorch cannot compute with that: say what to convert them to, such as dtype=torch.bfloat16"
+        )
+    return functools.reduce(torch.promote_types, dtypes.values())
 
 
 def _match_weights(
-    model: "Pretrained", tensors: Mapping[str, LazyTensor], where: str
+    model: "Pretrained", tensors: Mapping[str, LazyTensor], where: str, extra_layers: int
 ) -> list[tuple[list[str], Weight]]:
-    """Match each row of the table with the names of its tensors; every name and every row is accounted for."""
-    form, config = model.checkpoint_format(), model.config
-    names = {_modern_name(name.removeprefix(form.prefix), form.legacy_suffixes): name for name in tensors}
-    rows = _rows(model)
+    """Match each row of the tables with the names of its tensors; every name and every row is accounted for."""
+    form, config, rows = model.checkpoint_format(), model.config, _rows(model)
     table = {name: row for row in rows for name in row.names(config.axes)}
     ignored = [re.compile(re.escape(name).replace(r"\{layer\}", r"\d+")) for name in form.ignored_weights]
-    faults = [
-        f"duplicate, with and without {form.prefix}: {name}"
-        for name in tensors
-        if form.prefix and form.prefix + name in tensors
-    ]
-    for theirs, row in table.items():
-        if theirs not in names:
-            if row.tied_to is None or not config.tie_embeddings:
-                faults.append(f"missing: {theirs} (for {row.ours})")
+    named = _table_names(tensors, form)
+    extra = _extra_layers(named, form, config.num_layers, extra_layers)
+    found: dict[str, str] = {}
+    left_out: dict[str, list[str]] = {}
+    faults: dict[str, list[str]] = {kind: [] for kind in FAULTS}
+    for name, originals in named.items():
+        if name in table:
+            found[name] = originals[0]
+            if len(originals) > 1 and not _are_copies(originals, tensors, form):
+                faults["there twice"].append(f"{' and '.join(originals)} (for {table[name].ours})")
+        elif any(pattern.fullmatch(name) for pattern in ignored):
             continue
-        tensor, expected = tensors[names[theirs]], _shape(row.each.their_axes, config.axes)
+        elif (part := _part_left_out(name, form, extra)) is not None:
+            left_out.setdefault(part, []).extend(originals)
+        else:
+            faults["unexpected"] += originals
+    _untie(found, rows, tied=getattr(config, "tie_embeddings", False))
+    for name, row in table.items():
+        if name not in found:
+            if row.tied_to is None or not config.tie_embeddings:
+                faults["missing"].append(f"{name} (for {row.ours})")
+            continue
+        tensor, expected = tensors[found[name]], _shape(row.each.their_axes, config.axes)
         if tensor.shape != expected:
-            faults.append(
-                f"size mismatch: {names[theirs]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
+            faults["of another size"].append(
+                f"{found[name]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
             )
         if not tensor.dtype.is_floating_point:
-            faults.append(f"not floating-point: {names[theirs]} is {tensor.dtype}")
-    faults += [
-        f"unexpected: {original}"
-        for name, original in names.items()
-        if name not in table and not any(pattern.fullmatch(name) for pattern in ignored)
-    ]
-    if faults:
-        shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        raise CheckpointError("\n  ".join([f"the weights of {where} do not fit {type(model).__name__}:", *shown]))
-    found = [([names[theirs] for theirs in row.names(config.axes) if theirs in names], row) for row in rows]
-    return [(present, row) for present, row in found if present]
+            faults["not floating-point"].append(f"{found[name]} is {tensor.dtype}")
+    if any(faults.values()):
+        said = _cause(model, tensors, faults, left_out) or _listed(faults)
+        raise CheckpointError(f"the weights of {where} do not fit {type(model).__name__}: {said}")
+    if left_out:
+        parts = "; ".join(f"{part}: {_some(names)}" for part, names in left_out.items())
+        warnings.warn(f"{where}: {type(model).__name__} leaves out {parts}", stacklevel=5)
+    present = [([found[name] for name in row.names(config.axes) if name in found], row) for row in rows]
+    return [(names, row) for names, row in present if names]
+
+
+def _table_names(names: Collection[str], form: Format) -> dict[str, list[str]]:
+    """The names as the tables have them, each with those that stand for it: one, unless a weight is there twice."""
+    found: dict[str, list[str]] = {}
+    for original, plain in _unwrapped(names).items():
+        name = plain.removeprefix(form.prefix)
+        for old, new in form.legacy_suffixes.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        found.setdefault(form.copies.get(name, name), []).append(original)
+    return found
+
+
+def _unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """For each name of a weight, the name that it had before the model was wrapped."""
+    plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
+    while plain and all(name.startswith("module.") for name in plain.values()):
+        plain = {original: name.removeprefix("module.") for original, name in plain.items()}
+    return plain
+
+
+def _are_copies(originals: list[str], tensors: Mapping[str, LazyTensor], form: Format) -> bool:
+    """True if a weight may be there under all these names, and is the same under all."""
+    if sum(not original.endswith(tuple(form.copies)) for original in originals) != 1:
+        return False
+    first, *others = (_read(tensors[original]).double() for original in originals)
+    return all(torch.equal(first, other) for other in others)
+
+
+def _read(tensor: LazyTensor) -> Tensor:
+    values = torch.empty(tensor.shape, dtype=tensor.dtype)
+    tensor.read_into(values)
+    return values
+
+
+def _untie(found: dict[str, str], rows: list[Weight], *, tied: bool) -> None:
+    """Where a tied weight is filed under the head's name alone, file it under the name of what it is tied to."""
+    theirs = {row.ours: row.theirs for row in rows}
+    for row in rows:
+        if tied and row.tied_to is not None and theirs[row.tied_to] not in found and row.theirs in found:
+            found[theirs[row.tied_to]] = found.pop(row.theirs)
+
+
+def _extra_layers(names: Iterable[str], form: Format, num_layers: int, allowed: int) -> dict[str, int]:
+    """The layers behind the last one: the beginning of their names, and their numbers; none if they are too many."""
+    before = next((row.theirs.partition("{layer}")[0] for row in form.weights if "{layer}" in row.theirs), "")
+    numbers = {int(match[1]) for name in names if (match := re.match(rf"{re.escape(before)}(\d{{1,9}})\.", name))}
+    extra = [number for number in numbers if number >= num_layers]
+    return {f"{before}{number}.": number for number in extra} if len(extra) <= allowed else {}
+
+
+def _part_left_out(name: str, form: Format, extra_layers: Mapping[str, int]) -> str | None:
+    """The part of another model that a weight belongs to; None if it is not known."""
+    for beginning, number in extra_layers.items():
+        if name.startswith(beginning):
+            return f"layer {number}, which predicts one more token"
+    return next((part for beginning, part in form.other_heads.items() if name.startswith(beginning)), None)
+
+
+def _cause(
+    model: "Pretrained",
+    names: Collection[str],
+    faults: Mapping[str, list[str]],
+    left_out: Mapping[str, list[str]],
+) -> str | None:
+    """The one cause of all faults, in a line; None if it is not known."""
+    for mark, method in PACKED.items():
+        packed = next((name for name in names if mark in name), None)
+        if packed is not None:
+            return f"{packed} holds packed integers, as {method} writes them: take a checkpoint that is not quantised"
+    outer = _outer_prefix(model, names)
+    if outer is not None:
+        return (
+            f"every name begins with {outer!r}, which is not the model's own: save the model alone that was saved as a "
+            "part of another, or strip this from the names"
+        )
+    head = {f"{name} (for {row.ours})" for row in model.checkpoint_format().head for name in row.names({})}
+    if [kind for kind in FAULTS if faults[kind]] == ["missing"] and set(faults["missing"]) <= head:
+        missing = _some([one.partition(" ")[0] for one in faults["missing"]])
+        instead = "".join(f"; instead there is {part}" for part in left_out)
+        encoder = type(model).encoder_class()
+        if encoder is None:
+            do = "no other matrix can take its place, since tie_word_embeddings is false"
+        else:
+            do = f"{encoder.__name__} loads it, and so does allformers.load"
+        return f"it is a model without this head (missing: {missing}{instead}); {do}"
+    return None
+
+
+def _outer_prefix(model: "Pretrained", names: Collection[str]) -> str | None:
+    """What all names begin with if most of the model's weights are found without it."""
+    form, first = model.checkpoint_format(), next(iter(names), "")
+    table = {name for row in _rows(model) for name in row.names(model.config.axes)}
+    for end in (0, *(dot.end() for dot in re.finditer(r"\.", first))):
+        inner = [name.removeprefix(first[:end]) for name in names]
+        if not all(name.startswith(first[:end]) for name in names):
+            return None
+        if 2 * len(table & _table_names(inner, form).keys()) > len(table):
+            return first[:end] or None
+    return None
+
+
+def _listed(faults: Mapping[str, list[str]]) -> str:
+    """All kinds of faults with their numbers, and the first few of each kind."""
+    lines = [", ".join(f"{len(some)} {kind}" for kind, some in faults.items() if some)]
+    for kind, some in faults.items():
+        lines += [f"{kind}: {one}" for one in some[:_SHOWN]]
+        lines += [f"{kind}: ... and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+    return "\n  ".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

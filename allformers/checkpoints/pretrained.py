@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -15,9 +15,10 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.atomic import atomic_update, reading
 from allformers.checkpoints.config_json import read_config, write_config
 from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
-from allformers.checkpoints.loading import build_model, checkpoint_tensors
+from allformers.checkpoints.loading import build_model, check_target, checkpoint_tensors, unwrapped
+from allformers.checkpoints.quantised import dequantised
 from allformers.checkpoints.tables import Format
-from allformers.checkpoints.tensors import in_memory, open_weights, save_tensors
+from allformers.checkpoints.tensors import LazyTensor, in_memory, open_weights, save_tensors
 
 
 class Pretrained(nn.Module):
@@ -39,12 +40,17 @@ class Pretrained(nn.Module):
             CheckpointError: neither the class nor any that it extends has tables.
         """
         for base in cls.__mro__:
-            found = _format_of(base.__module__.rpartition(".")[0])
+            found = _format_of(base)
             if found is not None:
                 return found
         raise CheckpointError(
             f"{cls.__name__} has no tables for checkpoints: put a module `checkpoint` beside it, or extend a model"
         )
+
+    @classmethod
+    def encoder_class(cls) -> "type[Pretrained] | None":
+        """The class that this one extends by a head, for checkpoints without one; None if there is none."""
+        return next((base for base in cls.__mro__ if (form := _format_of(base)) is not None and not form.head), None)
 
     @classmethod
     def is_asked_for(cls, config_json: Mapping[str, Any]) -> bool:
@@ -70,41 +76,60 @@ class Pretrained(nn.Module):
             name: a folder, "bundled" for the model that comes with this package, or a model's name on the Hugging
                 Face hub ("gpt2", "distilgpt2"), which is then downloaded once and kept in the hub's own cache.
             revision: a branch, tag or commit on the hub.
-            dtype: of the weights; if None, the widest in the checkpoint.
+            dtype: of the weights; if None, the widest in the checkpoint. Float8 with scales counts as bfloat16.
             device: the device of the weights; if None, the CPU.
+
+        A weight of a head that the model does not have is left out, and a warning names it.
 
         Raises:
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the
-                configuration is of another architecture, or weights are missing, unexpected or of another size.
+                configuration is of another architecture, weights are missing, unexpected, there twice, of another size
+                or quantised in a way that is not known here, or the model cannot have this dtype or device.
         """
+        check_target(dtype, device)
         with reading(name):
             resolve_file = resolve_checkpoint(name, revision)
             config_dict = read_json(require_file(resolve_file, "config.json", name))
-            variant = cls.variant_for(config_dict)
-            config = read_config(variant.checkpoint_format(), config_dict, where=f"{name}/config.json")
-            model = build_model(variant, config, open_weights(resolve_file, name), dtype, device, where=str(name))
-            return cast(Self, model)
+            return cls._build(config_dict, lambda: open_weights(resolve_file, name), dtype, device, name)
 
     @classmethod
     def from_huggingface(cls, model: Any) -> Self:
         """Copy a live transformers model, for instance a `GPT2LMHeadModel`. The two share no memory.
 
+        It may have been compiled by `torch.compile`, or be wrapped for training on several devices.
+
         Raises:
             CheckpointError: it is of another architecture, or its weights do not fit.
         """
-        where = type(model).__name__
+        model = unwrapped(model)
         config_dict = model.config.to_dict()
-        variant = cls.variant_for(config_dict)
-        form = variant.checkpoint_format()
-        if form.load_via_files:
+        if cls.checkpoint_format().load_via_files:
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
                 return cls.from_pretrained(folder, device=next(model.parameters()).device)
-        config = read_config(form, config_dict, where=f"{where}.config")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         tensors = {name: in_memory(tensor) for name, tensor in state.items()}
         device = next(iter(state.values())).device if state else None
-        return cast(Self, build_model(variant, config, tensors, None, device, where=where))
+        return cls._build(config_dict, lambda: tensors, None, device, type(model).__name__)
+
+    @classmethod
+    def _build(
+        cls,
+        config_dict: Mapping[str, Any],
+        open_tensors: Callable[[], Mapping[str, LazyTensor]],
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        where: str | Path,
+    ) -> Self:
+        """Build the model that a `config.json` and tensors describe, or the variant of it that they ask for."""
+        variant = cls.variant_for(config_dict)
+        form = variant.checkpoint_format()
+        config = read_config(form, config_dict, where=f"{where}/config.json")
+        tensors = dequantised(open_tensors(), config_dict, where=str(where))
+        extra_layers = config_dict.get(form.extra_layers)
+        if extra_layers is not None and type(extra_layers) is not int:
+            raise CheckpointError(f"{where}/config.json: {form.extra_layers} is {extra_layers!r}; expected a number")
+        return cast(Self, build_model(variant, config, tensors, dtype, device, str(where), extra_layers or 0))
 
     @classmethod
     def variant_for(cls, config_dict: Mapping[str, Any]) -> "type[Pretrained]":
@@ -139,21 +164,26 @@ class Encoder(Pretrained):
     """Base class of models that read in both directions and give a vector, or logits, for each position."""
 
 
-class Classifier(Pretrained):
-    """Base class of models that give one of a set of labels. They have a method `classify`."""
+class Classifier(Encoder):
+    """Base class of encoders that give one of a set of labels. They have a method `classify`."""
 
     def classify(self, x: Tensor) -> Tensor:
         """From the residual stream to a score for each label; each model defines it."""
         raise NotImplementedError
 
 
-def _format_of(package: str) -> Format | None:
-    """The tables in a package's module `checkpoint`, if it has such a module, and that has tables."""
+def _format_of(model_class: type[Any]) -> Format | None:
+    """The tables of a class in the module `checkpoint` of its package, if there is such a module, and it has any.
+
+    A module has one `FORMAT`; or, where its package has models with a head and without, `FORMATS`, by class.
+    """
+    package = model_class.__module__.rpartition(".")[0]
     try:
         there = bool(package) and importlib.util.find_spec(f"{package}.checkpoint") is not None
     except ModuleNotFoundError:  # no package: a module may have any name, and its file lie anywhere
         there = False
-    found = getattr(importlib.import_module(f"{package}.checkpoint"), "FORMAT", None) if there else None
+    tables = vars(importlib.import_module(f"{package}.checkpoint")) if there else {}
+    found = tables["FORMATS"].get(model_class) if "FORMATS" in tables else tables.get("FORMAT")
     return found if isinstance(found, Format) else None
 
 

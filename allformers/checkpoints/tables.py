@@ -126,9 +126,14 @@ class Format:
         aliases: other names that the reference takes for the same fields.
         ignored_fields: fields with no part in the arithmetic, each with the reason.
         unsupported_fields: fields with which the model would be another one: the only value accepted, and the reason.
-        weights: the weight table.
+        weights: the weight table, but for the head.
+        head: the rows of the head, which makes logits of the residual stream; empty for an encoder without one.
         ignored_weights: names that hold no weights, each with the reason.
-        prefix: the prefix that some checkpoints put before all names but the LM head's.
+        prefix: the prefix that some checkpoints put before all names but the head's.
+        copies: further names under which files may hold a weight of the table once more, and its name there.
+        other_heads: beginnings of the names of heads that the model does not have, each with what it is.
+        extra_layers: the field that counts layers behind the last one, which predict more than the next token and are
+            left out; empty if no checkpoint has any.
         extra_config: further fields to write for a configuration, where the reference's default would not fit it.
         legacy_suffixes: endings of weights' names in older files, and what they became.
         load_via_files: True if a live model names or lays out its weights otherwise than its files do, and so has to be
@@ -145,7 +150,11 @@ class Format:
     unsupported_fields: Mapping[str, tuple[Any, str]]
     weights: tuple[Weight, ...]
     ignored_weights: Mapping[str, str]
+    head: tuple[Weight, ...] = ()
     prefix: str = ""
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    other_heads: Mapping[str, str] = dataclasses.field(default_factory=lambda: OTHER_HEADS)
+    extra_layers: str = ""
     extra_config: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     legacy_suffixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     load_via_files: bool = False
@@ -227,5 +236,19 @@ IGNORED_FIELDS: Mapping[str, str] = {
     "output_attentions": "what the reference's forward returns",
     "output_hidden_states": "what the reference's forward returns",
     "chunk_size_feed_forward": "memory, not arithmetic",
+    "quantization_config": "obeyed, or refused by name, where the weights are read",
 }
 """Fields that any `config.json` may have and that change nothing in the model, each with the reason."""
+
+OTHER_HEADS: Mapping[str, str] = {
+    "pooler.": "the layer that makes one vector of the first token's",
+    "cls.seq_relationship.": "the head that tells whether two segments belong together",
+    "score.": "a classification head",
+    "classifier.": "a classification head",
+    "qa_outputs.": "a question answering head",
+    "multiple_choice_head.": "the head that chooses among answers",
+    "v_head.": "the value head of reinforcement learning",
+    "embeddings.mask_token": "the vector that stands for a masked patch",
+    "decoder.0.": "the head that fills in masked patches",
+}
+"""Beginnings of the names of heads that no model here has: such weights are left out, and a warning says so."""

@@ -169,10 +169,9 @@ def tokenizer_of(loaded: Any, model: str) -> "Tokenizer":
     Raises:
         ValueError: the model reads images.
     """
-    from allformers.checkpoints.pretrained import Classifier
     from allformers.inputs.tokenizers import load_tokenizer
 
-    if isinstance(loaded, Classifier):
+    if loaded.dummy_input(1, 1, "cpu").is_floating_point():
         raise ValueError(f"{model} is a {type(loaded).__name__}, which reads images, not text")
     return load_tokenizer(model, loaded.config.vocab_size)
 

@@ -54,6 +54,8 @@ def inspect(
         raise ValueError(f"top must be at least 1, not {top}")
     announce_download(model)
     loaded = allformers.load(model, device=find_device(device))
+    if not loaded.checkpoint_format().head:
+        raise ValueError(f"{model} is a {type(loaded).__name__}, which has no head and so predicts nothing")
     prepare_for_inference(loaded)
     look = _look_at_image if isinstance(loaded, Classifier) else _look_at_text
     look(loaded, model, prompt, (layer, head), top, out)
@@ -144,8 +146,8 @@ def _look_at_image(
     if out is None:
         _print_top_predictions(logits, [image_name], names.__getitem__, top, "in", "likeliest labels")
         return
-    rows = config.axes["rows"]
-    labels = ["class", *(f"{row},{column}" for row in range(rows) for column in range(rows))]
+    rows, columns = (pixels // config.patch_size for pixels in inputs.shape[2:])
+    labels = ["class", *(f"{row},{column}" for row in range(rows) for column in range(columns))]
     sections = {
         "The image as patches": (
             "Each square becomes one position; patches are numbered by row and column.",

@@ -312,9 +312,9 @@ def patches(image: "Tensor", patch_size: int) -> "Figure":
         figure = new_figure(4, 4)
         axes = figure.add_subplot()
         axes.imshow(shown.cpu().numpy(), cmap="gray", interpolation="nearest")
-        edges = [edge - 0.5 for edge in range(0, image.shape[-1] + 1, patch_size)]
-        axes.set_xticks(edges, [""] * len(edges))
-        axes.set_yticks(edges, [""] * len(edges))
+        for pixels, set_ticks in zip(image.shape[1:], (axes.set_yticks, axes.set_xticks), strict=True):
+            edges = [edge - 0.5 for edge in range(0, pixels + 1, patch_size)]
+            set_ticks(edges, [""] * len(edges))
         axes.grid(color=INK, linewidth=0.6)
         axes.tick_params(length=0)
     return figure

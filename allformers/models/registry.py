@@ -1,6 +1,8 @@
 """The models in reading order, and how a checkpoint finds its own. None is imported until it is asked for."""
 
 import importlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -9,7 +11,9 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.atomic import reading
 from allformers.checkpoints.config_json import read_config
 from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoint
+from allformers.checkpoints.loading import has_head
 from allformers.checkpoints.tables import Size
+from allformers.checkpoints.tensors import open_weights
 from allformers.nn.config import Config
 
 
@@ -58,6 +62,15 @@ READING_ORDER: tuple[Entry, ...] = (
 )
 """Each model may import earlier ones, never later ones."""
 
+HEADS = ("ForMaskedLM", "ForPreTraining", "LMHeadModel", "ForImageClassification")
+"""The ends of the names of the reference's encoders that have the head that the models here have."""
+
+TASKS = (
+    "Model|LMHeadModel|DoubleHeadsModel|For(PreTraining|CausalLM|MaskedLM|MaskedImageModeling|QuestionAnswering|"
+    "MultipleChoice|NextSentencePrediction|(Image|Sequence|Token)Classification)"
+)
+"""The ends of the names of the reference's classes, behind the family's."""
+
 
 def entry_for(config: Config) -> Entry:
     """The model that a configuration is for, or the one that it is a variant of.
@@ -89,21 +102,58 @@ def _with_variants(entry: Entry) -> list[type[Any]]:
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model here; see `allformers.load`."""
     with reading(name):
-        model_class, _ = load_config(name, revision)
+        resolve_file = resolve_checkpoint(name, revision)
+        model_class = _class_of(read_json(require_file(resolve_file, "config.json", name)), name)
+        encoder_class = model_class.encoder_class()
+        if encoder_class is not None and not has_head(model_class.checkpoint_format(), open_weights(resolve_file, name)):
+            model_class = encoder_class
         return model_class.from_pretrained(name, revision=revision, **options)
 
 
 def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
     """The class and the configuration of a checkpoint, without its weights.
 
+    So it is `architectures` that says whether the model has a head; where it says nothing, it has one.
+
     Raises:
         CheckpointError: there is no such checkpoint, or it is not of a family that is here.
     """
     config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
-    model_type = config_dict.get("model_type")
+    model_class = _class_of(config_dict, name)
+    encoder_class = model_class.encoder_class()
+    architectures = _architectures(config_dict)
+    if encoder_class is not None and architectures and not any(one.endswith(HEADS) for one in architectures):
+        model_class = encoder_class
+    return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
+
+
+def _class_of(config_dict: Mapping[str, Any], name: str | Path) -> type[Any]:
+    """The class, or a variant of it, of the model that a `config.json` describes."""
+    model_class: type[Any] = _entry_of(config_dict, name).load().variant_for(config_dict)
+    return model_class
+
+
+def _architectures(config_dict: Mapping[str, Any]) -> list[str]:
+    """The names of the reference's classes that a `config.json` gives; none where it has no list of names."""
+    given = config_dict.get("architectures")
+    return [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+
+
+def _entry_of(config_dict: Mapping[str, Any], name: str | Path) -> Entry:
+    """The family that `config.json` says: by `model_type`, or, in old files that have none, by `architectures`."""
+    model_type, architectures = config_dict.get("model_type"), _architectures(config_dict)
     for entry in READING_ORDER:
-        if entry.model_type == model_type:
-            model_class = entry.load().variant_for(config_dict)
-            return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
+        reference_class = re.compile(rf"{entry.class_name}({TASKS})", re.IGNORECASE)
+        if model_type == entry.model_type or (
+            model_type is None and any(reference_class.fullmatch(one) for one in architectures)
+        ):
+            return entry
+    if model_type is None:
+        said = f", and architectures {architectures}" if architectures else ""
+        known = ", ".join(entry.class_name for entry in READING_ORDER)
+        raise CheckpointError(
+            f"{name}/config.json has no model_type{said}: say which model it is by its class, as in "
+            f"GPT2.from_pretrained({str(name)!r}); the classes here are: {known}"
+        )
     known = ", ".join(entry.model_type for entry in READING_ORDER)
     raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")

@@ -136,19 +136,36 @@ def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
     Raises:
         ValueError: an id is negative or not below `vocab_size`.
     """
-    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get():
-        return
-    if token_ids.device.type != "cpu" or token_ids.numel() == 0:
-        return
-    stack: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    if stack.peek_interpreter_stack() is not None:  # inside vmap a tensor has no values of its own
-        return
-    low, high = (int(bound) for bound in token_ids.aminmax())
-    if low < 0 or high >= vocab_size:
+    outside = _outside(token_ids, vocab_size)
+    if outside is not None:
         raise ValueError(
-            f"token id {low if low < 0 else high} is not in the vocabulary: ids run from 0 to {vocab_size - 1}. "
+            f"token id {outside} is not in the vocabulary: ids run from 0 to {vocab_size - 1}. "
             "Was the text encoded with this model's tokenizer?"
         )
+
+
+def check_segments(segments: Tensor, num_segments: int) -> None:
+    """Refuse segments that have no embedding, where looking is possible and cheap.
+
+    Raises:
+        ValueError: a segment is negative or not below `num_segments`.
+    """
+    outside = _outside(segments, num_segments)
+    if outside is not None:
+        raise ValueError(f"segment {outside} has no embedding: this model's segments run from 0 to {num_segments - 1}")
+
+
+def _outside(indices: Tensor, size: int) -> int | None:
+    """An index that is negative or not below `size`; None if there is none, or looking is not possible or not cheap."""
+    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get():
+        return None
+    if indices.device.type != "cpu" or indices.numel() == 0:
+        return None
+    stack: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    if stack.peek_interpreter_stack() is not None:  # inside vmap a tensor has no values of its own
+        return None
+    low, high = (int(bound) for bound in indices.aminmax())
+    return low if low < 0 else high if high >= size else None
 
 
 def _known_sizes(args: tuple[object, ...]) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -398,6 +399,35 @@ def test_commands_say_what_an_encoder_cannot_do(run: Run, encoders: dict[str, Pa
     assert "no.png" in run("inspect", "no.png", "--model", encoders["vit"]).errors
     assert Path(__file__).name in run("inspect", __file__, "--model", encoders["vit"]).errors
     assert "prompt" in run("inspect", "--model", encoders["bert"]).errors
+
+
+@pytest.mark.filterwarnings("ignore:.* leaves out ")
+def test_commands_say_what_an_encoder_without_a_head_cannot_do(
+    run: Run, encoders: dict[str, Path], tmp_path: Path
+) -> None:
+    from allformers import BertEncoder, ViTEncoder
+
+    BertEncoder.from_pretrained(encoders["bert"]).save_pretrained(tmp_path / "bert")
+    ViTEncoder.from_pretrained(encoders["vit"]).save_pretrained(tmp_path / "vit")
+    for name, model_class in (("bert", BertEncoder), ("vit", ViTEncoder)):
+        refused = run("inspect", "the bank", "--model", tmp_path / name)
+        assert refused.status == 2
+        assert model_class.__name__ in refused.errors
+        assert "blocks" in run("trace", tmp_path / name).output
+        assert "parameters" in run("summary", tmp_path / name).output
+    assert "images" in run("trace", tmp_path / "vit", "--prompt", "x").errors
+
+
+def test_inspect_shows_images_that_are_not_square(run: Run, encoders: dict[str, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    shutil.copytree(encoders["vit"], tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"size": {"height": 24, "width": 40}}')
+    Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "red.png")
+    drawn = run("inspect", tmp_path / "red.png", "--model", tmp_path / "vit", "--out", tmp_path / "page.html")
+    assert drawn.status == 0
+    assert "2,4" in (tmp_path / "page.html").read_text()  # the last of 3 rows of 5 patches
+    assert "3,0" not in (tmp_path / "page.html").read_text()
 
 
 def test_trace_lists_every_operation_in_three_forms(run: Run, tmp_path: Path) -> None:

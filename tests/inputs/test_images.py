@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+from allformers.checkpoints import CheckpointError
 from allformers.inputs.images import example_image, label_names, read_image
 from allformers.models.vit.vit import ViT, ViTConfig
+from conftest import names
 
 
 @pytest.fixture
@@ -20,20 +23,68 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "picture.png"
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}],
-    ids=["as most", "ImageNet's"],
-)
+SETTINGS: dict[str, dict[str, object]] = {
+    "as most": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
+    "ImageNet's": {"size": 32, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3},
+    "DeiT's": {"feature_extractor_type": "DeiTFeatureExtractor", "size": 40, "crop_size": 32},
+    "DeiT's own sizes": {"feature_extractor_type": "DeiTFeatureExtractor"},
+    "ViT's own size": {"feature_extractor_type": "ViTFeatureExtractor"},
+    "an odd crop": {"size": 41, "do_center_crop": True, "crop_size": {"height": 32, "width": 25}},
+    "a crop wider than the image": {"size": 30, "do_center_crop": True, "crop_size": 37},
+    "a crop alone": {"do_resize": False, "do_center_crop": True, "crop_size": 24},
+    "by the shortest edge": {"size": {"shortest_edge": 33}, "do_center_crop": True, "crop_size": 32},
+    "not square": {"size": {"height": 24, "width": 40}, "resample": 0},
+    "not normalised": {"size": 32, "do_normalize": False},
+    "not rescaled": {"size": 32, "do_rescale": False, "image_mean": [100.0, 120.0, 140.0]},
+    "neither": {"size": 32, "do_rescale": False, "do_normalize": False},
+    "rescaled otherwise": {"size": 32, "rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 2.0},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_picture_is_prepared_as_the_reference_does(
     settings: dict[str, object], picture: Path, tmp_path: Path
 ) -> None:
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    theirs = processor(Image.open(picture), return_tensors="pt")["pixel_values"].float()
+    ours = read_image(picture, ViTConfig.tiny(), tmp_path)
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)
 
-    processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, **settings)
-    processor.save_pretrained(tmp_path)
-    theirs = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(read_image(picture, ViTConfig.tiny(), tmp_path), theirs, atol=1e-6, rtol=1e-6)
+
+@pytest.mark.parametrize(
+    ("settings", "culprits"),
+    [
+        ({"image_processor_type": "CLIPImageProcessor"}, ["CLIPImageProcessor"]),
+        ({"do_pad": True}, ["do_pad"]),
+        ({"size": {"longest_edge": 32}}, ["size", "longest_edge"]),
+        ({"size": -1}, ["size"]),
+        ({"size": 32, "do_center_crop": True}, ["crop_size", "None"]),
+        ({"resample": 9}, ["resample", "9"]),
+        ({"rescale_factor": "half"}, ["rescale_factor", "'half'"]),
+        ({"image_std": [0.5, None, 0.5]}, ["image_std", "None"]),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else next(iter(value)),
+)
+def test_a_preparation_that_is_not_known_is_refused(
+    settings: dict[str, object], culprits: list[str], picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=names("preprocessor_config.json", *culprits)):
+        read_image(picture, ViTConfig.tiny(), tmp_path)
+
+
+def test_numbers_for_other_channels_are_refused(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
+    with pytest.raises(CheckpointError, match=names("image_mean", 2, 3)):
+        read_image(picture, ViTConfig.tiny(), tmp_path)
+
+
+def test_without_settings_a_picture_has_the_models_size(picture: Path, tmp_path: Path) -> None:
+    image = read_image(picture, ViTConfig.tiny(), tmp_path)
+    assert image.shape == (1, 3, 32, 32)
+    assert -1 <= image.min() < -0.5 < 0.5 < image.max() <= 1
 
 
 def test_a_grey_model_reads_grey(picture: Path, tmp_path: Path) -> None:

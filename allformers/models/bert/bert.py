@@ -39,7 +39,7 @@ from allformers.nn.config import (
     Width,
 )
 from allformers.nn.masks import padding_mask
-from allformers.nn.shapes import check_token_ids, checked
+from allformers.nn.shapes import check_segments, check_token_ids, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +192,11 @@ class Block(nn.Module):
         return self.mlp_norm(x_mid + self.mlp(x_mid))
 
 
-class Bert(Encoder):
-    """Token ids in, logits of the token at every position out: BERT with its masked-language-modelling head.
+class BertEncoder(Encoder):
+    """Token ids in, a vector for every position out: BERT without a head, as models that compare texts have it.
 
-    >>> Bert(BertConfig.tiny()).eval()(torch.tensor([[72, 101, 108, 108, 111]])).shape
-    torch.Size([1, 5, 256])
+    >>> BertEncoder(BertConfig.tiny()).eval()(torch.tensor([[72, 101, 108, 108, 111]])).shape
+    torch.Size([1, 5, 64])
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -208,11 +208,6 @@ class Bert(Encoder):
         self.embedding_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.mlm_transform = nn.Linear(config.embedding_dim, config.embedding_dim)
-        self.mlm_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.unembedding = nn.Linear(config.embedding_dim, config.vocab_size)
-        if config.tie_embeddings:
-            self.unembedding.weight = self.token_embedding.weight
         self.initialise()
 
     def initialise(self) -> None:
@@ -229,8 +224,8 @@ class Bert(Encoder):
         token_ids: Int[Tensor, "batch seq"],
         segments: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, "batch"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"]:
-        """Return, at every position, the logits of the token that stands there.
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Return a vector for every position: the residual stream (hidden states) after the last block.
 
         Args:
             token_ids: the text.
@@ -238,9 +233,9 @@ class Bert(Encoder):
             lengths: for texts of different lengths, padded on the right: the number of tokens of each.
 
         Raises:
-            ValueError: the text is longer than the context, or a token id is outside the vocabulary.
+            ValueError: the text is longer than the context, or a token id or a segment has no embedding.
         """
-        return self.unembed(self.residual_stream(token_ids, segments, lengths))
+        return self.residual_stream(token_ids, segments, lengths)
 
     @checked
     def residual_stream(
@@ -251,6 +246,8 @@ class Bert(Encoder):
     ) -> Float[Tensor, "batch seq embed"]:
         """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
+        if segments is not None:
+            check_segments(segments, self.config.num_segments)
         x = self.embed(token_ids, segments)
         mask = None if lengths is None else padding_mask(lengths, token_ids.shape[1])
         for block in self.blocks:
@@ -271,6 +268,42 @@ class Bert(Encoder):
         segment_embeddings = self.segment_embedding(torch.zeros_like(token_ids) if segments is None else segments)
         embeddings = token_embeddings + segment_embeddings + position_embeddings
         return self.embedding_dropout(self.embedding_norm(embeddings))
+
+
+class Bert(BertEncoder):
+    """Token ids in, logits of the token at every position out: BERT with its masked-language-modelling head.
+
+    >>> Bert(BertConfig.tiny()).eval()(torch.tensor([[72, 101, 108, 108, 111]])).shape
+    torch.Size([1, 5, 256])
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.mlm_transform = nn.Linear(config.embedding_dim, config.embedding_dim)
+        self.mlm_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
+        self.unembedding = nn.Linear(config.embedding_dim, config.vocab_size)
+        if config.tie_embeddings:
+            self.unembedding.weight = self.token_embedding.weight
+        self.initialise()
+
+    @checked
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch seq"],
+        segments: Int[Tensor, "batch seq"] | None = None,
+        lengths: Int[Tensor, "batch"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Return, at every position, the logits of the token that stands there.
+
+        Args:
+            token_ids: the text.
+            segments: the segment that each token belongs to (token_type_ids); the first if None.
+            lengths: for texts of different lengths, padded on the right: the number of tokens of each.
+
+        Raises:
+            ValueError: the text is longer than the context, or a token id or a segment has no embedding.
+        """
+        return self.unembed(self.residual_stream(token_ids, segments, lengths))
 
     @checked
     def unembed(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch seq vocab"]:

@@ -1,7 +1,20 @@
 """BERT's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import IGNORED_FIELDS, Field, Format, Size, Weight, each_layer, linear, norm
-from allformers.models.bert.bert import BertConfig
+import dataclasses
+from collections.abc import Mapping
+
+from allformers.checkpoints.tables import (
+    IGNORED_FIELDS,
+    OTHER_HEADS,
+    Field,
+    Format,
+    Size,
+    Weight,
+    each_layer,
+    linear,
+    norm,
+)
+from allformers.models.bert.bert import Bert, BertConfig, BertEncoder
 
 SIZES = (
     Size("bert-tests", "", 129_344, BertConfig.tiny()),
@@ -56,12 +69,12 @@ FORMAT = Format(
         "directionality": "both, always",
     },
     weights=(
-        Weight("bert.embeddings.word_embeddings.weight", "token_embedding.weight", "vocab embed"),
-        Weight("bert.embeddings.position_embeddings.weight", "position_embedding.weight", "context embed"),
-        Weight("bert.embeddings.token_type_embeddings.weight", "segment_embedding.weight", "segments embed"),
-        *norm("bert.embeddings.LayerNorm", "embedding_norm"),
+        Weight("embeddings.word_embeddings.weight", "token_embedding.weight", "vocab embed"),
+        Weight("embeddings.position_embeddings.weight", "position_embedding.weight", "context embed"),
+        Weight("embeddings.token_type_embeddings.weight", "segment_embedding.weight", "segments embed"),
+        *norm("embeddings.LayerNorm", "embedding_norm"),
         *each_layer(
-            "bert.encoder.layer.{layer}",
+            "encoder.layer.{layer}",
             "blocks.{layer}",
             *linear("attention.self.query", "attention.query", "(heads head_dim) embed"),
             *linear("attention.self.key", "attention.key", "(heads head_dim) embed"),
@@ -72,20 +85,30 @@ FORMAT = Format(
             *linear("output.dense", "mlp.down", "embed mlp"),
             *norm("output.LayerNorm", "mlp_norm"),
         ),
+    ),
+    head=(
         *linear("cls.predictions.transform.dense", "mlm_transform", "embed embed"),
         *norm("cls.predictions.transform.LayerNorm", "mlm_norm"),
         Weight("cls.predictions.bias", "unembedding.bias", "vocab"),
         Weight("cls.predictions.decoder.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
     ),
     ignored_weights={
-        "bert.embeddings.position_ids": "the numbers 0, 1, 2 ..., which older files carry",
-        "bert.pooler.dense.weight": "for classification",
-        "bert.pooler.dense.bias": "for classification",
-        "cls.seq_relationship.weight": "the head that tells whether two segments belong together",
-        "cls.seq_relationship.bias": "likewise",
-        "cls.predictions.decoder.bias": "the same as cls.predictions.bias",
+        "embeddings.position_ids": "the numbers 0, 1, 2 ..., which older files carry",
     },
+    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    prefix="bert.",
     legacy_suffixes={".gamma": ".weight", ".beta": ".bias"},
     load_via_files=True,
 )
 """The format of BERT's checkpoints: fields, and weights."""
+
+FORMATS: Mapping[type, Format] = {
+    Bert: FORMAT,
+    BertEncoder: dataclasses.replace(
+        FORMAT,
+        architecture="BertModel",
+        head=(),
+        other_heads={**OTHER_HEADS, "cls.predictions.": "the head that fills in masked tokens"},
+    ),
+}
+"""The formats of checkpoints with the head that fills in masked tokens, and of those of the encoder alone."""

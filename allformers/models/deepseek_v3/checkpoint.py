@@ -63,7 +63,7 @@ FORMAT = LLAMA.extended(
     ignored_fields={
         "head_dim": "another name of qk_rope_head_dim in the reference",
         "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
-        "num_nextn_predict_layers": "the layer that predicts a second token, which the reference leaves out too",
+        "num_nextn_predict_layers": "layers that predict one more token, which the reference leaves out too",
         "ep_size": "how experts are spread over machines",
         "output_router_logits": "what the reference's forward returns",
         "seq_aux": "a loss of DeepSeek's training, which this package's loop does not add",
@@ -95,6 +95,7 @@ FORMAT = LLAMA.extended(
             Weight("shared_experts.down_proj.weight", "shared.down.weight", "embed shared_mlp"),
         ),
     ),
+    extra_layers="num_nextn_predict_layers",
     load_via_files=True,
 )
 """The format of DeepSeek-V3's checkpoints: fields, and the weights of `deepseek_v3.py`."""

@@ -87,8 +87,8 @@ FORMAT = Format(
             *linear("mlp.c_proj", "mlp.down", "mlp embed -> embed mlp"),
         ),
         *norm("ln_f", "final_norm"),
-        Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
     ),
+    head=(Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),),
     ignored_weights={
         "h.{layer}.attn.bias": "the causal mask, which older files carry; here it is made, not stored",
         "h.{layer}.attn.masked_bias": "the number that stood for minus infinity in older files",

@@ -156,8 +156,8 @@ FORMAT = Format(
             *linear("mlp.down_proj", "mlp.down", "embed mlp"),
         ),
         Weight("norm.weight", "final_norm.weight", "embed"),
-        Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),
     ),
+    head=(Weight("lm_head.weight", "unembedding.weight", "vocab embed", tied_to="token_embedding.weight"),),
     ignored_weights={"layers.{layer}.self_attn.rotary_emb.inv_freq": "RoPE's frequencies, which are computed"},
     prefix="model.",
 )

@@ -1,11 +1,12 @@
 """ViT's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from allformers.checkpoints.tables import IGNORED_FIELDS, Field, Format, Size, Weight, each_layer, linear, norm
 from allformers.models.bert.checkpoint import ENCODER_FIELDS
-from allformers.models.vit.vit import ViTConfig
+from allformers.models.vit.vit import ViT, ViTConfig, ViTEncoder
 
 SIZES = (
     Size("vit-tests", "", 114_250, ViTConfig.tiny()),
@@ -58,15 +59,15 @@ FORMAT = Format(
         "tie_word_embeddings": "there are no words",
     },
     weights=(
-        Weight("vit.embeddings.cls_token", "cls_token", "1 1 embed -> embed"),
-        Weight("vit.embeddings.position_embeddings", "position_embedding.weight", "1 context embed -> context embed"),
+        Weight("embeddings.cls_token", "cls_token", "1 1 embed -> embed"),
+        Weight("embeddings.position_embeddings", "position_embedding.weight", "1 context embed -> context embed"),
         *linear(
-            "vit.embeddings.patch_embeddings.projection",
+            "embeddings.patch_embeddings.projection",
             "patch_embedding",
             "embed channels patch_height patch_width -> embed (channels patch_height patch_width)",
         ),
         *each_layer(
-            "vit.encoder.layer.{layer}",
+            "encoder.layer.{layer}",
             "blocks.{layer}",
             *norm("layernorm_before", "attention_norm"),
             *linear("attention.attention.query", "attention.query", "(heads head_dim) embed"),
@@ -77,13 +78,11 @@ FORMAT = Format(
             *linear("intermediate.dense", "mlp.up", "mlp embed"),
             *linear("output.dense", "mlp.down", "embed mlp"),
         ),
-        *norm("vit.layernorm", "final_norm"),
-        *linear("classifier", "classifier", "labels embed"),
+        *norm("layernorm", "final_norm"),
     ),
-    ignored_weights={
-        "vit.pooler.dense.weight": "for another head",
-        "vit.pooler.dense.bias": "for another head",
-    },
+    head=linear("classifier", "classifier", "labels embed"),
+    ignored_weights={},
+    prefix="vit.",
     load_via_files=True,
     extra_config=lambda config: {
         "id2label": {str(label): f"LABEL_{label}" for label in range(config.num_labels)},
@@ -91,3 +90,9 @@ FORMAT = Format(
     },
 )
 """The format of ViT's checkpoints: fields, and weights."""
+
+FORMATS: Mapping[type, Format] = {
+    ViT: FORMAT,
+    ViTEncoder: dataclasses.replace(FORMAT, architecture="ViTModel", head=()),
+}
+"""The formats of checkpoints with a classifier, and of those of the encoder alone."""

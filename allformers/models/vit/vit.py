@@ -19,11 +19,12 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from allformers.checkpoints.pretrained import Classifier
+from allformers.checkpoints.pretrained import Classifier, Encoder
 from allformers.models.bert.bert import Block as PostNormBlock
 from allformers.models.bert.bert import EncoderConfig
 from allformers.nn.config import Count, PositionCount, Probability, Width
@@ -76,11 +77,9 @@ class ViTConfig(EncoderConfig):
 
     @cached_property
     def axes(self) -> dict[str, int]:
-        """The sizes that the shape checks hold every tensor to."""
-        side = self.image_size // self.patch_size
-        images = {"channels": self.num_channels, "image_height": self.image_size, "image_width": self.image_size}
-        patches = {"rows": side, "columns": side, "patch_height": self.patch_size, "patch_width": self.patch_size}
-        return {**super().axes, **images, **patches, "context": self.context_length, "labels": self.num_labels}
+        """The sizes that the shape checks hold every tensor to. Those of images are not among them: they may vary."""
+        patches = {"channels": self.num_channels, "patch_height": self.patch_size, "patch_width": self.patch_size}
+        return {**super().axes, **patches, "context": self.context_length, "labels": self.num_labels}
 
 
 class Block(PostNormBlock):
@@ -95,11 +94,11 @@ class Block(PostNormBlock):
         return x_mid + self.mlp(self.mlp_norm(x_mid))
 
 
-class ViT(Classifier):
-    """Images in, a score for each label out.
+class ViTEncoder(Encoder):
+    """Images in, a vector for the class token and for each patch out: ViT without a classifier.
 
-    >>> ViT(ViTConfig.tiny()).eval()(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 10])
+    >>> ViTEncoder(ViTConfig.tiny()).eval()(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 17, 64])
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -111,7 +110,6 @@ class ViT(Classifier):
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.classifier = nn.Linear(config.embedding_dim, config.num_labels)
         self.initialise()
 
     def initialise(self) -> None:
@@ -130,15 +128,22 @@ class ViT(Classifier):
     @checked
     def forward(
         self, images: Float[Tensor, "batch channels image_height image_width"]
-    ) -> Float[Tensor, "batch labels"]:
-        """Score every label for every image."""
-        return self.classify(self.residual_stream(images))
+    ) -> Float[Tensor, "batch seq embed"]:
+        """Return the normalised residual stream (hidden states): class token first, then the patches row by row.
+
+        Args:
+            images: of the configuration's size or another; position embeddings are then interpolated.
+
+        Raises:
+            ValueError: patches do not fill the images.
+        """
+        return self.final_norm(self.residual_stream(images))
 
     @checked
     def residual_stream(
         self, images: Float[Tensor, "batch channels image_height image_width"]
     ) -> Float[Tensor, "batch seq embed"]:
-        """The residual stream (hidden states) after the last block: class token first, then the patches row by row."""
+        """The residual stream after the last block, not normalised yet. Arguments and errors as for `forward`."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
@@ -149,17 +154,65 @@ class ViT(Classifier):
         self, images: Float[Tensor, "batch channels image_height image_width"]
     ) -> Float[Tensor, "batch seq embed"]:
         """Cut images into patches, embed each, put the class token before them, and add position embeddings."""
+        patch_size, image_height, image_width = self.config.patch_size, *images.shape[2:]
+        if image_height % patch_size or image_width % patch_size:
+            raise ValueError(
+                f"patches of {patch_size} x {patch_size} pixels do not fill an image of {image_height} x {image_width}"
+            )
         patches = rearrange(
             images,
             "batch channels (rows patch_height) (columns patch_width)"
             " -> batch (rows columns) (channels patch_height patch_width)",
-            patch_height=self.config.patch_size,
-            patch_width=self.config.patch_size,
+            patch_height=patch_size,
+            patch_width=patch_size,
         )
         patch_embeddings = self.patch_embedding(patches)
         cls_token = repeat(self.cls_token, "embed -> batch 1 embed", batch=len(images))
         x = torch.cat([cls_token, patch_embeddings], dim=1)
-        return self.embedding_dropout(x + self.position_embedding.weight)
+        return self.embedding_dropout(x + self.positions(image_height // patch_size, image_width // patch_size))
+
+    @checked
+    def positions(self, rows: int, columns: int) -> Float[Tensor, "seq embed"]:
+        """The position embeddings of an image of so many patches, interpolated where they are not the usual ones.
+
+        The patches' embeddings lie in a plane, which is stretched (bicubically); the class token's stays as it is.
+
+        Source: Dosovitskiy et al. 2020, section 3.2.
+        """
+        table = self.position_embedding.weight
+        side = self.config.image_size // self.config.patch_size
+        if (rows, columns) == (side, side):
+            return table
+        plane = rearrange(table[1:], "(rows columns) embed -> 1 embed rows columns", rows=side)
+        stretched = F.interpolate(plane, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([table[:1], rearrange(stretched, "1 embed rows columns -> (rows columns) embed")])
+
+
+class ViT(ViTEncoder, Classifier):
+    """Images in, a score for each label out.
+
+    >>> ViT(ViTConfig.tiny()).eval()(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.classifier = nn.Linear(config.embedding_dim, config.num_labels)
+        self.initialise()
+
+    @checked
+    def forward(
+        self, images: Float[Tensor, "batch channels image_height image_width"]
+    ) -> Float[Tensor, "batch labels"]:
+        """Score every label for every image.
+
+        Args:
+            images: of the configuration's size or another; position embeddings are then interpolated.
+
+        Raises:
+            ValueError: patches do not fill the images.
+        """
+        return self.classify(self.residual_stream(images))
 
     @checked
     def classify(self, x: Float[Tensor, "batch seq embed"]) -> Float[Tensor, "batch labels"]:

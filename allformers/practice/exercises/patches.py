@@ -112,7 +112,7 @@ exercise = Exercise(
         `(channels patch_height patch_width)`. Pass `patch_height=size, patch_width=size`.
         """
     ),
-    page="vit.html#ViT.embed",
-    part_of="allformers.models.vit.vit.ViT.embed",
+    page="vit.html#ViTEncoder.embed",
+    part_of="allformers.models.vit.vit.ViTEncoder.embed",
     prerequisites=("split-heads",),
 )
