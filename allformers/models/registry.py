@@ -1,6 +1,7 @@
 """The models in reading order, and how a checkpoint finds its own. None is imported until it is asked for."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -87,8 +88,8 @@ def _with_variants(entry: Entry) -> list[type[Any]]:
 
 def load(name: str | Path, *, revision: str | None = None, **options: Any) -> Any:
     """Load a checkpoint of any model here; see `allformers.load`."""
-    model_class, _ = load_config(name, revision)
-    return model_class.from_pretrained(name, revision=revision, **options)
+    config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
+    return _class_of(config_dict, name).from_pretrained(name, revision=revision, **options)
 
 
 def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any], Any]:
@@ -98,10 +99,16 @@ def load_config(name: str | Path, revision: str | None = None) -> tuple[type[Any
         CheckpointError: there is no such checkpoint, or it is not of a family that is here.
     """
     config_dict = read_json(require_file(resolve_checkpoint(name, revision), "config.json", name))
+    model_class = _class_of(config_dict, name)
+    return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
+
+
+def _class_of(config_dict: Mapping[str, Any], name: str | Path) -> type[Any]:
+    """The class, or a variant of it, of the model that a `config.json` describes."""
     model_type = config_dict.get("model_type")
     for entry in READING_ORDER:
         if entry.model_type == model_type:
-            model_class = entry.load().variant_for(config_dict)
-            return model_class, read_config(model_class.checkpoint_format(), config_dict, where=f"{name}/config.json")
+            model_class: type[Any] = entry.load().variant_for(config_dict)
+            return model_class
     known = ", ".join(entry.model_type for entry in READING_ORDER)
     raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")
