@@ -248,25 +248,27 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def daily(family: str, way: str) -> bool:
-    """Whether a way is for every day: each type of RoPE in Llama, and a way or two of each other family."""
-    of_llama = (
-        "nothing",
-        "theta at the top",
+DAILY = {
+    "Llama": (
         "linear, old",
         "dynamic",
-        "llama3, no",
-        "yarn, or",
-        "yarn, ms",
-        "longrope",
-    )
-    return way.startswith(of_llama) if family == "Llama" else way in ("nothing", "yarn", "scaling over parameters")
+        "llama3, no original context",
+        "yarn, original context at the top",
+        "yarn, mscale",
+        "longrope, no original context",
+    ),
+    "Gemma3": ("scaling over parameters",),
+    "DeepseekV3": ("yarn",),
+}
+"""The ways for every day: each type of RoPE in Llama; in other families a file that says nothing, unless another."""
 
 
 @pytest.mark.parametrize(
     ("family", "way"),
     [
-        pytest.param(family, way, id=f"{family}: {way}", marks=() if daily(family, way) else pytest.mark.slow)
+        pytest.param(
+            family, way, id=f"{family}: {way}", marks=() if way in DAILY.get(family, ("nothing",)) else pytest.mark.slow
+        )
         for family in FAMILIES
         for way in ways(family)[0]
     ],
