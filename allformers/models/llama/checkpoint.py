@@ -204,7 +204,7 @@ FORMAT = Format(
     },
     unsupported_fields={
         "is_encoder_decoder": (False, "this is a decoder alone"),
-        "rope_parameters.partial_rotary_factor": ((None, 1.0), "RoPE rotates all numbers of a head"),
+        "rope_parameters.partial_rotary_factor": (1.0, "RoPE rotates all numbers of a head"),
     },
     ignored_fields={**IGNORED_FIELDS, "pretraining_tp": "how the training was split among machines"},
     weights=(
