@@ -1,7 +1,7 @@
 """A model's configuration, read from a `config.json` and written to one by its table of fields.
 
-Every field that the reference reads is read with the reference's own default, or refused by name. Absence and null are
-the only ways of saying nothing: an empty object says nothing either, but 0, "" and false are values.
+Every field that the reference reads is read with the reference's own default, or refused by name. In place of an object,
+null says nothing, as an empty object does; but 0, "" and false are values there, and refused.
 """
 
 import re
