@@ -1,7 +1,7 @@
 """A model's configuration, read from a `config.json` and written to one by its table of fields.
 
-Every field that the reference reads is read with the reference's own default, or refused by name. In place of an object,
-null says nothing, as an empty object does; but 0, "" and false are values there, and refused.
+Every field that the reference reads is read with the reference's own default, or refused by name. In place of an
+object null says nothing, as an empty object does; 0, "" and false are refused there.
 """
 
 import re

@@ -81,6 +81,7 @@ EQUAL: dict[str, dict[str, Any]] = {
     "theta inside": {"rope_parameters": {"rope_theta": 300.0, "rope_type": "default"}},
     "theta twice": {"rope_theta": 300.0, "rope_parameters": {"rope_theta": 300.0}},
     "theta null beside": {"rope_theta": None, "rope_parameters": {"rope_theta": 300.0}},
+    "theta null in parameters": {"rope_parameters": {"rope_theta": None}, "rope_scaling": LINEAR},
     "theta inside scaling": {"rope_scaling": {"rope_theta": 300.0, **LINEAR}},
     "linear": {"rope_parameters": LINEAR},
     "linear, below one": {"rope_parameters": LINEAR | {"factor": 0.5}},
@@ -166,13 +167,24 @@ GEMMA3 = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
 }
 GEMMA3_EQUAL: dict[str, dict[str, Any]] = {
+    **{name: EQUAL[name] for name in ("nothing", "null", "theta at the top")},
+    **{
+        f"{scaling['rope_type']} in full layers": {"rope_parameters": {"full_attention": scaling}}
+        for scaling in (DYNAMIC, YARN | ORIGINAL, LONGROPE | ORIGINAL, LLAMA3)
+    },
+    "linear in full layers, an empty object beside": {
+        "rope_parameters": {"full_attention": LINEAR},
+        "rope_scaling": {},
+    },
     "of each type": {"rope_parameters": GEMMA3},
     "full type null": {"rope_parameters": GEMMA3 | {"full_attention": None}},
     "sliding type missing": {"rope_parameters": {"full_attention": GEMMA3["full_attention"]}},
     "both bases at the top": {"rope_theta": 2e3, "rope_local_base_freq": 70.0},
     "scaling over parameters": {"rope_parameters": GEMMA3, "rope_scaling": YARN | ORIGINAL},
     "another base in scaling": {"rope_parameters": GEMMA3, "rope_scaling": {"rope_theta": 1e3, **LINEAR}},
-    "yarn in full layers": {"rope_parameters": GEMMA3 | {"full_attention": YARN | {"attention_factor": 1.7}}},
+    "attention_factor in full layers": {
+        "rope_parameters": GEMMA3 | {"full_attention": YARN | {"attention_factor": 1.7}},
+    },
 }
 GEMMA3_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not of a type": ({"rope_parameters": {"rope_theta": 300.0}}, "rope_parameters.rope_theta"),
@@ -187,27 +199,21 @@ GEMMA3_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def ways(family: str) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[dict[str, Any], str]]]:
-    """The ways of a family that give the reference's logits, and those that are refused."""
-    if family == "Gemma3":
-        simple = ("nothing", "null", "theta at the top", "linear beside an empty object", "yarn", "longrope", "dynamic")
-        inside = {name: EQUAL[name] for name in simple}
-        inside = {
-            name: {
-                key: {"full_attention": value} if key == "rope_parameters" and value else value
-                for key, value in way.items()
-            }
-            for name, way in inside.items()
-        }
-        return inside | GEMMA3_EQUAL, GEMMA3_REFUSED
-    if family == "DeepseekV3":
-        refused = {
-            name for name, way in EQUAL.items() if any(t in name for t in ("linear", "dynamic", "llama3", "longrope"))
-        }
-        refused.add("theta inside scaling")
-        others = {name: (EQUAL[name], "rope_type|rope_parameters.factor") for name in sorted(refused)}
-        return {name: way for name, way in EQUAL.items() if name not in refused}, others
-    return EQUAL, REFUSED
+DEEPSEEK_EQUAL = {name: way for name, way in EQUAL.items() if name.startswith(("yarn", "null", "empty", "theta at"))}
+DEEPSEEK_REFUSED = {
+    **{name: (EQUAL[name], "rope_type") for name in ("linear", "dynamic", "llama3", "longrope")},
+    **{name: way for name, way in REFUSED.items() if name.startswith(("yarn", "theta", "original", "truncate"))},
+}
+
+
+def ways_that_are_equal(family: str) -> dict[str, dict[str, Any]]:
+    """The ways of a family that give the reference's logits."""
+    return {"Gemma3": GEMMA3_EQUAL, "DeepseekV3": DEEPSEEK_EQUAL}.get(family, EQUAL)
+
+
+def ways_that_are_refused(family: str) -> dict[str, tuple[dict[str, Any], str]]:
+    """The ways of a family that are refused."""
+    return {"Gemma3": GEMMA3_REFUSED, "DeepseekV3": DEEPSEEK_REFUSED}.get(family, REFUSED)
 
 
 Checkpoints = Callable[[str, dict[str, Any]], Path]
@@ -270,14 +276,14 @@ DAILY = {
             family, way, id=f"{family}: {way}", marks=() if way in DAILY.get(family, ("nothing",)) else pytest.mark.slow
         )
         for family in FAMILIES
-        for way in ways(family)[0]
+        for way in ways_that_are_equal(family)
     ],
 )
 @torch.no_grad()
 def test_a_way_to_say_it_gives_the_references_logits(
     family: str, way: str, checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
-    folder = checkpoint(family, ways(family)[0][way])
+    folder = checkpoint(family, ways_that_are_equal(family)[way])
     token_ids = torch.arange(48).reshape(1, 48)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -298,11 +304,11 @@ def test_a_way_to_say_it_gives_the_references_logits(
             family, way, id=f"{family}: {way}", marks=() if family in ("Llama", "Gemma3") else pytest.mark.slow
         )
         for family in FAMILIES
-        for way in ways(family)[1]
+        for way in ways_that_are_refused(family)
     ],
 )
 def test_a_way_that_is_refused_is_named(family: str, way: str, checkpoint: Checkpoints) -> None:
-    fields, named = ways(family)[1][way]
+    fields, named = ways_that_are_refused(family)[way]
     with pytest.raises(CheckpointError, match=named) as refused:
         load_config(checkpoint(family, fields))
     assert "config.json" in str(refused.value)

@@ -157,9 +157,9 @@ def standardise_rope(form: Format, stated: Mapping[str, Stated]) -> Mapping[str,
     for name, one in scaling.items():
         standard[name.replace("rope_scaling", "rope_parameters", 1)] = one
     theta = stated.get("rope_parameters.rope_theta")
-    if theta is not None and "rope_parameters.rope_theta" not in standard:
+    if theta is not None and theta.value is not None and "rope_parameters.rope_theta" not in standard:
         default = form.default("rope_parameters.rope_theta")
-        if "rope_theta" not in stated and theta.value not in (None, default):
+        if "rope_theta" not in stated and theta.value != default:
             raise CheckpointError(
                 f"{theta.name} is {theta.value!r}, but rope_scaling takes the place of rope_parameters and has no "
                 f"rope_theta, so that it would be {default!r}: state it in rope_scaling"
