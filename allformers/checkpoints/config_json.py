@@ -1,92 +1,140 @@
-"""A model's configuration, read from a `config.json` and written to one by its table of fields."""
+"""A model's configuration, read from a `config.json` and written to one by its table of fields.
 
+Every field that the reference reads is read with the reference's own default, or refused by name. In place of an
+object null says nothing, as an empty object does; 0, "" and false are refused there.
+"""
+
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.tables import Format
+from allformers.checkpoints.tables import REQUIRED, Field, Format, Stated
 
 
 def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "config.json") -> Any:
     """Read a model's configuration from the contents of a `config.json`.
 
     Raises:
-        CheckpointError: another architecture, a field with which the model would be another one, or a value out of
-            range; all of them at once.
+        CheckpointError: another architecture, a field with which the model would be another one, a required field that
+            is missing, two names of a field that disagree, or a value out of range; all of them at once.
     """
     if config_dict.get("model_type") not in (None, form.model_type):  # old files have none, and the caller has said it
         raise CheckpointError(
             f"{where}: model_type is {config_dict.get('model_type')!r}, but this is the class for {form.model_type!r}"
         )
-    config_dict = _renamed(_flat(_renamed(config_dict, form.aliases), form), form.aliases)
     faults: list[str] = []
+    try:
+        stated = _by_one_name(form.standardise(form, _flat(form, config_dict)), form.aliases, faults)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     for name, (accepted, reason) in form.unsupported_fields.items():
-        if config_dict.get(name, accepted) != accepted:
-            faults.append(f"{name} is {config_dict[name]!r}; only {accepted!r} is supported: {reason}")
-    known = {field.theirs for field in form.fields} | set(form.ignored_fields) | set(form.unsupported_fields)
-    unknown = sorted(set(config_dict) - known)
-    if unknown:
-        warnings.warn(
-            f"{where}: ignoring {', '.join(unknown)}, unknown to the reference implementation too", stacklevel=3
-        )
+        choices = accepted if isinstance(accepted, tuple) else (accepted,)
+        if name in stated and not any(_same(stated[name].value, choice) for choice in choices):
+            words = " or ".join(map(repr, choices))
+            faults.append(f"{stated[name].name} is {stated[name].value!r}; only {words} is supported: {reason}")
+
     ours: dict[str, Any] = {}
-    theirs_of: dict[str, str] = {}
+    said: dict[str, Stated] = {}
+    without_effect: list[str] = []
     for field in form.fields:
-        value = config_dict.get(field.theirs)
-        value = tuple(value) if isinstance(value, list) else value
-        if value is None:
-            value = field.default({**config_dict, **ours}) if callable(field.default) else field.default
-        if field.ours in ours and ours[field.ours] != value:
+        one = stated.get(field.theirs, Stated(field.theirs, REQUIRED))
+        if not field.counts(ours):
+            if one.value not in (REQUIRED, None):
+                without_effect.append(f"{one.name}, without effect where {field.when[0]} is {ours[field.when[0]]!r}")
+            if field.otherwise is not None:
+                ours[field.ours] = field.otherwise
+            continue
+        if one.value is REQUIRED or (one.value is None and field.null_is_missing):
+            one = one._replace(value=_default(field, {name: other.value for name, other in stated.items()} | ours))
+        if one.value is REQUIRED:
+            condition = f" where {field.when[0]} is {ours[field.when[0]]!r}" if field.when else ""
+            faults.append(f"{one.name} is missing or null; it has no default{condition}")
+            continue
+        value = tuple(one.value) if isinstance(one.value, list) else one.value
+        if field.ours in said and ours[field.ours] != value:
             faults.append(
-                f"{theirs_of[field.ours]} is {ours[field.ours]!r} but {field.theirs} is {value!r}; here both are "
+                f"{said[field.ours].name} is {ours[field.ours]!r} but {one.name} is {value!r}; here both are "
                 f"{field.ours}, so make them equal"
             )
         ours.setdefault(field.ours, value)
-        theirs_of.setdefault(field.ours, field.theirs)
+        said.setdefault(field.ours, one)
+    _warn_of_ignored(form, stated, without_effect, where)
     if not faults:
         try:
             return form.config_class(**ours)
         except (ValueError, TypeError) as error:
-            named = [theirs for name, theirs in theirs_of.items() if name in str(error)]
+            named = [one.name for name, one in said.items() if re.search(rf"\b{name}\b", str(error))]
             faults.append(f"{error} ({', '.join(named)})")
     raise CheckpointError("\n  ".join([f"{where} does not describe a model that can be built here:", *faults]))
 
 
-def _renamed(config_dict: Mapping[str, Any], aliases: Mapping[str, str]) -> Mapping[str, Any]:
-    """The fields under the names that the table has."""
+def _default(field: Field, known: Mapping[str, Any]) -> Any:
+    """The default of a field. None where a value that it depends on is none to compute with, which is refused later."""
+    try:
+        return field.default(known) if callable(field.default) else field.default
+    except (TypeError, ArithmeticError):
+        return None
+
+
+def _flat(form: Format, config_dict: Mapping[str, Any]) -> dict[str, Stated]:
+    """What a file states: each field by its name, those inside an object with a dot in their names."""
+    stated = {(repr(name) if "." in name else name): Stated(name, value) for name, value in config_dict.items()}
+    for name in form.objects:
+        value = stated.pop(name, Stated(name, None)).value
+        if not isinstance(value, Mapping | None):
+            raise CheckpointError(f"{name} should be an object, not {value!r}")
+        for key, one in (value or {}).items():
+            if isinstance(one, Mapping) and f"{name}.{key}" not in form.objects:
+                raise CheckpointError(f"{name}.{key} is an object; {form.architecture} has no such object in {name}")
+            stated[f"{name}.{key}"] = Stated(f"{name}.{key}", one)
+    return stated
+
+
+def _by_one_name(stated: Mapping[str, Stated], aliases: Mapping[str, str], faults: list[str]) -> dict[str, Stated]:
+    """The fields under the names that the table has; two names of one field must agree, and null agrees with all."""
+    renamed = {name: one for name, one in stated.items() if name not in aliases}
     for alias, name in aliases.items():
-        if alias in config_dict:
-            config_dict = {
-                name: config_dict[alias],
-                **{key: value for key, value in config_dict.items() if key != alias},
-            }
-    return config_dict
+        one, other = stated.get(alias), renamed.get(name)
+        if one is None:
+            continue
+        if other is None or other.value is None:
+            renamed[name] = one
+        elif one.value is not None and not _same(one.value, other.value):
+            faults.append(
+                f"{one.name} is {one.value!r} but {other.name} is {other.value!r}; both are names of one field, so "
+                "make them equal or leave one out"
+            )
+    return renamed
 
 
-def _flat(config_dict: Mapping[str, Any], form: Format) -> Mapping[str, Any]:
-    """Fields of a nested object as fields of their own, with a dot in their names, where the table has such."""
-    nested = {field.theirs.rpartition(".")[0] for field in form.fields} - {""}
-    nested |= {name.partition(".")[0] for name in nested}
-    while inner := {name: value for name, value in config_dict.items() if name in nested and (value is None or value)}:
-        config_dict = {name: value for name, value in config_dict.items() if name not in nested}
-        for name, value in inner.items():
-            if not isinstance(value, Mapping | None):
-                raise CheckpointError(f"{name} should be an object, not {value!r}")
-            config_dict |= {f"{name}.{key}": one for key, one in (value or {}).items()}
-    return config_dict
+def _same(value: Any, other: Any) -> bool:
+    """True for equal values; a bool is no number."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
+
+
+def _warn_of_ignored(form: Format, stated: Mapping[str, Stated], without_effect: list[str], where: str) -> None:
+    """Warn once of what is not read, because the reference does not read it either."""
+    known = {field.theirs for field in form.fields} | set(form.ignored_fields) | set(form.unsupported_fields)
+    unknown = sorted(one.name for name, one in stated.items() if name not in known and one.value is not None)
+    ignored = [f"{name}, which no {form.model_type} configuration has in the reference" for name in unknown]
+    if ignored or without_effect:
+        warnings.warn(f"{where}: ignoring {'; '.join([*ignored, *without_effect])}", stacklevel=4)
 
 
 def write_config(form: Format, config: Any) -> dict[str, Any]:
     """The contents of a `config.json` for a model's configuration."""
     fields: dict[str, Any] = {}
     for field in form.fields:
-        if not field.is_written(config):
+        if not field.counts(vars(config)):
             continue
+        value = getattr(config, field.ours)
+        if value is None and field.default is None:
+            continue  # a field that is missing says the same
         *outer, name = field.theirs.split(".")
         target = fields
         for key in outer:
             target = target.setdefault(key, {})
-        value = getattr(config, field.ours)
         target[name] = list(value) if isinstance(value, tuple) else value
     return {"model_type": form.model_type, "architectures": [form.architecture], **fields, **form.extra_config(config)}

@@ -59,25 +59,47 @@ class Weight(NamedTuple):
         return self._replace(axes=" -> ".join(sides))
 
 
+REQUIRED = object()
+"""The default of a field that the reference does without in no file."""
+
+
 class Field(NamedTuple):
     """One row of a configuration table.
 
     Attributes:
         theirs: the field in `config.json`; a dot stands for nesting.
         ours: the field of the model's configuration. Rows that share it must agree in a checkpoint.
-        default: the value if the field is missing or null, or a function of what is known by then: all of
-            `config.json` under its names, and the rows above under ours.
-        when: the condition for writing the field: a field name of ours, then the values for which it is written.
+        default: the value if the field is missing: the reference's own, or `REQUIRED`, or a function of what is known
+            by then: all of `config.json` under its names, and the rows above under ours.
+        when: the condition for reading and writing the field: the `ours` of a row above, then the values for which the
+            field counts. Without a condition it always counts.
+        otherwise: the value where the condition does not hold; None leaves it to the model's configuration.
+        null_is_missing: True where null stands for the default. Elsewhere null is None, and the type of the
+            configuration's field says whether that is allowed.
     """
 
     theirs: str
     ours: str
     default: Any | Callable[[Mapping[str, Any]], Any]
     when: tuple[str, ...] = ()
+    otherwise: Any = None
+    null_is_missing: bool = False
 
-    def is_written(self, config: Any) -> bool:
-        """True if a configuration writes this field."""
-        return not self.when or getattr(config, self.when[0]) in self.when[1:]
+    def counts(self, known: Mapping[str, Any]) -> bool:
+        """True if the field is read and written, by the values of the rows above under our names."""
+        return not self.when or known[self.when[0]] in self.when[1:]
+
+
+class Stated(NamedTuple):
+    """What a `config.json` says of a field.
+
+    Attributes:
+        name: the name under which it says so; a dot stands for nesting.
+        value: the value.
+    """
+
+    name: str
+    value: Any
 
 
 class Size(NamedTuple):
@@ -122,10 +144,14 @@ class Format:
         model_type: the value of `model_type` in `config.json`.
         architecture: the reference's class, written to `architectures` when saving.
         config_class: the model's configuration.
-        fields: the configuration table.
+        fields: the configuration table. Together with the next three it names every field that the reference's
+            configuration of this model has.
         aliases: other names that the reference takes for the same fields.
         ignored_fields: fields with no part in the arithmetic, each with the reason.
-        unsupported_fields: fields with which the model would be another one: the only value accepted, and the reason.
+        unsupported_fields: fields with which the model would be another one: the only value accepted, or a tuple of
+            them, and the reason.
+        objects: the fields that hold fields; one inside another comes after it, with a dot.
+        standardise: brings the fields of a file, by their names, to the table's names, where aliases are not enough.
         weights: the weight table, but for the head.
         head: the rows of the head, which makes logits of the residual stream; empty for an encoder without one.
         ignored_weights: names that hold no weights, each with the reason.
@@ -151,6 +177,8 @@ class Format:
     weights: tuple[Weight, ...]
     ignored_weights: Mapping[str, str]
     head: tuple[Weight, ...] = ()
+    objects: tuple[str, ...] = ()
+    standardise: Callable[["Format", Mapping[str, Stated]], Mapping[str, Stated]] = lambda form, stated: stated
     prefix: str = ""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     other_heads: Mapping[str, str] = dataclasses.field(default_factory=lambda: OTHER_HEADS)
@@ -159,6 +187,10 @@ class Format:
     legacy_suffixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     load_via_files: bool = False
     variants: Callable[[], tuple[type[Any], ...]] = tuple
+
+    def default(self, theirs: str) -> Any:
+        """The default of a row, by its name."""
+        return next(field.default for field in self.fields if field.theirs == theirs)
 
     def extended(
         self,

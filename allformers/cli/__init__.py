@@ -1,8 +1,11 @@
 """The command `allformers`: generate text, train, evaluate, inspect and benchmark models."""
 
+import contextlib
 import os
 import sys
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, TextIO
 
 import typer
 
@@ -69,7 +72,8 @@ def main() -> None:
     """Run the command: exit status 2 and one line on standard error for bad input."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # each of its retries would be a paragraph
     try:
-        status = app(standalone_mode=False)
+        with _plain_warnings():
+            status = app(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
@@ -83,6 +87,28 @@ def main() -> None:
             raise
         status = _print_error(error)
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print each warning once, in one line, without the line of source that Python shows."""
+    shown: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if str(message) not in shown and os.environ.get("RANK", "0") == "0":
+            print("allformers: warning:", message, file=sys.stderr)
+        shown.add(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _print_error(error: BaseException) -> int:

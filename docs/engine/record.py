@@ -534,6 +534,9 @@ def _example_rotary() -> None:
     cos, sin = rope.rope_cos_sin(places, rope.llama3_inv_freq(inv_freq, 8.0, 1.0, 4.0, 8192))
     rope.apply_rope(x, cos, sin)
     rope.yarn_inv_freq(inv_freq, 10000.0, 40.0, 32.0, 1.0, 4096)
+    length = places[-1] + 1
+    rope.dynamic_inv_freq(32, 10000.0, 2.0, 12, length, torch.float32)
+    rope.longrope_inv_freq(inv_freq, [1.0] * 16, [1.0 + pair / 4 for pair in range(16)], 12, length)
 
 
 EXAMPLES: Mapping[str, tuple[Callable[[], object], Mapping[str, int]]] = {

@@ -58,6 +58,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("always")
+def test_a_warning_is_printed_once_and_without_source_lines(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "odd")
+    described = json.loads((tmp_path / "odd" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**described, "flash_dance": True}), encoding="utf-8")
+    result = run("generate", "a", "--model", tmp_path / "odd", "-n", 1)
+    (told,) = [line for line in result.errors.splitlines() if "flash_dance" in line]
+    assert told.startswith(f"allformers: warning: {tmp_path / 'odd'}/config.json: ignoring flash_dance")
+    assert "warnings.warn" not in result.errors
+
+
 def test_generate_continues_a_text_and_tells_the_speed_apart_from_it(run: Run) -> None:
     result = run("generate", "The for statement", "-n", 12, "--seed", 1)
     assert result.status == 0

@@ -11,8 +11,6 @@ SIZES = (
 )
 """The sizes that commands know by name."""
 
-ORIGINAL_CONTEXT = "rope_parameters.original_max_position_embeddings"
-
 FORMAT = LLAMA.extended(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
@@ -22,9 +20,6 @@ FORMAT = LLAMA.extended(
         "mlp_bias",
         "num_key_value_heads",
         "layers.{layer}.self_attn",
-        "rope_parameters.mscale",
-        "rope_parameters.low_freq_factor",
-        "rope_parameters.high_freq_factor",
     ),
     defaults={
         "vocab_size": 129280,
@@ -33,7 +28,6 @@ FORMAT = LLAMA.extended(
         "intermediate_size": 18432,
         "num_hidden_layers": 61,
         "num_attention_heads": 128,
-        ORIGINAL_CONTEXT: 4096,
     },
     fields=(
         Field("q_lora_rank", "q_latent_dim", None),
@@ -41,7 +35,7 @@ FORMAT = LLAMA.extended(
         Field("qk_nope_head_dim", "nope_head_dim", 128),
         Field("qk_rope_head_dim", "rope_head_dim", 64),
         Field("v_head_dim", "v_head_dim", 128),
-        Field("num_key_value_heads", "num_heads", lambda known: known["num_heads"]),
+        Field("num_key_value_heads", "num_heads", lambda known: known["num_heads"], null_is_missing=True),
         Field("first_k_dense_replace", "first_k_dense", 3),
         Field("n_routed_experts", "num_experts", 256),
         Field("num_experts_per_tok", "num_experts_per_token", 8),
@@ -51,8 +45,6 @@ FORMAT = LLAMA.extended(
         Field("moe_intermediate_size", "expert_mlp_dim", 2048),
         Field("norm_topk_prob", "norm_topk_prob", True),
         Field("routed_scaling_factor", "routed_scaling_factor", 2.5),
-        Field("rope_parameters.mscale", "rope_mscale", 0.0, ("rope_type", "yarn")),
-        Field("rope_parameters.mscale_all_dim", "rope_mscale", 0.0, ("rope_type", "yarn")),
     ),
     unsupported_fields={
         "rope_interleave": (True, "published checkpoints rotate pairs of neighbours"),

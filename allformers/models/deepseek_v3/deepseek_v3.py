@@ -82,12 +82,11 @@ class DeepSeekV3Config(RopeConfig):
     rope_type: Literal["default", "yarn"] = "yarn"
     rope_factor: PositiveFloat = 40.0  # factor
     original_context_length: PositiveInt = 4096  # original_max_position_embeddings
-    rope_mscale: float = 1.0  # mscale and mscale_all_dim: for yarn
+    mscale: PositiveFloat | None = 1.0
+    mscale_all_dim: PositiveFloat | None = 1.0  # its square is a factor of all scores; None: no such factor
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rope_type == "yarn" and not self.rope_mscale > 0:
-            raise ValueError(f"rope_mscale must be above 0 where rope_type is yarn, not {self.rope_mscale!r}")
         self.require_divisible("num_experts", "num_expert_groups")
         in_group = self.num_experts // self.num_expert_groups
         if in_group < 2 or self.topk_groups > self.num_expert_groups:
@@ -133,9 +132,19 @@ class DeepSeekV3Config(RopeConfig):
         return cls(**changes)
 
     @property
+    def rope_dim(self) -> int:
+        """The numbers of a head that RoPE rotates: the part with RoPE."""
+        return self.rope_head_dim
+
+    @property
     def score_factor(self) -> float:
-        """The factor of the scores: YaRN's mscale squared, once for the query and once for the key."""
-        return yarn_mscale(self.rope_factor, self.rope_mscale) ** 2 if self.rope_type == "yarn" else 1.0
+        """The factor of the scores: YaRN's mscale squared, once for the query and once for the key.
+
+        `attention_scaling` would scale the part with RoPE alone; where `mscale` equals `mscale_all_dim`, it is one.
+        """
+        if self.rope_type != "yarn" or self.mscale_all_dim is None:
+            return 1.0
+        return yarn_mscale(self.rope_factor, self.mscale_all_dim) ** 2
 
     @cached_property
     def axes(self) -> dict[str, int]:
@@ -477,8 +486,8 @@ class DeepSeekV3(Decoder):
         positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
         dtype = self.token_embedding.weight.dtype
         compute_dtype = torch.promote_types(dtype, torch.float32)
-        inv_freq = self.config.inv_freq(self.config.rope_head_dim, token_ids.device, compute_dtype)
-        cos, sin = rope_cos_sin(positions, inv_freq)
+        inv_freq = self.config.inv_freq(positions, compute_dtype)
+        cos, sin = rope_cos_sin(positions, inv_freq, self.config.attention_scaling)
         return cos.to(dtype), sin.to(dtype)
 
     @checked

@@ -92,7 +92,7 @@ class Gemma2Attention(Attention):
 
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__(config)
-        self.scale = config.query_pre_attn_scalar**-0.5 * config.score_factor
+        self.scale = config.query_pre_attn_scalar**-0.5
 
     @checked
     def score(

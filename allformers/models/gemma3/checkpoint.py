@@ -1,9 +1,13 @@
 """Gemma 3's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import Field, Size
+from collections.abc import Mapping
+
+from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.tables import Field, Format, Size, Stated
 from allformers.models.gemma.checkpoint import FORMAT as GEMMA
 from allformers.models.gemma2.checkpoint import SANDWICH
 from allformers.models.gemma3.gemma3 import Gemma3Config
+from allformers.models.llama.checkpoint import ROPE_FIELDS
 from allformers.models.qwen3.checkpoint import QK_NORMS
 
 SIZES = (
@@ -20,6 +24,27 @@ SIZES = (
 FULL = "rope_parameters.full_attention"
 SLIDING = "rope_parameters.sliding_attention"
 """RoPE's parameters, by the type of layer."""
+
+ROPE_NAMES = ("type", *(field.theirs.removeprefix("rope_parameters.") for field in ROPE_FIELDS))
+
+
+def standardise_rope(form: Format, stated: Mapping[str, Stated]) -> Mapping[str, Stated]:
+    """Move what `rope_scaling` says to the parameters of full layers, where it counts more than what stands there.
+
+    Raises:
+        CheckpointError: `rope_scaling` has a `type` and no `rope_type`, the only name that the reference reads there.
+    """
+    standard = {name: one for name, one in stated.items() if not name.startswith("rope_scaling.")}
+    if "rope_scaling.type" in stated and "rope_scaling.rope_type" not in stated:
+        raise CheckpointError(
+            f"rope_scaling.type is {stated['rope_scaling.type'].value!r}, which the reference does not read for this "
+            "model: call it rope_type"
+        )
+    for name, one in stated.items():
+        if name.startswith("rope_scaling."):
+            standard[name.replace("rope_scaling", FULL, 1)] = one
+    return standard
+
 
 FORMAT = GEMMA.extended(
     "gemma3_text",
@@ -43,19 +68,26 @@ FORMAT = GEMMA.extended(
         Field("query_pre_attn_scalar", "query_pre_attn_scalar", 256),
         Field(f"{SLIDING}.rope_theta", "local_rope_theta", 10000.0),
     ),
+    objects=("rope_parameters", FULL, SLIDING, "rope_scaling"),
+    standardise=standardise_rope,
     aliases={
         "rope_theta": f"{FULL}.rope_theta",
         "rope_local_base_freq": f"{SLIDING}.rope_theta",
-        "rope_scaling": FULL,
+        "partial_rotary_factor": f"{FULL}.partial_rotary_factor",
         f"{FULL}.type": f"{FULL}.rope_type",
+        f"{SLIDING}.type": f"{SLIDING}.rope_type",
     },
     unsupported_fields={
         "use_bidirectional_attention": (False, "a decoder attends to earlier positions only"),
         "attn_logit_softcapping": (None, "no published Gemma 3 caps its scores"),
         "final_logit_softcapping": (None, "no published Gemma 3 caps its logits"),
         f"{SLIDING}.rope_type": ("default", "sliding layers have the plain frequencies"),
+        f"{FULL}.truncate": (True, "the reference does not read it there"),
+        "original_max_position_embeddings": (None, f"the reference reads it inside {FULL} only"),
+        **{f"rope_parameters.{name}": (None, f"it belongs inside {FULL} or {SLIDING}") for name in ROPE_NAMES},
     },
     ignored_fields={
+        **{f"{SLIDING}.{name}": "without effect on the plain frequencies" for name in ROPE_NAMES},
         "cache_implementation": "how the reference keeps its cache",
         "sliding_window_pattern": "layer_types says it layer by layer",
         "_sliding_window_pattern": "layer_types says it layer by layer",

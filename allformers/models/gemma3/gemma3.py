@@ -116,7 +116,7 @@ class Gemma3Attention(Qwen3Attention):
 
     def __init__(self, config: Gemma3Config) -> None:
         super().__init__(config)
-        self.scale = config.query_pre_attn_scalar**-0.5 * config.score_factor
+        self.scale = config.query_pre_attn_scalar**-0.5
 
 
 class Gemma3Block(Gemma2Block):
@@ -157,12 +157,16 @@ class Gemma3(Gemma):
         return causal_mask(self.positions(token_ids, cache), self.key_positions(token_ids, cache, window), window)
 
     @checked
-    def inv_freq(self, layer_type: str, device: torch.device) -> Float[Tensor, "pair"]:
+    def inv_freq(self, layer_type: str, positions: Int[Tensor, "seq"]) -> Float[Tensor, "pair"]:
         """RoPE's frequencies: sliding layers use base 10,000 without scaling; full layers use base 1,000,000, scaled.
 
         These bases are `local_rope_theta` and `rope_theta`. The scaling is `rope_type`; 270M and 1B have none.
         """
         if layer_type == "full_attention":
-            return super().inv_freq(layer_type, device)
+            return super().inv_freq(layer_type, positions)
         dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        return default_inv_freq(self.config.head_dim, self.config.local_rope_theta, device, dtype)
+        return default_inv_freq(self.config.rope_dim, self.config.local_rope_theta, positions.device, dtype)
+
+    def attention_scaling(self, layer_type: str) -> float:
+        """The factor on RoPE's cosine and sine: one in sliding layers, which are not scaled."""
+        return super().attention_scaling(layer_type) if layer_type == "full_attention" else 1.0

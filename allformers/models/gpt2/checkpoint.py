@@ -32,7 +32,7 @@ FORMAT = Format(
         Field("n_embd", "embedding_dim", 768),
         Field("n_layer", "num_layers", 12),
         Field("n_head", "num_heads", 12),
-        Field("n_inner", "mlp_dim", lambda known: 4 * known["embedding_dim"]),
+        Field("n_inner", "mlp_dim", lambda known: 4 * known["embedding_dim"], null_is_missing=True),
         Field("embd_pdrop", "dropout", 0.1),
         Field("attn_pdrop", "dropout", 0.1),
         Field("resid_pdrop", "dropout", 0.1),

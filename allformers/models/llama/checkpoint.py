@@ -1,6 +1,20 @@
 """Llama's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import IGNORED_FIELDS, Field, Format, Size, Weight, each_layer, linear
+from collections.abc import Mapping
+from typing import Any
+
+from allformers.checkpoints import CheckpointError
+from allformers.checkpoints.tables import (
+    IGNORED_FIELDS,
+    REQUIRED,
+    Field,
+    Format,
+    Size,
+    Stated,
+    Weight,
+    each_layer,
+    linear,
+)
 from allformers.models.llama.llama import LlamaConfig
 
 STORIES_15M = LlamaConfig(
@@ -91,9 +105,68 @@ SIZES = (
 )
 """The sizes that commands know by name."""
 
-ROPE_TYPES_WITH_FACTOR = ("rope_type", "linear", "llama3", "yarn")
-ROPE_TYPES_WITH_ORIGINAL_CONTEXT = ("rope_type", "llama3", "yarn")
-"""The types of RoPE whose factor, or original context, `config.json` has: the deciding field, then its values."""
+SCALED = ("rope_type", "linear", "dynamic", "llama3", "yarn", "longrope")
+WITH_ORIGINAL_CONTEXT = ("rope_type", "llama3", "yarn", "longrope")
+LLAMA3, YARN, LONGROPE = ("rope_type", "llama3"), ("rope_type", "yarn"), ("rope_type", "longrope")
+"""For which types of RoPE `config.json` has a field: the deciding field of ours, then its values."""
+
+
+def rope_factor(known: Mapping[str, Any]) -> Any:
+    """The factor where a file states none: longrope has the growth of the context, and no other type has a default."""
+    if known["rope_type"] != "longrope":
+        return REQUIRED
+    return known["context_length"] / known["original_context_length"]
+
+
+ROPE_FIELDS = (
+    Field("rope_parameters.rope_theta", "rope_theta", 10000.0),
+    Field("rope_parameters.rope_type", "rope_type", "default"),
+    Field(
+        "rope_parameters.original_max_position_embeddings",
+        "original_context_length",
+        lambda known: known["context_length"],
+        WITH_ORIGINAL_CONTEXT,
+    ),
+    Field("rope_parameters.factor", "rope_factor", rope_factor, SCALED, otherwise=1.0, null_is_missing=True),
+    Field("rope_parameters.low_freq_factor", "low_freq_factor", REQUIRED, LLAMA3),
+    Field("rope_parameters.high_freq_factor", "high_freq_factor", REQUIRED, LLAMA3),
+    Field("rope_parameters.beta_fast", "beta_fast", 32.0, YARN, null_is_missing=True),
+    Field("rope_parameters.beta_slow", "beta_slow", 1.0, YARN, null_is_missing=True),
+    Field("rope_parameters.truncate", "truncate", True, YARN),
+    Field("rope_parameters.mscale", "mscale", None, YARN),
+    Field("rope_parameters.mscale_all_dim", "mscale_all_dim", None, YARN),
+    Field("rope_parameters.attention_factor", "attention_factor", None, ("rope_type", "yarn", "longrope")),
+    Field("rope_parameters.short_factor", "short_factor", REQUIRED, LONGROPE),
+    Field("rope_parameters.long_factor", "long_factor", REQUIRED, LONGROPE),
+)
+"""What `rope_parameters` holds."""
+
+
+def standardise_rope(form: Format, stated: Mapping[str, Stated]) -> Mapping[str, Stated]:
+    """Move what `rope_scaling` says to `rope_parameters`, of which it is the name in files from before transformers 5.
+
+    Where both say something, `rope_scaling` counts and `rope_parameters` does not, as in the reference.
+
+    Raises:
+        CheckpointError: a `rope_theta` stated only in `rope_parameters` would be lost by that.
+    """
+    scaling = {name: one for name, one in stated.items() if name.startswith("rope_scaling.")}
+    if not scaling:
+        return stated
+    standard = {name: one for name, one in stated.items() if not name.startswith(("rope_scaling.", "rope_parameters."))}
+    for name, one in scaling.items():
+        standard[name.replace("rope_scaling", "rope_parameters", 1)] = one
+    theta = stated.get("rope_parameters.rope_theta")
+    if theta is not None and theta.value is not None and "rope_parameters.rope_theta" not in standard:
+        default = form.default("rope_parameters.rope_theta")
+        if "rope_theta" not in stated and theta.value != default:
+            raise CheckpointError(
+                f"{theta.name} is {theta.value!r}, but rope_scaling takes the place of rope_parameters and has no "
+                f"rope_theta, so that it would be {default!r}: state it in rope_scaling"
+            )
+        standard["rope_parameters.rope_theta"] = theta
+    return standard
+
 
 FORMAT = Format(
     model_type="llama",
@@ -105,39 +178,33 @@ FORMAT = Format(
         Field("hidden_size", "embedding_dim", 4096),
         Field("num_hidden_layers", "num_layers", 32),
         Field("num_attention_heads", "num_heads", 32),
-        Field("num_key_value_heads", "num_kv_heads", lambda known: known["num_heads"]),
-        Field("head_dim", "head_dim", lambda known: known["embedding_dim"] // known["num_heads"]),
+        Field("num_key_value_heads", "num_kv_heads", lambda known: known["num_heads"], null_is_missing=True),
+        Field(
+            "head_dim",
+            "head_dim",
+            lambda known: known["embedding_dim"] // known["num_heads"],
+            null_is_missing=True,
+        ),
         Field("intermediate_size", "mlp_dim", 11008),
-        Field("attention_dropout", "dropout", 0.0),
+        Field("attention_dropout", "dropout", 0.0, null_is_missing=True),
         Field("rms_norm_eps", "norm_eps", 1e-6),
         Field("tie_word_embeddings", "tie_embeddings", False),
         Field("hidden_act", "activation", "silu"),
         Field("attention_bias", "attention_bias", False),
         Field("mlp_bias", "mlp_bias", False),
-        Field("rope_parameters.rope_theta", "rope_theta", 10000.0),
-        Field("rope_parameters.rope_type", "rope_type", "default"),
-        Field("rope_parameters.factor", "rope_factor", 1.0, ROPE_TYPES_WITH_FACTOR),
-        Field(
-            "rope_parameters.original_max_position_embeddings",
-            "original_context_length",
-            8192,
-            ROPE_TYPES_WITH_ORIGINAL_CONTEXT,
-        ),
-        Field("rope_parameters.low_freq_factor", "low_freq_factor", 1.0, ("rope_type", "llama3")),
-        Field("rope_parameters.high_freq_factor", "high_freq_factor", 4.0, ("rope_type", "llama3")),
-        Field("rope_parameters.beta_fast", "beta_fast", 32.0, ("rope_type", "yarn")),
-        Field("rope_parameters.beta_slow", "beta_slow", 1.0, ("rope_type", "yarn")),
+        *ROPE_FIELDS,
     ),
+    objects=("rope_parameters", "rope_scaling"),
+    standardise=standardise_rope,
     aliases={  # how files from before transformers 5 say it
         "rope_theta": "rope_parameters.rope_theta",
-        "rope_scaling": "rope_parameters",
         "rope_parameters.type": "rope_parameters.rope_type",
+        "original_max_position_embeddings": "rope_parameters.original_max_position_embeddings",
+        "partial_rotary_factor": "rope_parameters.partial_rotary_factor",
     },
     unsupported_fields={
         "is_encoder_decoder": (False, "this is a decoder alone"),
-        "rope_parameters.attention_factor": (None, "YaRN's factor for scores follows from rope_parameters.factor"),
-        "rope_parameters.mscale": (None, "likewise"),
-        "rope_parameters.mscale_all_dim": (None, "likewise"),
+        "rope_parameters.partial_rotary_factor": (1.0, "RoPE rotates all numbers of a head"),
     },
     ignored_fields={**IGNORED_FIELDS, "pretraining_tp": "how the training was split among machines"},
     weights=(

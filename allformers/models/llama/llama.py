@@ -165,6 +165,11 @@ class LlamaConfig(RopeConfig):
         }
         return cls(**sizes | changes)
 
+    @property
+    def rope_dim(self) -> int:
+        """The numbers of a head that RoPE rotates: all."""
+        return self.head_dim
+
     @cached_property
     def axes(self) -> dict[str, int]:
         """The sizes that the shape checks hold every tensor to."""
@@ -220,7 +225,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.embedding_dim, kv_dim, bias=config.attention_bias)
         self.output = nn.Linear(q_dim, config.embedding_dim, bias=config.attention_bias)
         self.weights_dropout = nn.Dropout(config.dropout)
-        self.scale = config.head_dim**-0.5 * config.score_factor
+        self.scale = config.head_dim**-0.5
 
     @checked
     def forward(
@@ -434,14 +439,17 @@ class Llama(Decoder):
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
         dtype = self.token_embedding.weight.dtype
-        cos, sin = rope_cos_sin(positions, self.inv_freq(layer_type, token_ids.device))
+        cos, sin = rope_cos_sin(positions, self.inv_freq(layer_type, positions), self.attention_scaling(layer_type))
         return cos.to(dtype), sin.to(dtype)
 
     @checked
-    def inv_freq(self, layer_type: str, device: torch.device) -> Float[Tensor, "pair"]:
+    def inv_freq(self, layer_type: str, positions: Int[Tensor, "seq"]) -> Float[Tensor, "pair"]:
         """RoPE's frequencies in layers of a type, in float32 at least."""
-        dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
-        return self.config.inv_freq(self.config.head_dim, device, dtype)
+        return self.config.inv_freq(positions, torch.promote_types(self.token_embedding.weight.dtype, torch.float32))
+
+    def attention_scaling(self, layer_type: str) -> float:
+        """The factor on RoPE's cosine and sine in layers of a type."""
+        return self.config.attention_scaling
 
     @checked
     def mask(

@@ -15,6 +15,7 @@ FORMAT = MISTRAL.extended(
     "mixtral",
     "MixtralForCausalLM",
     MixtralConfig,
+    defaults={"rope_parameters.rope_theta": 1000000.0},
     fields=(Field("num_local_experts", "num_experts", 8), Field("num_experts_per_tok", "num_experts_per_token", 2)),
     ignored_fields={
         "output_router_logits": "what the reference's forward returns",
