@@ -1,6 +1,16 @@
 """BERT's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import IGNORED_FIELDS, Field, Format, Size, Weight, each_layer, linear, norm
+from allformers.checkpoints.tables import (
+    IGNORED_FIELDS,
+    UNSUPPORTED_FIELDS,
+    Field,
+    Format,
+    Size,
+    Weight,
+    each_layer,
+    linear,
+    norm,
+)
 from allformers.models.bert.bert import BertConfig
 
 SIZES = (
@@ -33,16 +43,18 @@ FORMAT = Format(
         Field("vocab_size", "vocab_size", 30522),
         Field("max_position_embeddings", "context_length", 512),
         Field("type_vocab_size", "num_segments", 2),
-        Field("hidden_dropout_prob", "dropout", 0.1),
-        Field("attention_probs_dropout_prob", "dropout", 0.1),
+        Field("hidden_dropout_prob", "dropout", 0.1, for_training=True),
+        Field("attention_probs_dropout_prob", "dropout", 0.1, for_training=True),
         *ENCODER_FIELDS,
     ),
     aliases={},
     unsupported_fields={
+        **UNSUPPORTED_FIELDS,
         "tie_word_embeddings": (True, "released checkpoints have one matrix for both"),
         "is_decoder": (False, "BERT sees in both directions"),
         "add_cross_attention": (False, "BERT reads one text and attends to nothing outside it"),
-        "is_encoder_decoder": (False, "BERT is an encoder alone"),
+        "is_encoder_decoder": ((False, None), "BERT is an encoder alone"),
+        "is_causal": (False, "BERT sees in both directions"),
         "position_embedding_type": ("absolute", "released checkpoints have a vector for each position"),
     },
     ignored_fields={
