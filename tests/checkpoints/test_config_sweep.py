@@ -409,16 +409,23 @@ def outcome(case: Case, folder: Path) -> str:
     if theirs is None:
         return "ours alone" if says_nothing(case) else "taken, though the reference refuses it"
     if theirs.logits is None or theirs.x is None:
-        (folder / "config.json").write_text(json.dumps({**theirs.config.to_dict(), "model_type": case.family}))
-        again, _ = ask_ours(lambda: load_config(folder))
-        same = not isinstance(again, CheckpointError) and settled(*found) == settled(*again)
-        return "equal" if same else f"another configuration: {found} and, all written out, {again}"
+        return written_out(case, theirs.config, *found, folder)
     with torch.no_grad():
         ours = found(theirs.x)
     if ours.shape != theirs.logits.shape:
         return f"logits of shape {tuple(ours.shape)}, and the reference's {tuple(theirs.logits.shape)}"
     difference = float((ours - theirs.logits).abs().max() / theirs.logits.abs().max())
-    return "equal" if difference <= BAR else f"logits differ by {difference:.1e}"
+    if difference > BAR:
+        return f"logits differ by {difference:.1e}"
+    return written_out(case, theirs.config, type(found), found.config, folder)
+
+
+def written_out(case: Case, theirs: Any, model_class: Any, config: Any, folder: Path) -> str:
+    """Compare our configuration with that of the file in which the reference has written out its own."""
+    (folder / "config.json").write_text(json.dumps({**theirs.to_dict(), "model_type": case.family}))
+    again, _ = ask_ours(lambda: load_config(folder))
+    same = not isinstance(again, CheckpointError) and settled(model_class, config) == settled(*again)
+    return "equal" if same else f"another configuration: {config} and, all written out, {again}"
 
 
 def format_of(family: str) -> Format:

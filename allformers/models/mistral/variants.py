@@ -22,11 +22,13 @@ from allformers.nn.shapes import checked
 class MinistralConfig(MistralConfig):
     """Mistral's configuration, and the type of each layer."""
 
-    layer_types: tuple[Literal["sliding_attention", "full_attention"], ...] = ()  # of each layer; none: all slide
+    layer_types: tuple[Literal["sliding_attention", "full_attention"], ...] | None = None  # None: all slide
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.layer_types) not in (0, self.num_layers):
+        if self.layer_types is None:
+            return
+        if len(self.layer_types) != self.num_layers:
             raise ValueError(f"layer_types has {len(self.layer_types)} entries for num_layers {self.num_layers}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("sliding_window must be a number where layer_types has sliding_attention, not None")
@@ -59,12 +61,15 @@ class Ministral(Mistral):
 
     @classmethod
     def is_asked_for(cls, config_json: Mapping[str, Any]) -> bool:
-        """The file gives each layer a type."""
-        return config_json.get("layer_types") is not None
+        """The file has a field for the types of the layers."""
+        return "layer_types" in config_json
 
     @classmethod
     def checkpoint_format(cls) -> Format:
         """Mistral's tables, and the types of the layers."""
         return Mistral.checkpoint_format().extended(
-            "mistral", "MinistralForCausalLM", MinistralConfig, fields=(Field("layer_types", "layer_types", ()),)
+            "mistral",
+            "MinistralForCausalLM",
+            MinistralConfig,
+            fields=(Field("layer_types", "layer_types", None, null_is_missing=True),),
         )
