@@ -78,6 +78,10 @@ def close_enough(what: str, of: str, dtype: torch.dtype, difference: float, bar:
     return difference <= bar
 
 
+SWEPT: list[dict[str, object]] = []
+"""How the fields of `config.json` came out that were swept so far, a row for each family."""
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the record of parity, if it was asked for and all is well; else hold what slow tests compared to it.
 
@@ -136,7 +140,7 @@ def stale(compared: dict[str, dict[tuple[str, str, str], dict[str, object]]], fo
 
 
 def write_record(folder: Path, command: str) -> None:
-    """Write what was compared, a file for each model."""
+    """Write what was compared, a file for each model, and what was swept."""
     import transformers
 
     from allformers.models.registry import READING_ORDER
@@ -153,6 +157,9 @@ def write_record(folder: Path, command: str) -> None:
             }
             path = folder / f"{entry.name}-parity.json"
             path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if SWEPT:
+        record = {"command": command, "transformers": transformers.__version__, "rows": SWEPT}
+        (folder / "config-sweep.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.tables import REQUIRED, Field, Format, Stated
+from allformers.checkpoints.tables import REQUIRED, Accepted, Field, Format, Stated
 
 
 def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "config.json") -> Any:
@@ -30,14 +30,14 @@ def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "conf
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     for name, (accepted, reason) in form.unsupported_fields.items():
-        choices = accepted if isinstance(accepted, tuple) else (accepted,)
-        if name in stated and not any(_same(stated[name].value, choice) for choice in choices):
-            words = " or ".join(map(repr, choices))
-            faults.append(f"{stated[name].name} is {stated[name].value!r}; only {words} is supported: {reason}")
+        one = stated.get(name)
+        if one is not None and not _accepts(accepted, one.value):
+            faults.append(f"{one.name} is {one.value!r}; only {accepted_words(accepted)} is supported: {reason}")
 
     ours: dict[str, Any] = {}
     said: dict[str, Stated] = {}
     without_effect: list[str] = []
+    unused: list[tuple[str, Stated]] = []
     for field in form.fields:
         one = stated.get(field.theirs, Stated(field.theirs, REQUIRED))
         if not field.counts(ours):
@@ -54,20 +54,50 @@ def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "conf
             continue
         value = tuple(one.value) if isinstance(one.value, list) else one.value
         if field.ours in said and ours[field.ours] != value:
+            if field.for_training:
+                unused.append((field.ours, one._replace(value=value)))
+                first = f"{said[field.ours].name} ({ours[field.ours]!r})"
+                without_effect.append(f"{one.name} ({value!r}), as training here has one {field.ours}, {first}")
+                continue
             faults.append(
                 f"{said[field.ours].name} is {ours[field.ours]!r} but {one.name} is {value!r}; here both are "
                 f"{field.ours}, so make them equal"
             )
         ours.setdefault(field.ours, value)
         said.setdefault(field.ours, one)
-    _warn_of_ignored(form, stated, without_effect, where)
     if not faults:
-        try:
-            return form.config_class(**ours)
-        except (ValueError, TypeError) as error:
-            named = [one.name for name, one in said.items() if re.search(rf"\b{name}\b", str(error))]
-            faults.append(f"{error} ({', '.join(named)})")
+        config = _make(form, ours, said, faults)
+        for name, one in unused:  # it must be a value that could be used
+            _make(form, ours | {name: one.value}, {name: one}, faults)
+        if not faults:
+            _warn_of_ignored(form, stated, without_effect, where)
+            return config
     raise CheckpointError("\n  ".join([f"{where} does not describe a model that can be built here:", *faults]))
+
+
+def _accepts(accepted: Any, value: Any) -> bool:
+    """True if a field that is mostly refused has a value that is not; see `Format.unsupported_fields`."""
+    if isinstance(accepted, Accepted):
+        return accepted.holds(value)
+    return any(_same(value, choice) for choice in _choices(accepted))
+
+
+def _choices(accepted: Any) -> tuple[Any, ...]:
+    return accepted if isinstance(accepted, tuple) else (accepted,)
+
+
+def accepted_words(accepted: Any) -> str:
+    """What is accepted of a field that is mostly refused, in words."""
+    return accepted.words if isinstance(accepted, Accepted) else " or ".join(map(repr, _choices(accepted)))
+
+
+def _make(form: Format, ours: Mapping[str, Any], said: Mapping[str, Stated], faults: list[str]) -> Any:
+    """Make the configuration, or note its complaint, with the names that its fields have in the file."""
+    try:
+        return form.config_class(**ours)
+    except (ValueError, TypeError) as error:
+        named = [one.name for name, one in said.items() if re.search(rf"\b{name}\b", str(error))]
+        faults.append(f"{error} ({', '.join(named)})")
 
 
 def _default(field: Field, known: Mapping[str, Any]) -> Any:
@@ -130,7 +160,7 @@ def write_config(form: Format, config: Any) -> dict[str, Any]:
         if not field.counts(vars(config)):
             continue
         value = getattr(config, field.ours)
-        if value is None and field.default is None:
+        if value is None and (field.default is None or field.null_is_missing):
             continue  # a field that is missing says the same
         *outer, name = field.theirs.split(".")
         target = fields

@@ -76,6 +76,8 @@ class Field(NamedTuple):
         otherwise: the value where the condition does not hold; None leaves it to the model's configuration.
         null_is_missing: True where null stands for the default. Elsewhere null is None, and the type of the
             configuration's field says whether that is allowed.
+        for_training: True where the value counts in training alone. Then rows that share `ours` may disagree: the first
+            one counts, and a warning says so.
     """
 
     theirs: str
@@ -84,10 +86,23 @@ class Field(NamedTuple):
     when: tuple[str, ...] = ()
     otherwise: Any = None
     null_is_missing: bool = False
+    for_training: bool = False
 
     def counts(self, known: Mapping[str, Any]) -> bool:
         """True if the field is read and written, by the values of the rows above under our names."""
         return not self.when or known[self.when[0]] in self.when[1:]
+
+
+class Accepted(NamedTuple):
+    """What is accepted of a field that is mostly refused, where that is not one value or a few.
+
+    Attributes:
+        words: the words for it in an error message.
+        holds: True for a value that is accepted.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
 
 
 class Stated(NamedTuple):
@@ -148,8 +163,8 @@ class Format:
             configuration of this model has.
         aliases: other names that the reference takes for the same fields.
         ignored_fields: fields with no part in the arithmetic, each with the reason.
-        unsupported_fields: fields with which the model would be another one: the only value accepted, or a tuple of
-            them, and the reason.
+        unsupported_fields: fields with which the model would be another one: the only value accepted, a tuple of
+            them, or an `Accepted`; and the reason.
         objects: the fields that hold fields; one inside another comes after it, with a dot.
         standardise: brings the fields of a file, by their names, to the table's names, where aliases are not enough.
         weights: the weight table, but for the head.
@@ -255,6 +270,7 @@ IGNORED_FIELDS: Mapping[str, str] = {
     "transformers_version": "who wrote the file",
     "_name_or_path": "where it was loaded from",
     "_num_labels": "for classification heads",
+    "num_labels": "for classification heads",
     "id2label": "for classification heads",
     "label2id": "for classification heads",
     "problem_type": "for classification heads",
@@ -267,10 +283,17 @@ IGNORED_FIELDS: Mapping[str, str] = {
     "return_dict": "what the reference's forward returns",
     "output_attentions": "what the reference's forward returns",
     "output_hidden_states": "what the reference's forward returns",
+    "tie_last_hidden_states": "what the reference's forward returns",
     "chunk_size_feed_forward": "memory, not arithmetic",
     "quantization_config": "obeyed, or refused by name, where the weights are read",
+    "_attn_implementation_autoset": "how the reference chose its code for attention",
 }
 """Fields that any `config.json` may have and that change nothing in the model, each with the reason."""
+
+UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, str]] = {
+    "per_layer_config": ((None, {}), "here all layers of a kind have the same sizes"),
+}
+"""Fields that any `config.json` may have and with which the model would be another one: accepted values, reason."""
 
 OTHER_HEADS: Mapping[str, str] = {
     "pooler.": "the layer that makes one vector of the first token's",

@@ -18,6 +18,8 @@ from markupsafe import Markup
 
 from allformers.benchmark.contenders import COMPILED, OURS, PACKED, PEERS
 from allformers.benchmark.measure import Result
+from allformers.checkpoints.config_json import accepted_words
+from allformers.checkpoints.tables import IGNORED_FIELDS, REQUIRED, Field
 from allformers.experiments import EXPERIMENTS
 from allformers.experiments.experiment import question_of
 from allformers.generation.decoder import Decoder
@@ -275,6 +277,60 @@ def family_parity() -> Markup:
     return table(header, rows, "Logits of every model beside those of the reference")
 
 
+def config_fields() -> Markup:
+    """Return what becomes of every field of `config.json`, a table for each family, from the tables of its format."""
+    tables = [table(("field", "what becomes of it"), _ignored(IGNORED_FIELDS), "Ignored in every family")]
+    for entry in READING_ORDER:
+        form = entry.load().checkpoint_format()
+        rows = [_read(field) for field in form.fields]
+        rows += [
+            (_code(alias), Markup("another name of {}").format(_code(name))) for alias, name in form.aliases.items()
+        ]
+        rows += [
+            (_code(name), Markup("refused, but for {}: {}").format(accepted_words(accepted), reason))
+            for name, (accepted, reason) in form.unsupported_fields.items()
+        ]
+        rows += _ignored({name: why for name, why in form.ignored_fields.items() if name not in IGNORED_FIELDS})
+        tables.append(
+            Markup('<details><summary>{}, <code>"model_type": "{}"</code></summary>{}</details>').format(
+                entry.class_name, form.model_type, table(("field", "what becomes of it"), rows, entry.class_name)
+            )
+        )
+    return Markup("").join(tables)
+
+
+def _read(field: Field) -> tuple[Markup, Markup]:
+    """Return the row of a field that is read: what it is called here, and what its absence means."""
+    if field.default is REQUIRED:
+        missing = "required"
+    elif callable(field.default):
+        missing = "follows from other fields where it is missing"
+    else:
+        missing = f"{json.dumps(field.default)} where it is missing"
+    missing += " or null" if field.null_is_missing and field.default is not REQUIRED else ""
+    when = f"; counts where {field.when[0]} is {' or '.join(field.when[1:])}" if field.when else ""
+    training = "; in training alone" if field.for_training else ""
+    return _code(field.theirs), Markup("{}, {}{}{}").format(_code(field.ours), missing, when, training)
+
+
+def _ignored(reasons: Mapping[str, str]) -> list[tuple[Markup, str]]:
+    return [(_code(name), f"ignored: {reason}") for name, reason in reasons.items()]
+
+
+def _code(name: str) -> Markup:
+    return Markup("<code>{}</code>").format(name)
+
+
+def config_sweep() -> Markup:
+    """Return a table of the sweep over the fields of `config.json`, as the tests recorded it."""
+    found = record("config-sweep.json")
+    columns = ("fields", "files", "equal", "refused", "ours alone")
+    rows = [(_code(row["family"]), *(f"{row[column]:,}" for column in columns)) for row in found["rows"]]
+    rows.append(("all", *(f"{sum(row[column] for row in found['rows']):,}" for column in columns)))
+    header = ("family", "fields", "files", "equal logits", "refused by name", "not read by the reference")
+    return table(header, rows, f"Every field of transformers {found['transformers']}, one after the other")
+
+
 def rows_of(found: Any) -> dict[str, Result]:
     """The results in a benchmark's record."""
     return {what: Result.from_record(what, row) for what, row in found["rows"].items()}
@@ -478,6 +534,8 @@ NAMES: Mapping[str, Any] = {
         axes,
         benchmark_table,
         bounds,
+        config_fields,
+        config_sweep,
         decoding,
         weight_formats,
         scaling,

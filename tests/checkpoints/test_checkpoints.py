@@ -462,7 +462,7 @@ def test_a_config_that_is_no_json_object(content: bytes, culprit: str, folder: P
         ({"model_type": "llama"}, ["'llama'", "'gpt2'"]),
         ({"add_cross_attention": True}, ["add_cross_attention is True"]),
         ({"is_encoder_decoder": True}, ["is_encoder_decoder is True"]),
-        ({"attn_pdrop": 0.2}, ["embd_pdrop is 0.1", "attn_pdrop is 0.2"]),
+        ({"attn_pdrop": -0.2}, ["attn_pdrop", "-0.2"]),
         ({"activation_function": "quick_gelu"}, ["'quick_gelu'", "activation_function"]),
         ({"activation_function": "relu"}, ["'relu'", "activation_function"]),
         ({"scale_attn_weights": False}, ["scale_attn_weights is False"]),
@@ -470,8 +470,8 @@ def test_a_config_that_is_no_json_object(content: bytes, culprit: str, folder: P
         ({"n_layer": "two"}, ["num_layers", "'two'"]),
         ({"layer_norm_epsilon": "tiny"}, ["layer_norm_epsilon", "'tiny'"]),
         (
-            {"add_cross_attention": True, "is_encoder_decoder": True, "resid_pdrop": 0.0},
-            ["add_cross_attention", "is_encoder_decoder", "resid_pdrop"],
+            {"add_cross_attention": True, "is_encoder_decoder": True, "scale_attn_weights": False},
+            ["add_cross_attention", "is_encoder_decoder", "scale_attn_weights"],
         ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
@@ -479,6 +479,14 @@ def test_a_config_that_is_no_json_object(content: bytes, culprit: str, folder: P
 def test_a_config_of_another_model(fields: dict[str, Any], culprits: list[str], folder: Path) -> None:
     edit_config(folder, **fields)
     assert_refused(folder, "config.json", *culprits)
+
+
+def test_dropouts_that_differ_are_one_dropout_and_said_so(folder: Path) -> None:
+    edit_config(folder, embd_pdrop=0.0, attn_pdrop=0.2, resid_pdrop=0.3)
+    with pytest.warns(UserWarning, match=names("embd_pdrop", "0.0", "attn_pdrop", "0.2", "resid_pdrop", "0.3")) as said:
+        model = allformers.load(folder)
+    assert len(said) == 1
+    assert model.config.dropout == 0.3
 
 
 def test_all_faults_of_the_weights_are_in_one_error(folder: Path) -> None:

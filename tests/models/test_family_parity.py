@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from allformers.inspection import summarise, trace
+from allformers.models.mistral.variants import Ministral
 from allformers.models.mixtral.mixtral import MixtureOfExperts
 from allformers.models.registry import READING_ORDER, load
 from allformers.nn.masks import causal_mask
@@ -726,6 +727,24 @@ def test_a_token_that_rounding_sends_to_another_expert_is_reported_as_that(tmp_p
     flips = other_choices(ours, reference, token_ids)
     assert flips
     assert all(flip.startswith("router 2 sends token ") and flip.endswith("lie 0.0e+00 apart") for flip in flips)
+
+
+def test_ministral_has_the_window_in_some_layers(tmp_path: Path) -> None:
+    """As published: the type of the model is Mistral's, and `layer_types` makes the difference."""
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    reference, token_ids = make_reference("Ministral", {"sliding_window": 7, "layer_types": layers}), prompt()
+    described = _saved(reference, tmp_path / "theirs") / "config.json"
+    described.write_text(described.read_text().replace('"model_type": "ministral"', '"model_type": "mistral"'))
+    ours = load(tmp_path / "theirs")
+    assert isinstance(ours, Ministral)
+    with torch.no_grad():
+        assert difference(ours, reference(token_ids).logits, token_ids) <= FLOAT32_BAR
+    assert_same_text(ours, reference, token_ids, 24)
+    ours.save_pretrained(tmp_path / "ours")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.equal(again(token_ids).logits, reference(token_ids).logits)
+    assert load(tmp_path / "ours").config == ours.config
 
 
 def _saved(reference: Any, folder: Path) -> Path:

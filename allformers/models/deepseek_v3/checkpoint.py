@@ -30,10 +30,11 @@ FORMAT = LLAMA.extended(
         "num_attention_heads": 128,
     },
     fields=(
-        Field("q_lora_rank", "q_latent_dim", None),
+        Field("q_lora_rank", "q_latent_dim", 1536),
         Field("kv_lora_rank", "kv_latent_dim", 512),
         Field("qk_nope_head_dim", "nope_head_dim", 128),
         Field("qk_rope_head_dim", "rope_head_dim", 64),
+        Field("head_dim", "rope_head_dim", lambda known: known["rope_head_dim"]),
         Field("v_head_dim", "v_head_dim", 128),
         Field("num_key_value_heads", "num_heads", lambda known: known["num_heads"], null_is_missing=True),
         Field("first_k_dense_replace", "first_k_dense", 3),
@@ -46,6 +47,11 @@ FORMAT = LLAMA.extended(
         Field("norm_topk_prob", "norm_topk_prob", True),
         Field("routed_scaling_factor", "routed_scaling_factor", 2.5),
     ),
+    aliases={
+        **LLAMA.aliases,
+        "num_local_experts": "n_routed_experts",
+        "num_mtp_layers": "num_nextn_predict_layers",
+    },
     unsupported_fields={
         "rope_interleave": (True, "published checkpoints rotate pairs of neighbours"),
         "scoring_func": ("sigmoid", "published checkpoints score experts by sigmoids"),
@@ -53,7 +59,6 @@ FORMAT = LLAMA.extended(
         "moe_layer_freq": (1, "published checkpoints have experts in every layer after the first ones"),
     },
     ignored_fields={
-        "head_dim": "another name of qk_rope_head_dim in the reference",
         "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
         "num_nextn_predict_layers": "layers that predict one more token, which the reference leaves out too",
         "ep_size": "how experts are spread over machines",

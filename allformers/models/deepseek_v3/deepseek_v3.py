@@ -96,8 +96,9 @@ class DeepSeekV3Config(RopeConfig):
             )
         if self.num_experts_per_token > self.topk_groups * in_group:
             raise ValueError(
-                f"num_experts_per_token {self.num_experts_per_token} is more than topk_groups {self.topk_groups} of "
-                f"{in_group} experts have"
+                f"num_experts_per_token {self.num_experts_per_token} is more than topk_groups {self.topk_groups} have: "
+                f"each of the num_expert_groups {self.num_expert_groups} has {in_group} of num_experts "
+                f"{self.num_experts}"
             )
 
     @classmethod

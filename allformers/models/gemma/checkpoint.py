@@ -1,9 +1,8 @@
 """Gemma's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from allformers.checkpoints.tables import Field, Size
+from allformers.checkpoints.tables import Field, Format, Size, Stated
 from allformers.models.gemma.gemma import GemmaConfig
 from allformers.models.llama.checkpoint import FORMAT as LLAMA
 
@@ -15,17 +14,19 @@ SIZES = (
 """The sizes that commands know by name."""
 
 
-def activation(known: Mapping[str, Any]) -> str:
-    """The activation of a file without `hidden_activation`: early files say "gelu" and mean its approximation."""
-    named = known.get("hidden_act")
-    return "gelu_pytorch_tanh" if named in (None, "gelu") else str(named)
+def standardise_activation(form: Format, stated: Mapping[str, Stated]) -> Mapping[str, Stated]:
+    """Early files say "gelu" and mean its approximation, as the reference knows."""
+    standard = dict(LLAMA.standardise(form, stated))
+    if "hidden_act" in standard and standard["hidden_act"].value == "gelu":
+        standard["hidden_act"] = standard["hidden_act"]._replace(value="gelu_pytorch_tanh")
+    return standard
 
 
 FORMAT = LLAMA.extended(
     "gemma",
     "GemmaForCausalLM",
     GemmaConfig,
-    without=("hidden_act", "mlp_bias"),
+    without=("mlp_bias", "num_key_value_heads", "head_dim"),
     defaults={
         "vocab_size": 256000,
         "max_position_embeddings": 8192,
@@ -33,13 +34,20 @@ FORMAT = LLAMA.extended(
         "intermediate_size": 24576,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
         "tie_word_embeddings": True,
     },
-    fields=(Field("hidden_activation", "activation", activation),),
-    unsupported_fields={"use_bidirectional_attention": (None, "a decoder attends to earlier positions only")},
-    ignored_fields={"hidden_act": "read where hidden_activation is missing"},
-    extra_config=lambda config: {"hidden_act": config.activation},
+    fields=(
+        Field("num_key_value_heads", "num_kv_heads", 16),
+        Field("head_dim", "head_dim", 256),
+        # The reference no longer reads it. Where it is another one, which of the two counts is not known.
+        Field("hidden_activation", "activation", lambda known: known["activation"], null_is_missing=True),
+    ),
+    standardise=standardise_activation,
+    unsupported_fields={"use_bidirectional_attention": ((False, None), "a decoder attends to earlier positions only")},
+    # The exact GELU by a name that means it here, too.
+    extra_config=lambda config: (
+        dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_python") if config.activation == "gelu" else {}
+    ),
 )
 """The format of Gemma's checkpoints: fields, and the weights of `gemma.py`."""

@@ -3,6 +3,7 @@
 from allformers.checkpoints.tables import Field, Size, Weight, each_layer
 from allformers.models.gemma.checkpoint import FORMAT as GEMMA
 from allformers.models.gemma2.gemma2 import Gemma2Config
+from allformers.models.llama.checkpoint import FORMAT as LLAMA
 
 SIZES = (
     Size("gemma2-tiny", "", 115_264, Gemma2Config.tiny()),
@@ -22,11 +23,17 @@ SANDWICH = each_layer(
 )
 """The rows of a block's four norms; `post_attention_layernorm` is another norm than Llama's of that name."""
 
+IGNORED = {
+    "cache_implementation": "how the reference keeps its cache",
+    "hidden_act": "hidden_activation says it",
+}
+"""What the reference does not read since Gemma 2."""
+
 FORMAT = GEMMA.extended(
     "gemma2",
     "Gemma2ForCausalLM",
     Gemma2Config,
-    without=("layers.{layer}.input_layernorm", "layers.{layer}.post_attention_layernorm"),
+    without=("hidden_act", "layers.{layer}.input_layernorm", "layers.{layer}.post_attention_layernorm"),
     defaults={
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -35,13 +42,16 @@ FORMAT = GEMMA.extended(
         "num_key_value_heads": 4,
     },
     fields=(
+        Field("hidden_activation", "activation", "gelu_pytorch_tanh"),
         Field("sliding_window", "sliding_window", 4096),
-        Field("layer_types", "layer_types", None),
+        Field("layer_types", "layer_types", None, null_is_missing=True),
         Field("query_pre_attn_scalar", "query_pre_attn_scalar", 256),
-        Field("attn_logit_softcapping", "attn_logit_softcap", None),
-        Field("final_logit_softcapping", "final_logit_softcap", None),
+        Field("attn_logit_softcapping", "attn_logit_softcap", 50.0),
+        Field("final_logit_softcapping", "final_logit_softcap", 30.0),
     ),
-    ignored_fields={"cache_implementation": "how the reference keeps its cache"},
+    standardise=LLAMA.standardise,
+    ignored_fields=IGNORED,
+    extra_config=lambda config: {},
     weights=SANDWICH,
 )
 """The format of Gemma 2's checkpoints: fields, and the weights of `gemma2.py`."""

@@ -1,11 +1,12 @@
 """Gemma 3's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from allformers.checkpoints import CheckpointError
-from allformers.checkpoints.tables import Field, Format, Size, Stated
+from allformers.checkpoints.tables import Accepted, Field, Format, Size, Stated
 from allformers.models.gemma.checkpoint import FORMAT as GEMMA
-from allformers.models.gemma2.checkpoint import SANDWICH
+from allformers.models.gemma2.checkpoint import IGNORED, SANDWICH
 from allformers.models.gemma3.gemma3 import Gemma3Config
 from allformers.models.llama.checkpoint import ROPE_FIELDS
 from allformers.models.qwen3.checkpoint import QK_NORMS
@@ -24,6 +25,16 @@ SIZES = (
 FULL = "rope_parameters.full_attention"
 SLIDING = "rope_parameters.sliding_attention"
 """RoPE's parameters, by the type of layer."""
+
+
+def layer_types(known: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The types of the layers in a file without a list of them: `sliding_window_pattern` 3 makes every third full."""
+    pattern = known.get("sliding_window_pattern")
+    if pattern is None:
+        return None
+    layers = range(1, known["num_layers"] + 1)
+    return tuple("sliding_attention" if layer % pattern else "full_attention" for layer in layers)
+
 
 ROPE_NAMES = ("type", *(field.theirs.removeprefix("rope_parameters.") for field in ROPE_FIELDS))
 
@@ -50,7 +61,7 @@ FORMAT = GEMMA.extended(
     "gemma3_text",
     "Gemma3ForCausalLM",
     Gemma3Config,
-    without=("layers.{layer}.input_layernorm", "layers.{layer}.post_attention_layernorm"),
+    without=("hidden_act", "layers.{layer}.input_layernorm", "layers.{layer}.post_attention_layernorm"),
     renamed={"rope_parameters": FULL},
     defaults={
         "vocab_size": 262208,
@@ -63,8 +74,9 @@ FORMAT = GEMMA.extended(
         f"{FULL}.rope_theta": 1000000.0,
     },
     fields=(
+        Field("hidden_activation", "activation", "gelu_pytorch_tanh"),
         Field("sliding_window", "sliding_window", 4096),
-        Field("layer_types", "layer_types", None),
+        Field("layer_types", "layer_types", layer_types, null_is_missing=True),
         Field("query_pre_attn_scalar", "query_pre_attn_scalar", 256),
         Field(f"{SLIDING}.rope_theta", "local_rope_theta", 10000.0),
     ),
@@ -78,9 +90,13 @@ FORMAT = GEMMA.extended(
         f"{SLIDING}.type": f"{SLIDING}.rope_type",
     },
     unsupported_fields={
-        "use_bidirectional_attention": (False, "a decoder attends to earlier positions only"),
+        "use_bidirectional_attention": ((False, None), "a decoder attends to earlier positions only"),
         "attn_logit_softcapping": (None, "no published Gemma 3 caps its scores"),
         "final_logit_softcapping": (None, "no published Gemma 3 caps its logits"),
+        "sliding_window_pattern": (
+            Accepted("a whole number above 0", lambda value: type(value) is int and value > 0),
+            "where layer_types is missing, every layer with a number that it divides is a full one",
+        ),
         f"{SLIDING}.rope_type": ("default", "sliding layers have the plain frequencies"),
         f"{FULL}.truncate": (True, "the reference does not read it there"),
         "original_max_position_embeddings": (None, f"the reference reads it inside {FULL} only"),
@@ -88,10 +104,10 @@ FORMAT = GEMMA.extended(
     },
     ignored_fields={
         **{f"{SLIDING}.{name}": "without effect on the plain frequencies" for name in ROPE_NAMES},
-        "cache_implementation": "how the reference keeps its cache",
-        "sliding_window_pattern": "layer_types says it layer by layer",
-        "_sliding_window_pattern": "layer_types says it layer by layer",
+        **IGNORED,
+        "_sliding_window_pattern": "what the reference remembers of it",
     },
+    extra_config=lambda config: {},
     weights=(*SANDWICH, *QK_NORMS),
 )
 """The format of Gemma 3's checkpoints: fields, and the weights of `gemma3.py`."""

@@ -1,6 +1,16 @@
 """GPT-2's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import IGNORED_FIELDS, Field, Format, Size, Weight, each_layer, linear, norm
+from allformers.checkpoints.tables import (
+    IGNORED_FIELDS,
+    UNSUPPORTED_FIELDS,
+    Field,
+    Format,
+    Size,
+    Weight,
+    each_layer,
+    linear,
+    norm,
+)
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 
 SIZES = (
@@ -33,9 +43,9 @@ FORMAT = Format(
         Field("n_layer", "num_layers", 12),
         Field("n_head", "num_heads", 12),
         Field("n_inner", "mlp_dim", lambda known: 4 * known["embedding_dim"], null_is_missing=True),
-        Field("embd_pdrop", "dropout", 0.1),
-        Field("attn_pdrop", "dropout", 0.1),
-        Field("resid_pdrop", "dropout", 0.1),
+        Field("resid_pdrop", "dropout", 0.1, for_training=True),
+        Field("embd_pdrop", "dropout", 0.1, for_training=True),
+        Field("attn_pdrop", "dropout", 0.1, for_training=True),
         Field("layer_norm_epsilon", "norm_eps", 1e-5),
         Field("tie_word_embeddings", "tie_embeddings", True),
     ),
@@ -46,15 +56,17 @@ FORMAT = Format(
         "num_hidden_layers": "n_layer",
     },
     unsupported_fields={
+        **UNSUPPORTED_FIELDS,
         "activation_function": (
-            "gelu_new",
+            ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast"),  # one function by four names
             "GPT-2's GELU is the tanh approximation; Cerebras's exact one is known too",
         ),
         "scale_attn_weights": (True, "every published GPT-2 divides scores by the root of head_dim"),
         "scale_attn_by_inverse_layer_idx": (False, "only Stanford's GPT-2 has it"),
         "reorder_and_upcast_attn": (False, "only Stanford's GPT-2 has it"),
         "add_cross_attention": (False, "GPT-2 reads one text and attends to nothing outside it"),
-        "is_encoder_decoder": (False, "GPT-2 is a decoder alone"),
+        "is_encoder_decoder": ((False, None), "GPT-2 is a decoder alone"),
+        "is_causal": (True, "a decoder attends to earlier positions only"),
     },
     ignored_fields={
         **IGNORED_FIELDS,

@@ -7,6 +7,7 @@ from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import (
     IGNORED_FIELDS,
     REQUIRED,
+    UNSUPPORTED_FIELDS,
     Field,
     Format,
     Size,
@@ -203,8 +204,10 @@ FORMAT = Format(
         "partial_rotary_factor": "rope_parameters.partial_rotary_factor",
     },
     unsupported_fields={
-        "is_encoder_decoder": (False, "this is a decoder alone"),
-        "rope_parameters.partial_rotary_factor": (1.0, "RoPE rotates all numbers of a head"),
+        **UNSUPPORTED_FIELDS,
+        "is_encoder_decoder": ((False, None), "this is a decoder alone"),
+        "is_causal": (True, "a decoder attends to earlier positions only"),
+        "rope_parameters.partial_rotary_factor": ((None, 1.0), "RoPE rotates all numbers of a head"),
     },
     ignored_fields={**IGNORED_FIELDS, "pretraining_tp": "how the training was split among machines"},
     weights=(

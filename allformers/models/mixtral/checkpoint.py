@@ -15,7 +15,8 @@ FORMAT = MISTRAL.extended(
     "mixtral",
     "MixtralForCausalLM",
     MixtralConfig,
-    defaults={"rope_parameters.rope_theta": 1000000.0},
+    defaults={"rope_parameters.rope_theta": 1000000.0, "rms_norm_eps": 1e-5, "sliding_window": None},
+    aliases={**MISTRAL.aliases, "num_experts": "num_local_experts"},
     fields=(Field("num_local_experts", "num_experts", 8), Field("num_experts_per_tok", "num_experts_per_token", 2)),
     ignored_fields={
         "output_router_logits": "what the reference's forward returns",
@@ -31,5 +32,6 @@ FORMAT = MISTRAL.extended(
         Weight("experts.{expert}.w2.weight", "down", "experts embed expert_mlp"),
     ),
     load_via_files=True,
+    variants=tuple,
 )
 """The format of Mixtral's checkpoints: fields, and the weights of `mixtral.py`, an expert's matrices by themselves."""

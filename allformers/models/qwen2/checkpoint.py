@@ -1,6 +1,6 @@
 """Qwen2's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import Size
+from allformers.checkpoints.tables import Accepted, Field, Size
 from allformers.models.llama.checkpoint import FORMAT as LLAMA
 from allformers.models.qwen2.qwen2 import Qwen2Config
 
@@ -36,21 +36,33 @@ SIZES = (
 )
 """The sizes that commands know by name."""
 
-UNSUPPORTED_WINDOW = {"use_sliding_window": (False, "no released checkpoint uses the window, and it is not built here")}
+UNSUPPORTED_WINDOW = {
+    "use_sliding_window": (False, "no released checkpoint uses the window, and it is not built here"),
+    "layer_types": (
+        Accepted(
+            "'full_attention' for each layer",
+            lambda value: value is None or (isinstance(value, list) and value == ["full_attention"] * len(value)),
+        ),
+        "no layer has the window unless use_sliding_window is true",
+    ),
+}
 IGNORED_WINDOW = {
     "sliding_window": "has no effect unless use_sliding_window is true, which is refused",
     "max_window_layers": "likewise",
-    "layer_types": "follows from use_sliding_window",
 }
 DEFAULTS = {"vocab_size": 151936, "max_position_embeddings": 32768, "intermediate_size": 22016}
 """The defaults of fields that Qwen's `config.json` may leave out."""
+
+KEY_HEADS = Field("num_key_value_heads", "num_kv_heads", 32)
+"""A row of its own: Llama's has another default, and takes null for it."""
 
 FORMAT = LLAMA.extended(
     "qwen2",
     "Qwen2ForCausalLM",
     Qwen2Config,
-    without=("attention_bias", "mlp_bias"),
+    without=("attention_bias", "mlp_bias", "num_key_value_heads"),
     defaults=DEFAULTS,
+    fields=(KEY_HEADS,),
     unsupported_fields=UNSUPPORTED_WINDOW,
     ignored_fields=IGNORED_WINDOW,
 )

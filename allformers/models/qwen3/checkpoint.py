@@ -1,8 +1,8 @@
 """Qwen3's checkpoints: how `config.json` and the weights' names map to the model, and every published size."""
 
-from allformers.checkpoints.tables import Size, Weight, each_layer
+from allformers.checkpoints.tables import Field, Size, Weight, each_layer
 from allformers.models.llama.checkpoint import FORMAT as LLAMA
-from allformers.models.qwen2.checkpoint import DEFAULTS, IGNORED_WINDOW, UNSUPPORTED_WINDOW
+from allformers.models.qwen2.checkpoint import DEFAULTS, IGNORED_WINDOW, KEY_HEADS, UNSUPPORTED_WINDOW
 from allformers.models.qwen3.qwen3 import Qwen3Config
 
 SIZES = (
@@ -38,8 +38,9 @@ FORMAT = LLAMA.extended(
     "qwen3",
     "Qwen3ForCausalLM",
     Qwen3Config,
-    without=("mlp_bias",),
-    defaults={**DEFAULTS, "head_dim": 128},
+    without=("mlp_bias", "num_key_value_heads", "head_dim"),
+    defaults=DEFAULTS,
+    fields=(KEY_HEADS, Field("head_dim", "head_dim", 128)),
     unsupported_fields=UNSUPPORTED_WINDOW,
     ignored_fields=IGNORED_WINDOW,
     weights=QK_NORMS,

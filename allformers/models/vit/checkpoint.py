@@ -4,7 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from allformers.checkpoints.tables import IGNORED_FIELDS, Field, Format, Size, Weight, each_layer, linear, norm
+from allformers.checkpoints.tables import (
+    IGNORED_FIELDS,
+    UNSUPPORTED_FIELDS,
+    Field,
+    Format,
+    Size,
+    Weight,
+    each_layer,
+    linear,
+    norm,
+)
 from allformers.models.bert.checkpoint import ENCODER_FIELDS
 from allformers.models.vit.vit import ViT, ViTConfig, ViTEncoder
 
@@ -42,14 +52,17 @@ FORMAT = Format(
         Field("patch_size", "patch_size", 16),
         Field("num_channels", "num_channels", 3),
         Field("num_labels", "num_labels", count_labels),
-        Field("hidden_dropout_prob", "dropout", 0.0),
-        Field("attention_probs_dropout_prob", "dropout", 0.0),
+        Field("hidden_dropout_prob", "dropout", 0.0, for_training=True),
+        Field("attention_probs_dropout_prob", "dropout", 0.0, for_training=True),
         *ENCODER_FIELDS,
     ),
     aliases={},
     unsupported_fields={
+        **UNSUPPORTED_FIELDS,
         "qkv_bias": (True, "released checkpoints have these biases"),
-        "is_encoder_decoder": (False, "ViT is an encoder alone"),
+        "is_encoder_decoder": ((False, None), "ViT is an encoder alone"),
+        "is_causal": (False, "a patch attends to all patches"),
+        "head_dim": (None, "a head is as wide as hidden_size / num_attention_heads"),
     },
     ignored_fields={
         **IGNORED_FIELDS,
