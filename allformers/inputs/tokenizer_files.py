@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 ResolveFile = Callable[[str], Path | None]
 """From a file's name to its path, or to None if the checkpoint has no such file."""
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that `tokenizer_config.json` gives by name."""
-
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -120,7 +117,7 @@ def read_backend(path: Path, settings: Mapping[str, Any]) -> "Backend":
         else:
             backend = _from_json(path)
         backend = _add_tokens(backend, path, settings)
-        if "add_bos_token" in settings or "add_eos_token" in settings:
+        if path.name != "tokenizer.json" and {"add_bos_token", "add_eos_token"} & set(settings):
             _put_around(backend, settings, bool(settings.get("add_bos_token")), bool(settings.get("add_eos_token")))
         backend.no_truncation()
         backend.no_padding()
@@ -158,10 +155,10 @@ def _add_tokens(backend: "Backend", path: Path, settings: Mapping[str, Any]) -> 
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> list["AddedToken"]:
-    """The special tokens that `tokenizer_config.json` names."""
+    """The special tokens that `tokenizer_config.json` names, such as `eos_token`."""
     from tokenizers import AddedToken
 
-    named = [settings.get(name) for name in SPECIAL_TOKENS]
+    named = [token for name, token in settings.items() if name.endswith("_token")]
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = settings.get(name) or []
         named += more.values() if isinstance(more, Mapping) else more if isinstance(more, list) else []

@@ -91,10 +91,10 @@ class Tokenizer(ABC):
             after: token ids that come before them, such as a prompt's; their text is left out. A token may stand for
                 another text behind others: the first of a text loses its space.
         """
-        window = list(after)
+        window = self._tokens_among(after)
         num_given = len(self.decode(window))  # characters of the window's text that are given already
         for token_id in token_ids:
-            window.append(token_id)
+            window += self._tokens_among([token_id])
             text = self._final_text(window)
             yield text[num_given:]
             num_given = max(num_given, len(text))

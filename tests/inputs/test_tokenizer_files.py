@@ -203,7 +203,7 @@ KINDS: dict[str, tuple[Callable[[], Backend], dict[str, Any]]] = {
     "unigram": (unigram, {"eos_token": "</s>", "clean_up_tokenization_spaces": True}),
     "wordpiece cased": (lambda: wordpiece(True), {"cls_token": "[CLS]", "clean_up_tokenization_spaces": True}),
     "wordpiece uncased": (lambda: wordpiece(False), {"mask_token": "[MASK]", "extra_special_tokens": ["[NEW]"]}),
-    "words": (word_level, {"eos_token": {"content": "<eos>", "lstrip": True}}),
+    "words": (word_level, {"eos_token": {"__type": "AddedToken", "content": "<eos>"}}),
     "suffixes": (suffixes, {}),
 }
 """Each kind of tokenizer, trained small, and what stands in its tokenizer_config.json."""
