@@ -1,5 +1,6 @@
 """The command `allformers`: generate text, train, evaluate, inspect and benchmark models."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -68,6 +69,8 @@ app.add_typer(practice)
 def main() -> None:
     """Run the command: exit status 2 and one line on standard error for bad input."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # each of its retries would be a paragraph
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know a character: show ? instead of breaking off
+        sys.stdout.reconfigure(errors="replace")
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()

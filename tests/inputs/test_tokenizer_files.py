@@ -10,7 +10,6 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from allformers.checkpoints import CheckpointError
 from allformers.inputs.tokenizer_files import QWEN2_PATTERN
 from allformers.inputs.tokenizers import JsonTokenizer, load_tokenizer
 
