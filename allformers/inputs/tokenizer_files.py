@@ -317,8 +317,6 @@ def _sentencepiece(path: Path, settings: Mapping[str, Any]) -> "Backend":
     unknown = next((number for number, one in enumerate(types) if one == UNKNOWN), None)
     user_defined = [text for text, one in zip(texts, types, strict=True) if one == USER_DEFINED]
     if kind == 1:
-        lowest = 8 * min(scores) - 100  # so that no text is ever cut into pieces that are not for texts
-        scores = [score if one in (NORMAL, USER_DEFINED) else lowest for score, one in zip(scores, types, strict=True)]
         backend = Backend(models.Unigram([*zip(texts, scores, strict=True)], unknown, byte_fallback))
     else:
         vocab = {text: number for number, text in enumerate(texts)}

@@ -326,6 +326,7 @@ def test_berts_vocabulary_alone_builds_its_tokenizer(settings: dict[str, Any], t
         load_tokenizer(tmp_path, 400)
 
 
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
 @pytest.mark.parametrize(
     ("model_type", "style"), [("bpe", "llama"), ("bpe", "gemma"), ("unigram", "llama"), ("unigram", "t5")]
 )
@@ -361,6 +362,8 @@ def test_a_sentencepiece_model_gives_what_its_library_gives(model_type: str, sty
     before, after = ([1], []) if style != "t5" else ([], [reference.eos_id()])
     special = [reference.id_to_piece(number) for number in range(len(reference)) if reference.is_control(number)]
     texts = [text for text in [*ODD, *lines(100)] if not any(name in text for name in [*special, "<unk>", "\x00"])]
+    if model_type == "unigram":  # it takes the name of a byte for the byte, in transformers too
+        texts = [text for text in texts if "<0x" not in text]
     if style == "t5":  # where an accent follows an accent, the library `tokenizers` drops it, and so does transformers
         texts = [text for text in texts if not any("\u0300" <= character < "\u0370" for character in text)]
     for text in texts:
