@@ -2,14 +2,13 @@
 
 import io
 import json
+import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from allformers.inputs.tokenizers import (
     ByteTokenizer,
@@ -59,29 +58,21 @@ def test_a_file_becomes_the_tokens_of_its_whole_text(
     assert open_tokens(tmp_path / "tokens", verify=True).ids.tolist() == expected
 
 
-WORDS = st.lists(st.sampled_from(["the", "for", " ", "  ", "\n", "\t", "1", "é", ".", "\u3000", "</s>"]), max_size=400)
-
-
 @pytest.mark.parametrize("kind", ["gpt2", "llama2", "mistral", "wordpiece"])
 def test_a_document_in_parts_has_the_ids_of_the_whole(
     kind: str, tokenizers: dict[str, Tokenizer], small_chunks: None
 ) -> None:
-    tokenizer, num_cuts = tokenizers[kind], 0
-
-    @given(WORDS)
-    @settings(max_examples=25)
-    def check(words: list[str]) -> None:
-        nonlocal num_cuts
-        text = "".join(words)
+    tokenizer, num_cuts, random_ = tokenizers[kind], 0, random.Random(0)
+    words = ["the", "for", " ", "  ", "\n", "\t", "1", "é", ".", "\u3000", "</s>"]
+    for _ in range(300):
+        text = "".join(random_.choices(words, k=random_.randint(5, 60)))
         end, start = data._find_cut(text, tokenizer)
         if end:
             num_cuts += 1
             assert text[end:start] in ("", " ")
             parts = [text[:end], text[start:]]
             assert [one for part in parts for one in tokenizer.encode_part(part)] == tokenizer.encode_part(text)
-
-    check()
-    assert num_cuts > 0
+    assert num_cuts > 100
 
 
 def test_a_tokenizer_that_can_be_cut_nowhere_reads_the_whole() -> None:
