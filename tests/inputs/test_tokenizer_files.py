@@ -235,14 +235,14 @@ def assert_equals_the_libraries(folder: Path, texts: list[str]) -> None:
             streamed = before + "".join(ours.decode_stream(token_ids[cut:], after=token_ids[:cut]))
             assert streamed == reference.decode(token_ids), text
     random_ = random.Random(0)
-    for _ in range(len(texts)):  # what an untrained model writes
+    for _ in range(len(texts) // 4):  # what an untrained model writes
         token_ids = [random_.randrange(ours.vocab_size + 20) for _ in range(random_.randint(1, 150))]
         assert ours.decode(token_ids) == reference.decode(token_ids)
         assert "".join(ours.decode_stream(token_ids)) == reference.decode(token_ids)
 
 
 def test_odd_texts_have_the_ids_and_the_text_of_the_libraries(checkpoint: Path) -> None:
-    assert_equals_the_libraries(checkpoint, [*ODD, *lines(20)])
+    assert_equals_the_libraries(checkpoint, [*ODD, *lines(5)])
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_gpt2s_files_are_read_with_the_tokens_added_beside_them(tmp_path: Path) 
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|pad|>": 501, "☃": 500}), encoding="utf-8")
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|pad|>"}), encoding="utf-8")
     ours, reference = load_tokenizer(tmp_path, 502), GPT2Tokenizer.from_pretrained(tmp_path)
-    for text in [*ODD, *lines(20), "a ☃ snowman<|pad|> ☃☃"]:
+    for text in [*ODD, *lines(5), "a ☃ snowman<|pad|> ☃☃"]:
         token_ids = reference(text)["input_ids"]
         assert ours.encode(text) == token_ids
         assert ours.decode(token_ids) == reference.decode(token_ids) == text
@@ -289,7 +289,7 @@ def test_qwens_files_are_split_as_qwen_splits(tmp_path: Path) -> None:
         load_tokenizer(tmp_path, 500)
     write_settings(tmp_path, tokenizer_class="Qwen2Tokenizer", eos_token="<|im_end|>")
     ours, reference = load_tokenizer(tmp_path, 500), Qwen2Tokenizer.from_pretrained(tmp_path)
-    for text in [*ODD, *lines(20)]:
+    for text in [*ODD, *lines(5)]:
         assert ours.encode(text) == reference(text)["input_ids"]
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
@@ -316,7 +316,7 @@ def test_berts_vocabulary_alone_builds_its_tokenizer(settings: dict[str, Any], t
     (tmp_path / "vocab.txt").write_text("".join(f"{one}\n" for one in sorted(vocab, key=vocab.get)), encoding="utf-8")
     write_settings(tmp_path, **settings)
     ours, reference = load_tokenizer(tmp_path, 400), BertTokenizer.from_pretrained(tmp_path)
-    for text in [*ODD, *lines(20)]:
+    for text in [*ODD, *lines(5)]:
         token_ids = reference(text)["input_ids"]
         assert ours.encode(text) == token_ids
         assert ours.decode(token_ids) == reference.decode(token_ids)
@@ -361,7 +361,7 @@ def test_a_sentencepiece_model_gives_what_its_library_gives(model_type: str, sty
     ours = load_tokenizer(tmp_path, 1000)
     before, after = ([1], []) if style != "t5" else ([], [reference.eos_id()])
     special = [reference.id_to_piece(number) for number in range(len(reference)) if reference.is_control(number)]
-    texts = [text for text in [*ODD, *lines(100)] if not any(name in text for name in [*special, "<unk>", "\x00"])]
+    texts = [text for text in [*ODD, *lines(50)] if not any(name in text for name in [*special, "<unk>", "\x00"])]
     if model_type == "unigram":  # it takes the name of a byte for the byte, in transformers too
         texts = [text for text in texts if "<0x" not in text]
     if style == "t5":  # where an accent follows an accent, the library `tokenizers` drops it, and so does transformers
@@ -503,6 +503,6 @@ def test_a_stream_is_the_whole_text_however_long(tmp_path: Path) -> None:
     for make in (gpt2, llama2, lambda: wordpiece(cased=True)):
         make().save(str(tmp_path / "tokenizer.json"))
         tokenizer = JsonTokenizer(tmp_path / "tokenizer.json")
-        token_ids = tokenizer.encode_part(" ".join(lines(120)))
-        assert len(token_ids) > 1000
+        token_ids = tokenizer.encode_part(" ".join(lines(50)))
+        assert len(token_ids) > 200
         assert "".join(tokenizer.decode_stream(token_ids)) == tokenizer.decode(token_ids)

@@ -64,7 +64,7 @@ def test_a_document_in_parts_has_the_ids_of_the_whole(
 ) -> None:
     tokenizer, num_cuts, random_ = tokenizers[kind], 0, random.Random(0)
     words = ["the", "for", " ", "  ", "\n", "\t", "1", "é", ".", "\u3000", "</s>"]
-    for _ in range(300):
+    for _ in range(100):
         text = "".join(random_.choices(words, k=random_.randint(5, 60)))
         end, start = data._find_cut(text, tokenizer)
         if end:
@@ -72,7 +72,7 @@ def test_a_document_in_parts_has_the_ids_of_the_whole(
             assert text[end:start] in ("", " ")
             parts = [text[:end], text[start:]]
             assert [one for part in parts for one in tokenizer.encode_part(part)] == tokenizer.encode_part(text)
-    assert num_cuts > 100
+    assert num_cuts > 30
 
 
 def test_a_tokenizer_that_can_be_cut_nowhere_reads_the_whole() -> None:
