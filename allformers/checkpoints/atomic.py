@@ -39,7 +39,7 @@ JOURNAL = ".allformers.journal"
 SUPERSEDED = {
     "model.safetensors": ("model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors"),
     "tokenizer_config.json": (
-        *("tokenizer.json", "vocab.json", "merges.txt"),
+        *("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
         *("vocab.txt", "tokenizer.model", "spiece.model", "source.spm", "target.spm"),
     ),
 }

@@ -1,6 +1,7 @@
 """The command `allformers`: generate text, train, evaluate, inspect and benchmark models."""
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -71,6 +72,8 @@ app.add_typer(practice)
 def main() -> None:
     """Run the command: exit status 2 and one line on standard error for bad input."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # each of its retries would be a paragraph
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know a character: show ? instead of breaking off
+        sys.stdout.reconfigure(errors="replace")
     try:
         with _plain_warnings():
             status = app(standalone_mode=False)

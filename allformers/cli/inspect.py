@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,14 +85,10 @@ def _look_at_text(
         positions, logits = lens.masked_token_logits(loaded, inputs, tokenizer)
     row_labels, heading = [labels[position] for position in positions], "after" if is_decoder else "in place of"
     if out is None:
-
-        def name(token: int) -> str:
-            return figures.label(tokenizer, token) if token < tokenizer.vocab_size else "(none)"
-
         _print_top_predictions(
             logits,
             row_labels,
-            name,
+            partial(figures.label, tokenizer),
             top,
             heading,
             "likeliest tokens after each token" if is_decoder else "likeliest tokens in each masked place",

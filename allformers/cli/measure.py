@@ -129,7 +129,9 @@ def evaluate(
     require_decoder(loaded, model)
     macs = mean_macs_per_row(loaded)  # before weights are quantized
     prepare_for_inference(loaded, weights)
-    token_ids = torch.tensor(load_tokenizer(model, loaded.config.vocab_size).encode(content), dtype=torch.long)
+    token_ids = torch.tensor(
+        load_tokenizer(model, loaded.config.vocab_size, revision).encode(content), dtype=torch.long
+    )
     context = loaded.config.context_length
     window = context if window is None else window
     if window > context + 1:

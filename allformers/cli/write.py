@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import partial
 from itertools import count, islice
@@ -19,6 +19,7 @@ from allformers.cli.console import (
     find_device,
     messages,
     prepare_for_inference,
+    read_text,
     require_decoder,
 )
 from allformers.cli.threads import mean_macs_per_row, set_threads_for
@@ -59,6 +60,10 @@ def generate(
         float | None,
         typer.Option(help="Nucleus sampling: from the likeliest tokens that together have this probability."),
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End the text before this one, beside the model's own end of text; may be repeated."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The random seed: the same seed gives the same text.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype of the weights. Default: the checkpoint's.")] = None,
     device: Annotated[str, typer.Option(help="The device: cpu, cuda, cuda:1, mps ...")] = "cpu",
@@ -75,6 +80,8 @@ def generate(
     The prompt and its continuation go to standard output; the speed goes to standard error.
     """
     text = _prompt(prompt)
+    if stop is not None and "" in stop:
+        raise ValueError("--stop needs a text, and the empty one is everywhere")
     import torch
 
     import allformers
@@ -89,7 +96,7 @@ def generate(
     set_threads_for(macs)
     prepare_for_inference(loaded, weights)
     chosen = (
-        load_tokenizer(model, loaded.config.vocab_size)
+        load_tokenizer(model, loaded.config.vocab_size, revision)
         if tokenizer is TokenizerName.auto
         else TOKENIZER_CLASSES[tokenizer]()
     )
@@ -101,7 +108,6 @@ def generate(
     if max_new_tokens is None:
         room = loaded.config.context_length - len(token_ids)
         max_new_tokens = min(200, room) if room > 0 else 200
-    stop_tokens = () if chosen.eos_token_id is None else (chosen.eos_token_id,)
     stream = partial(
         loaded.stream,
         [token_ids],
@@ -110,7 +116,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop_tokens=stop_tokens,
+        stop_tokens=chosen.eos_token_ids,
         prefill_chunk_size=prefill_chunk_size,
     )
     if compile:
@@ -121,7 +127,7 @@ def generate(
             list(islice(stream(), 2))
     seq = len(token_ids) if prefill_chunk_size is None else min(prefill_chunk_size, len(token_ids))
     rows = _rows_read(seq, len(token_ids), loaded.config.context_length)
-    _write(text, chosen, _with_threads(stream(), rows, macs), stop_tokens)
+    _write(text, chosen, token_ids, _with_threads(stream(), rows, macs), stop or [])
 
 
 def _rows_read(first_pass: int, prompt: int, context: int) -> Iterator[int]:
@@ -145,28 +151,30 @@ def _prompt(prompt: str | None) -> str:
     """The prompt, from the command line or standard input.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is not UTF-8.
     """
     if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise ValueError('there is no prompt: give one, as in allformers generate "The for statement"')
-    return sys.stdin.read()
+    return read_text("-").replace("\r\n", "\n")
 
 
-def _write(prompt: str, tokenizer: "Tokenizer", token_ids: Iterator[int], stop_tokens: tuple[int, ...]) -> None:
+def _write(
+    prompt: str, tokenizer: "Tokenizer", prompt_ids: list[int], token_ids: Iterator[int], stop: Sequence[str]
+) -> None:
     """Print a text as it grows, then its speed in tokens a second."""
     times: list[float] = []
 
     def timed() -> Iterator[int]:
         for token_id in token_ids:
             times.append(time.perf_counter())
-            if token_id not in stop_tokens:
+            if token_id not in tokenizer.eos_token_ids:
                 yield token_id
 
     start = time.perf_counter()
     sys.stdout.write(prompt)
-    for piece in tokenizer.decode_stream(timed()):
+    for piece in until(stop, tokenizer.decode_stream(timed(), after=prompt_ids)):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -174,3 +182,20 @@ def _write(prompt: str, tokenizer: "Tokenizer", token_ids: Iterator[int], stop_t
     if times:
         seconds = times[-1] - start
         messages.print(f"[dim]{len(times)} tokens in {seconds:.2f} s, {len(times) / seconds:.1f} tokens/s[/dim]")
+
+
+def until(stop: Sequence[str], pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces of a text up to the first place where it goes on with one of the texts in `stop`.
+
+    What may become one of them is held back until it has, or can no longer.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        if found := [place for text in stop if (place := held.find(text)) >= 0]:
+            yield held[: min(found)]
+            return
+        begun = max((size for text in stop for size in range(1, len(text)) if held.endswith(text[:size])), default=0)
+        yield held[: len(held) - begun]
+        held = held[len(held) - begun :]
+    yield held

@@ -124,7 +124,12 @@ def to_html(title: str, sections: Mapping[str, tuple[str, "Figure"]]) -> str:
 
 
 def label(tokenizer: "Tokenizer", token_id: int) -> str:
-    """Return a token's text as a label: white space made visible, bytes that are no text as numbers."""
+    """Return a token's text as a label: white space made visible, bytes that are no text as numbers.
+
+    Models may have more rows than their tokenizer has tokens; an id without a token is (none).
+    """
+    if not tokenizer.is_token(token_id):
+        return "(none)"
     text = tokenizer.token_bytes(token_id).decode(errors="backslashreplace")
     shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
     shown = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in shown)
@@ -471,8 +476,8 @@ def _label_x_ticks(axes: "Axes", positions: Sequence[int], labels: Sequence[str]
 
 
 def cell_label(tokenizer: "Tokenizer", token_id: int) -> str:
-    """Return a token's label for a cell; vocabularies may be padded with ids that are no token."""
-    return shorten(label(tokenizer, token_id) if token_id < tokenizer.vocab_size else "(none)")
+    """Return a token's label for a cell."""
+    return shorten(label(tokenizer, token_id))
 
 
 def shorten(text: str) -> str:

@@ -34,6 +34,9 @@ HELLO_WORLD = "Hello, world! I am a transformer, and this is the one sentence th
 _CHUNK = 2**22
 """Characters that are read at once."""
 
+_CONTEXT = 256
+"""Characters on either side of a cut for which the tokenizer must show that the cut changes nothing."""
+
 
 class Remote(NamedTuple):
     """A corpus to download: its address, and the SHA-256 that it must have."""
@@ -246,17 +249,25 @@ def _make_tokenizer(name: str, documents: Iterable[Path]) -> Tokenizer:
 
 
 def _encode(documents: Iterable[Path], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bytes]]:
-    """Tokenise documents in chunks; yield each chunk's token ids and the bytes that they were made from.
+    """Tokenise documents in parts; yield each part's token ids and the bytes that they were made from.
 
-    Special tokens stand once a document: those that the tokenizer puts around a text, and the end-of-text token.
+    The ids are those of the whole document. Special tokens stand once a document: those that the tokenizer puts around
+    a text, and the end-of-text token.
     """
     before, after = tokenizer.special_ids()
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in after:
         after = [*after, tokenizer.eos_token_id]
     for document in documents:
         yield before, b""
-        for chunk in _cut_before_spaces(_chunks(document)):
-            yield tokenizer.encode_part(chunk), chunk.encode()
+        rest = ""
+        for chunk in _chunks(document):
+            rest += chunk
+            end, start = _find_cut(rest, tokenizer)
+            if end:
+                yield tokenizer.encode_part(rest[:end]), rest[:start].encode()
+                rest = rest[start:]
+        if rest:
+            yield tokenizer.encode_part(rest), rest.encode()
         yield after, b""
 
 
@@ -271,18 +282,21 @@ def _chunks(document: Path) -> Iterator[str]:
         raise ValueError(f"{document} cannot be read: {error.strerror}") from error
 
 
-def _cut_before_spaces(chunks: Iterable[str]) -> Iterator[str]:
-    """Cut a text before white space that follows something else, where no BPE token reaches across."""
-    rest = ""
-    for chunk in chunks:
-        rest += chunk
-        for cut in range(len(rest) - 1, 0, -1):
-            if rest[cut].isspace() and not rest[cut - 1].isspace():
-                yield rest[:cut]
-                rest = rest[cut:]
-                break
-    if rest:
-        yield rest
+def _find_cut(text: str, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Find where a text can be encoded in two parts: the end of the first and the start of the second; 0 if nowhere.
+
+    Candidates are places before white space that follows something else. The tokenizer itself decides: the text around
+    the place must have the same ids in one part and in two. Tokenizers that put a space in front of each text pass if
+    the space at the cut is left out. Some pass nowhere, and read each document as a whole.
+    """
+    for cut in range(len(text) - _CONTEXT, max(_CONTEXT, len(text) - 64 * _CONTEXT), -1):
+        if text[cut].isspace() and not text[cut - 1].isspace():
+            before, after = text[cut - _CONTEXT : cut], text[cut : cut + _CONTEXT]
+            whole, first = tokenizer.encode_part(before + after), tokenizer.encode_part(before)
+            for skipped in (0, 1) if text[cut] == " " else (0,):
+                if first + tokenizer.encode_part(after[skipped:]) == whole:
+                    return cut, cut + skipped
+    return 0, 0
 
 
 @checked

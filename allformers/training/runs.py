@@ -249,8 +249,7 @@ class Run:
                 seed=recipe.seed,
                 stop_tokens=() if first is None else (first,),
             )
-        known = (token for token in written.tolist() if token != first and token < self.tokenizer.vocab_size)
-        return self.tokenizer.decode(known)
+        return self.tokenizer.decode(token for token in written.tolist() if token != first)
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         """Model FLOPs utilisation. Source: Chowdhery et al. 2022, "PaLM", arXiv:2204.02311, appendix B."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from allformers import cli
+from allformers.cli.write import until
 from allformers.inputs.tokenizers import ByteTokenizer
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training.runs import read_metrics
@@ -119,6 +120,95 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
     assert run("generate", "x", "--model", checkpoint, "-n", 5, "--tokenizer", "bytes", *options).status == 0
 
 
+def writes_only(token_id: int, folder: Path, vocab_size: int = 8) -> Path:
+    """A model that writes one token again and again, with a tokenizer of words."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
+
+    model = GPT2(GPT2Config.tiny(vocab_size=vocab_size))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.final_norm.bias.fill_(1)
+        model.token_embedding.weight[token_id] = 1
+    model.save_pretrained(folder)
+    backend = Backend(models.WordLevel({"hi": 0, "☃": 1, "[UNK]": 2, "so": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<turn>", "<end>"])
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_generate_ends_where_the_checkpoint_says(run: Run, tmp_path: Path) -> None:
+    folder = writes_only(4, tmp_path)
+    assert run("generate", "hi", "--model", folder, "-n", 3).output == "hi <turn> <turn> <turn>\n"
+    assert run("generate", "hi", "--model", folder, "-n", 3, "--stop", "<turn>").output == "hi \n"
+    assert run("generate", "hi", "--model", folder, "-n", 3, "--stop", "x", "--stop", "n> <").output == "hi <tur\n"
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 4]}')
+    assert run("generate", "hi", "--model", folder, "-n", 3).output == "hi\n"
+
+
+def test_an_id_without_a_token_ends_nothing(run: Run, tmp_path: Path) -> None:
+    folder = writes_only(7, tmp_path)
+    result = run("generate", "hi", "--model", folder, "-n", 3)
+    assert (result.status, result.output) == (0, "hi\n")
+    assert "3 tokens" in result.errors
+    for command in (["compare", "hi", "hi so"], ["inspect", "hi"]):
+        assert "(none)" in run(*command, "--model", folder).output
+
+
+def test_the_revision_is_the_tokenizers_too(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import _CACHED_NO_EXIST, errors
+
+    for revision, word in (("main", 1), ("v2", 3)):
+        (tmp_path / revision).mkdir()
+        writes_only(word, tmp_path / revision)
+    path = tmp_path / "v2" / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"so"', '"well"'), encoding="utf-8")
+
+    def download(name: str, file: str, revision: str | None = None) -> str:
+        path = tmp_path / (revision or "main") / file
+        if not path.is_file():
+            raise errors.LocalEntryNotFoundError(file)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: _CACHED_NO_EXIST)
+    assert run("generate", "hi", "--model", "acme/tiny", "-n", 2).output == "hi ☃ ☃\n"
+    assert run("generate", "hi", "--model", "acme/tiny", "-n", 2, "--revision", "v2").output == "hi well well\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "☃"), ("cp1252", "?"), ("ascii", "?")])
+def test_what_the_output_cannot_show_is_replaced(
+    encoding: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr(
+        sys, "argv", ["allformers", "generate", "hi", "-n", "2", "--model", str(writes_only(1, tmp_path))]
+    )
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main()
+    assert output.getvalue().decode(encoding).split() == ["hi", shown, shown]
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("generate", "a\udcff", "-n", 2)
+    assert (result.status, result.output) == (2, "")
+    assert "UTF-8" in result.errors
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
+    result = run("generate", "-n", 2)
+    assert (result.status, result.output) == (2, "")
+    assert "UTF-8" in result.errors
+
+
+def test_a_text_ends_before_a_stop_and_shows_nothing_that_may_become_one() -> None:
+    assert list(until(["stop"], iter(["a st", "o", "ne sto", "p b"]))) == ["a ", "", "stone ", ""]
+    assert list(until(["ab", "b"], iter(["x", "ab"]))) == ["x", ""]
+    assert list(until(["abc"], iter(["a", "b"]))) == ["", "", "ab"]
+    assert list(until([], iter(["a", "b"]))) == ["a", "b", ""]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,6 +222,7 @@ def test_generate_takes_every_sampling_option(run: Run, checkpoint: Path) -> Non
         (["generate", "x", "--device", "toaster"], "toaster"),
         (["generate", "x", "--tokenizer", "runes"], "runes"),
         (["generate", "x", "--colour"], "--colour"),
+        (["generate", "x", "--stop", ""], "--stop"),
         (["summary"], "PRESET"),
         (["summary", "./gpt3"], "gpt3 tiny bundled gpt2-small gpt2-medium gpt2-large gpt2-xl"),
         (["train", "bundled", "somewhere", "--corpus", "/no/such/file"], "/no/such/file"),

@@ -2,17 +2,22 @@
 
 import io
 import json
+import random
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from allformers.inputs.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, JsonTokenizer, Tokenizer
+from allformers.inputs.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from allformers.training import data
 from allformers.training.data import (
     CORPORA,
@@ -33,6 +38,7 @@ TEXT = "Wörter,  zwei\n\n und\tmehr \r\n <|endoftext|> 'tis'll 12 345 \u3000 �
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a few characters at a time, as if the text were large."""
     monkeypatch.setattr(data, "_CHUNK", 7)
+    monkeypatch.setattr(data, "_CONTEXT", 8)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters", "gpt2"])
@@ -52,24 +58,61 @@ def test_a_file_becomes_the_tokens_of_its_whole_text(
     assert open_tokens(tmp_path / "tokens", verify=True).ids.tolist() == expected
 
 
-@given(st.text(alphabet="ab' \n\t1é<|>", max_size=60), st.integers(1, 9))
-def test_cutting_a_text_into_pieces_changes_nothing_but_where_it_is_cut(text: str, size: int) -> None:
-    pieces = list(data._cut_before_spaces(text[start : start + size] for start in range(0, len(text), size)))
-    assert "".join(pieces) == text
-    for before, after in pairwise(pieces):
-        assert after[0].isspace()
-        assert not before[-1].isspace()
+@pytest.mark.parametrize("kind", ["gpt2", "llama2", "mistral", "wordpiece"])
+def test_a_document_in_parts_has_the_ids_of_the_whole(
+    kind: str, tokenizers: dict[str, Tokenizer], small_chunks: None
+) -> None:
+    tokenizer, num_cuts, random_ = tokenizers[kind], 0, random.Random(0)
+    words = ["the", "for", " ", "  ", "\n", "\t", "1", "é", ".", "\u3000", "</s>"]
+    for _ in range(100):
+        text = "".join(random_.choices(words, k=random_.randint(5, 60)))
+        end, start = data._find_cut(text, tokenizer)
+        if end:
+            num_cuts += 1
+            assert text[end:start] in ("", " ")
+            parts = [text[:end], text[start:]]
+            assert [one for part in parts for one in tokenizer.encode_part(part)] == tokenizer.encode_part(text)
+    assert num_cuts > 30
 
 
-@given(text=st.text(alphabet="ab' \n\t1é.\u3000", max_size=60), size=st.integers(1, 9))
-def test_no_bpe_token_reaches_across_a_cut(text: str, size: int, tokenizer: GPT2Tokenizer) -> None:
-    pieces = data._cut_before_spaces(text[start : start + size] for start in range(0, len(text), size))
-    assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
+def test_a_tokenizer_that_can_be_cut_nowhere_reads_the_whole() -> None:
+    class Reversed(ByteTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text)[::-1]
+
+    text = " ".join(map(str, range(1000)))
+    assert data._find_cut(text, Reversed()) == (0, 0)
+    assert data._find_cut(text, ByteTokenizer())[0] > 0
 
 
 @pytest.fixture(scope="module")
-def tokenizer(gpt2_files: Path) -> GPT2Tokenizer:
-    return GPT2Tokenizer(gpt2_files)
+def tokenizers(gpt2_files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """GPT-2's files, two that write spaces as letters and put one in front of each text, and one that drops them."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    letters = ["<unk>", "▁", "t", "h", "e", "th", "the", "▁the", "\n", "1", ".", "f", "o", "r", "or", "▁▁"]
+    unions = [("t", "h"), ("th", "e"), ("▁", "the"), ("o", "r"), ("▁", "▁")]
+    bpe = models.BPE({letter: place for place, letter in enumerate(letters)}, unions, unk_token="<unk>", fuse_unk=True)
+    prepend = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    metaspace = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    wordpiece = models.WordPiece({"[UNK]": 0, "the": 1, "for": 2, "1": 3}, unk_token="[UNK]")
+    made: dict[str, Tokenizer] = {"gpt2": load_tokenizer(gpt2_files, 50257)}
+    for name, model, normalizer, pre_tokenizer in (
+        ("llama2", bpe, prepend, None),
+        ("mistral", bpe, None, metaspace),
+        ("wordpiece", wordpiece, normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()),
+    ):
+        backend = Backend(model)
+        backend.add_special_tokens(["</s>"])
+        if normalizer is not None:
+            backend.normalizer = normalizer
+        if pre_tokenizer is not None:
+            backend.pre_tokenizer = pre_tokenizer
+        path = tmp_path_factory.mktemp(name) / "tokenizer.json"
+        backend.save(str(path))
+        made[name] = JsonTokenizer(path)
+    return made
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files(tmp_path: Path) -> None:
