@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from allformers.inspection.operations import NUMBER, Axes, Known, Many, Several, Value, common
 from allformers.inspection.source import annotated_text
@@ -38,17 +38,22 @@ class File:
     Attributes:
         tree: its syntax tree.
         imports: the full name of each imported name.
+        memo: what was found out about its parts, so that it is found out once.
     """
 
     def __init__(self, source: str) -> None:
         self.tree = ast.parse(source)
         self.imports: dict[str, str] = {}
+        self.memo: dict[object, Any] = {}
+        self._classes: dict[ast.ClassDef, Class] = {}
         self._definitions: dict[str, AnyFunction | ast.ClassDef | ast.expr] = {}
         for node in _top_level(self.tree.body):
             match node:
                 case ast.Import():
                     for one in node.names:
-                        self.imports[one.asname or one.name.partition(".")[0]] = one.name if one.asname else one.name.partition(".")[0]
+                        self.imports[one.asname or one.name.partition(".")[0]] = (
+                            one.name if one.asname else one.name.partition(".")[0]
+                        )
                 case ast.ImportFrom(module=str(module), level=0):
                     self.imports |= {one.asname or one.name: f"{module}.{one.name}" for one in node.names}
                 case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -59,8 +64,14 @@ class File:
                     self._definitions[name] = value
                 case _:
                     pass
-        stored = [node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+        stored = [
+            node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        ]
         self._constant = {name for name in self._definitions if stored.count(name) <= 1}
+
+    def defines(self, name: str) -> bool:
+        """True if the file itself gives a name its meaning, and does not import it."""
+        return name in self._definitions
 
     def find(self, name: str) -> "Function | Class | ast.expr | None":
         """What a name at the top of the file stands for: a function, a class, or the source of its one value."""
@@ -70,10 +81,14 @@ class File:
             return file.find(original) if file is not None else None
         node = self._definitions.get(name)
         if isinstance(node, ast.ClassDef):
-            return Class(node, self)
+            return self.class_of(node)
         if isinstance(node, AnyFunction):
             return Function(node, self)
         return node if name in self._constant else None
+
+    def class_of(self, node: ast.ClassDef) -> "Class":
+        """The class of a definition."""
+        return self._classes.setdefault(node, Class(node, self))
 
     def origin(self, name: str) -> "File":
         """The file in which a name is given its value."""
@@ -152,13 +167,14 @@ class Function(Known):
         return bool(self.decorators() & {"property", "cached_property"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Class(Known):
     """A class."""
 
     node: ast.ClassDef
     file: File
 
+    @functools.cached_property
     def bases(self) -> "list[Class]":
         """The classes that it inherits from, itself first, as far as they are known."""
         found = [self]
@@ -166,12 +182,12 @@ class Class(Known):
             name = base.id if isinstance(base, ast.Name) else ""
             parent = self.file.find(name)
             if isinstance(parent, Class):
-                found += [one for one in parent.bases() if one not in found]
+                found += [one for one in parent.bases if one not in found]
         return found
 
     def member(self, name: str, behind: "Class | None" = None) -> "Function | None":
         """The method of a name, or, with `behind`, the one that follows that class's own."""
-        bases = self.bases()
+        bases = self.bases
         for base in bases[bases.index(behind) + 1 if behind in bases else 0 :]:
             for node in base.node.body:
                 if isinstance(node, AnyFunction) and node.name == name:
@@ -180,7 +196,7 @@ class Class(Known):
 
     def declared(self, name: str) -> "tuple[ast.expr | None, ast.expr | None, File] | None":
         """The annotation and the value of an attribute in the class's body, with their file."""
-        for base in self.bases():
+        for base in self.bases:
             for node in base.node.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
                     return node.annotation, node.value, base.file
@@ -188,11 +204,12 @@ class Class(Known):
                     return None, node.value, base.file
         return None
 
+    @functools.cached_property
     def assigned_outside_init(self) -> set[str]:
         """The attributes of `self` that a method other than `__init__` assigns."""
         return {
             part.attr
-            for base in self.bases()
+            for base in self.bases
             for method in base.node.body
             if isinstance(method, AnyFunction) and method.name != "__init__"
             for part in ast.walk(method)
@@ -237,7 +254,7 @@ def value_of(annotation: ast.expr | None, file: File) -> Value:
         case ast.Subscript(value=generic, slice=inside):
             parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
             return _generic(ast.unparse(generic).rpartition(".")[2], parts, file)
-        case ast.Name() | ast.Attribute() if (ast.unparse(annotation) in _NUMBER_TYPES):
+        case ast.Name() | ast.Attribute() if ast.unparse(annotation) in _NUMBER_TYPES:
             return NUMBER
         case ast.Name(id=name):
             found = file.find(name)
@@ -293,14 +310,20 @@ def _functions(
 
 def stored_names(*nodes: ast.AST) -> set[str]:
     """The variables that are assigned somewhere in a source; attributes are `.name`."""
-    parts = [part for node in nodes for part in ast.walk(node)]
-    stored = (ast.Store, ast.Del)
-    variables = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, stored)}
-    return variables | {f".{part.attr}" for part in parts if isinstance(part, ast.Attribute) and isinstance(part.ctx, stored)}
+    found: set[str] = set()
+    for part in (part for node in nodes for part in ast.walk(node)):
+        match part:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                found.add(name)
+            case ast.Attribute(attr=name, ctx=ast.Store() | ast.Del()):
+                found.add(f".{name}")
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.ExceptHandler(name=str(name)):
+                found.add(name)
+            case _:
+                pass
+    return found
 
 
 def axis_names(text: str) -> set[str]:
     """The names in an annotation or a pattern."""
     return set(re.findall(r"[A-Za-z]\w*", text))
-
-

@@ -138,6 +138,8 @@ logical_or logical_xor lt masked_fill maximum minimum mul multiply ne pow remain
 _REDUCING = """all amax amin any argmax argmin count_nonzero logsumexp max mean median min nanmean nansum prod std sum
 var"""
 
+_MAKING = "empty full new_empty new_full new_ones new_zeros ones rand randn zeros"
+
 KEEPING = frozenset(_KEEPING.split())
 """Functions and methods whose result has the axes of their first argument."""
 
@@ -150,16 +152,18 @@ ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 REDUCING = frozenset(_REDUCING.split())
 """Functions and methods that take axes away, all of them unless `dim` names some."""
 
-MAKING = frozenset("empty full new_empty new_full new_ones new_zeros ones rand randn zeros".split())
+MAKING = frozenset(_MAKING.split())
 """Functions and methods that make a tensor of given sizes."""
 
-WITH_ONE_AXIS = frozenset("arange hamming_window hann_window linspace logspace randperm".split())
+WITH_ONE_AXIS = frozenset({"arange", "hann_window", "linspace", "logspace", "randperm"})
 """Functions that make a tensor with one axis."""
 
-NUMBERS = frozenset("data_ptr dim element_size finfo iinfo is_contiguous item ndimension nelement numel".split())
+NUMBERS = frozenset(
+    {"dim", "element_size", "finfo", "iinfo", "is_contiguous", "item", "ndimension", "nelement", "numel"}
+)
 """Functions and methods whose result is no tensor."""
 
-INPLACE = frozenset("resize_ squeeze_ swapaxes_ swapdims_ t_ transpose_ unsqueeze_".split())
+INPLACE = frozenset({"resize_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"})
 """Methods that change their tensor's axes in place."""
 
 
@@ -497,5 +501,130 @@ def _selected(name: str, axes: Axes, call: Arguments) -> Value:
             return replaced(axes, -1, "_")
         case "matmul" | "bmm" | "mm":
             return matrix_product(axes, call.given[0].value if call.given else None)
+        case _:
+            return None
+
+
+def library_call(full: str, call: Arguments) -> Value:
+    """The value of a call of a function or class of torch, or of a function of `math`, by its full name."""
+    name, values = full.rpartition(".")[2], call.values()
+    first = values[0] if values else None
+    if full.startswith("math."):
+        return NUMBER
+    if full.startswith("torch.nn.") and name[:1].isupper():
+        return new_layer(name, call)
+    match name:
+        case "cat" | "concat" | "concatenate":
+            return put_together(first, call.integer(1, "dim", 0))
+        case "stack":
+            return put_together(first, call.integer(1, "dim", 0), "_")
+        case "tensor" | "as_tensor" | "asarray":
+            return _literal_axes(first)
+        case "outer" | "eye":
+            return ("_", "_")
+        case "randint":
+            return next((new_tensor(Arguments((one,))) for one in call.given if isinstance(one.value, Several)), None)
+        case "scaled_dot_product_attention":
+            return replaced(first, -1, "_") if isinstance(first, tuple) else None
+        case _ if name in WITH_ONE_AXIS:
+            return ("_",)
+        case _ if name in MAKING:
+            return new_tensor(Arguments(call.given[:1]) if name == "full" else call)
+        case _:
+            return operation(name, first, Arguments(call.given[1:], call.named))
+
+
+def alike(values: Sequence[Value]) -> Value:
+    """What is known of each of several values."""
+    found = values[0] if values else None
+    for value in values[1:]:
+        found = common(found, value)
+    return found
+
+
+def part_of(value: Value) -> Value:
+    """The value of each part of a collection; a tensor's parts are along its first axis."""
+    match value:
+        case Many(part=part):
+            return part
+        case Several(parts=parts):
+            return alike(parts)
+        case tuple():
+            return value[1:] if front(value) else None
+        case _:
+            return None
+
+
+def stacked(value: Value) -> Axes | None:
+    """The axes of an argument of einops, which takes a list of tensors as one."""
+    if isinstance(value, Several | Many):
+        part = part_of(value)
+        return ("_", *part) if isinstance(part, tuple) else None
+    return value if isinstance(value, tuple) else None
+
+
+def _literal_axes(value: Value) -> Value:
+    """The axes of `torch.tensor(value)`."""
+    match value:
+        case Number():
+            return ()
+        case tuple():
+            return value
+        case Several() | Many():
+            inner = _literal_axes(part_of(value))
+            return ("_", *inner) if isinstance(inner, tuple) else None
+        case _:
+            return None
+
+
+def library_value(full: str) -> Value:
+    """A function or a constant of torch as a value."""
+    name = full.rpartition(".")[2]
+    if name in {"inf", "pi", "e", "nan"} or full.startswith("math."):
+        return NUMBER
+    if full.startswith("torch.nn.") and name[:1].isupper():
+        return None
+    return Layer("Identity" if name in KEEPING else name) if full.startswith("torch.") else None
+
+
+def new_layer(name: str, call: Arguments) -> Value:
+    """A new layer, or a list or a table of layers."""
+    values = call.values()
+    match name:
+        case "ModuleList" | "ParameterList":
+            return Many(part_of(values[0])) if values else None
+        case "ModuleDict" | "ParameterDict":
+            return values[0] if values else None
+        case "Parameter" | "Buffer":
+            return values[0] if values else None
+        case "Sequential":
+            return (
+                Layer(name, tuple(values)) if not any(isinstance(one.node, ast.Starred) for one in call.given) else None
+            )
+        case _:
+            return Layer("Identity" if name in KEEPING_LAYERS else name)
+
+
+def built_in(name: str, call: Arguments) -> Value:
+    """The value of a call of a function of Python; None for any other."""
+    values = call.values()
+    first = values[0] if values else None
+    match name:
+        case "len" | "int" | "float" | "bool" | "isinstance" | "hasattr" | "str" | "id":
+            return NUMBER
+        case "min" | "max" | "sum" | "round" | "abs" if values and all(isinstance(value, Number) for value in values):
+            return NUMBER
+        case "abs" | "round":
+            return first
+        case "range":
+            return Many(NUMBER)
+        case "enumerate":
+            return Many(Several((NUMBER, part_of(first))))
+        case "zip":
+            return Many(Several(tuple(map(part_of, values))))
+        case "list" | "tuple" | "sorted" | "reversed" | "iter":
+            return first if isinstance(first, Many | Several) else Many(part_of(first))
+        case "partial" | "dict" | "MappingProxyType":
+            return first
         case _:
             return None
