@@ -20,7 +20,7 @@ import ast
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from allformers.inspection.declarations import (
     AnyFunction,
@@ -147,7 +147,8 @@ class _Checker(Follower):
     ) -> None:
         super().__init__(file, function, hidden)
         self.report, self.prefix = report, f"{name}: " if name else ""
-        self.together, self.crossed = _pairs(file.tree if function is None else function.node)
+        tree = file.tree if function is None else function.node
+        self.distinct, self.crossed = _distinct(tree), _crossed(tree)
 
     def meets_annotation(self, node: ast.stmt, what: str, value: Value, annotation: ast.expr, source: ast.expr) -> None:
         """Compare a value with its annotation, part by part."""
@@ -164,7 +165,7 @@ class _Checker(Follower):
         """Report two axes that meet in an element-wise operation and are known to differ."""
         for mine, theirs in list(zip(one[::-1], other[::-1], strict=False))[::-1]:
             pair = frozenset((mine.removeprefix("#"), theirs.removeprefix("#")))
-            if pair in self.together - self.crossed and all(map(is_name, pair)):
+            if pair in self.distinct - self.crossed and all(map(is_name, pair)):
                 reason = f"`{_short(right)}` has axis `{theirs}`, expected `{mine}` (from `{_short(left)}`)"
                 shapes = f"  came:     {' '.join(other)}\n  expected: {' '.join(one)}"
                 self.find(self.report.findings, getattr(node, "lineno", 0), f"{reason}\n{shapes}")
@@ -215,7 +216,8 @@ class _Checker(Follower):
         if fault is None:
             return
         pair = frozenset(axis.removeprefix("#") for axis in fault)
-        if fault and "1" not in pair and pair not in self.together:
+        has_both = pair <= {axis.removeprefix("#") for axis in came}
+        if fault and "1" not in pair and not has_both and pair not in self.distinct:
             self.find(self.report.renamed, line, f"{what} gives axis `{fault[0]}` a second name, `{fault[1]}`")
             return
         reason = f"has axis `{fault[0]}`, expected `{fault[1]}`" if fault else _counts(came, expected)
@@ -270,21 +272,37 @@ def _counts(came: Axes, expected: Axes) -> str:
     return f"has {at_least}{here} {'axis' if here == 1 else 'axes'}, expected {least}{number}"
 
 
-def _pairs(node: ast.AST) -> tuple[set[frozenset[str]], set[frozenset[str]]]:
-    """The pairs of names that one tensor of a function has both, and those that may be two names for equal axes.
+def _distinct(tree: ast.Module | AnyFunction) -> set[frozenset[str]]:
+    """The pairs of names that one tensor has both, where it comes into a function: these cannot be one axis.
 
-    The latter stand in the same place of two tensors of a pattern that are otherwise alike, as the positions of queries
-    and keys do: in self-attention both come from one tensor.
+    A mask does not count, nor does what is computed: both may have one axis twice, as queries and as keys.
     """
-    together: set[frozenset[str]] = set()
+    every = [node for node in ast.walk(tree) if isinstance(node, ast.arg)]
+    annotations = [node.annotation for node in every]
+    if isinstance(tree, ast.Module):
+        annotations = [node.annotation for node in tree.body if isinstance(node, ast.AnnAssign)]
+    texts = [annotated_text(one) for top in annotations if top is not None for one in ast.walk(top) if _is_no_mask(one)]
+    sides = [sorted(axis_names(text)) for text in texts if text is not None]
+    return {frozenset(pair) for side in sides for pair in itertools.combinations(side, 2)}
+
+
+def _is_no_mask(node: ast.AST) -> TypeGuard[ast.Subscript]:
+    return isinstance(node, ast.Subscript) and not ast.unparse(node.value).endswith("Bool")
+
+
+def _crossed(tree: ast.AST) -> set[frozenset[str]]:
+    """The pairs of names that may be two names for equal axes.
+
+    They stand in the same place of two tensors of a pattern that are otherwise alike, as the positions of queries and
+    keys do: in self-attention both come from one tensor.
+    """
     crossed: set[frozenset[str]] = set()
-    for _, text in _all_axes(node):
-        sides = [axis_names(side) for side in text.replace("->", ",").split(",")]
-        together |= {frozenset(pair) for side in sides for pair in itertools.combinations(sorted(side), 2)}
-        for one, other in itertools.combinations([side_of(side) for side in text.partition("->")[0].split(",")], 2):
+    for _, text in _all_axes(tree):
+        sides = [side_of(side) for side in text.partition("->")[0].split(",")]
+        for one, other in itertools.combinations(sides, 2):
             places = zip(one[::-1], other[::-1], strict=False)
-            crossed |= {frozenset((mine, theirs)) for mine, theirs in places if mine not in other and theirs not in one}
-    return together, crossed
+            crossed |= {frozenset(pair) for pair in places if pair[0] not in other and pair[1] not in one}
+    return crossed
 
 
 def _short(node: ast.expr) -> str:
