@@ -206,15 +206,19 @@ class Class(Known):
 
     @functools.cached_property
     def assigned_outside_init(self) -> set[str]:
-        """The attributes of `self` that a method other than `__init__` assigns."""
-        return {
-            part.attr
-            for base in self.bases
-            for method in base.node.body
-            if isinstance(method, AnyFunction) and method.name != "__init__"
-            for part in ast.walk(method)
-            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store)
-        }
+        """The attributes that a method sets other than `__init__` and those that it calls."""
+        methods = [node for base in self.bases for node in base.node.body if isinstance(node, AnyFunction)]
+        initial, found = {"__init__"}, set[str]()
+        while found != initial:
+            found = set(initial)
+            calls = [part.func for one in methods if one.name in found for part in _calls(one)]
+            initial |= {called.attr for called in calls if isinstance(called, ast.Attribute)}
+        stored = stored_names(*(one for one in methods if one.name not in initial))
+        return {name[1:] for name in stored if name.startswith(".")}
+
+
+def _calls(node: ast.AST) -> list[ast.Call]:
+    return [part for part in ast.walk(node) if isinstance(part, ast.Call)]
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def _set_by_init(cls: Class) -> dict[str, Value]:
                 if isinstance(node, AnyFunction) and node.name == "__init__":
                     function = Function(node, base.file, base, Object(cls))
                     follower = Follower(base.file, function)
+                    follower.enters = {"__init__"}
                     follower.run()
                     sure = {name: value for name, value in follower.axes.items() if name not in follower.unsure}
                     found |= {name[1:]: value for name, value in sure.items() if name.startswith(".")}
@@ -264,6 +265,7 @@ class Follower:
         axes: what is known of each variable; the object's own attributes are `.name`.
         unsure: variables that are known in one of two ways only that lead here.
         returned: what is known of each result.
+        enters: in `__init__`, the methods that were entered on the way here; elsewhere none is.
 
     Args:
         file: the file that the function is in.
@@ -276,6 +278,7 @@ class Follower:
         self.axes: dict[str, Value] = {}
         self.unsure: set[str] = set()
         self.returned: list[Value] = []
+        self.enters: set[str] = set()
         self.local, self.shared = set(hidden), set[str]()
         self.owner = function.owner if function is not None else None
         if function is not None:
@@ -361,6 +364,9 @@ class Follower:
                 lost = _unknown(stored_names(*node.body, *node.handlers))
                 self.branches([*node.body, *node.orelse], *([lost, *handler.body] for handler in node.handlers))
                 self.follow(node.finalbody)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name)) as call) if self.enters:
+                self.infer(call)
+                self.enter(name, call)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 self.axes[node.name] = None
             case ast.Delete():
@@ -370,6 +376,15 @@ class Follower:
                 for part in ast.iter_child_nodes(node):
                     if isinstance(part, ast.expr):
                         self.infer(part)
+
+    def enter(self, name: str, call: ast.Call) -> None:
+        """Follow a method of the object that `__init__` calls, for the attributes that it sets."""
+        method = self.infer(call.func)
+        if isinstance(method, Function) and method.owner == self.owner and name not in self.enters:
+            inner = Follower(method.file, method)
+            inner.enters = self.enters | {name}
+            inner.run()
+            self.axes |= {key: value for key, value in inner.axes.items() if key.startswith(".")}
 
     def assign(self, target: ast.expr, value: Value) -> None:
         """Note the value of a variable, of an attribute of the object, or of each of several."""
