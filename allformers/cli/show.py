@@ -24,12 +24,30 @@ def show(
     from allformers.inspection.flatten import classes, flatten
     from allformers.models.registry import READING_ORDER
 
-    entries = {entry.name: entry for entry in READING_ORDER}
-    model_class = entries[name].load() if name in entries else find_config(name)[0]
+    entries = {_plain(entry.name): entry for entry in READING_ORDER}
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        reason = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise ValueError(f"{output} cannot be written: {reason}")
+    try:
+        model_class = entries[_plain(name)].load() if _plain(name) in entries else find_config(name)[0]
+    except ValueError as error:
+        if "/" in name or Path(name).exists():
+            raise
+        models = ", ".join(entry.name for entry in READING_ORDER)
+        raise ValueError(f"there is no model {name}: the models are {models}. As a checkpoint, {error}") from error
     source = flatten(model_class)
     if class_name is not None:
         parts = classes(source)
         if class_name not in parts:
             raise ValueError(f"{model_class.__name__} has no class {class_name}; it has {', '.join(parts)}")
         source = parts[class_name]
-    print(source, end="") if output is None else output.write_text(source, encoding="utf-8")
+    if output is None:
+        print(source, end="")
+    else:
+        output.write_text(source, encoding="utf-8")
+        print(output)
+
+
+def _plain(name: str) -> str:
+    """A name without what differs between a command, a class and a module: gemma3, Gemma3."""
+    return name.lower().replace("-", "").replace("_", "")
