@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Integer
 from torch import Tensor, nn
 
-from allformers.generation.generate import eval_mode
+from allformers.generation.generate import in_eval_mode
 from allformers.nn.shapes import checked
 from allformers.training.processes import SINGLE_PROCESS, Processes
 
@@ -126,7 +126,8 @@ def evaluate(
     windows = evaluation_windows(len(tokens), window, window - 1 if stride is None else stride)
     batches = _batches(windows, batch_size)
     total_nll, num_tokens = 0.0, 0
-    with torch.no_grad(), eval_mode(model):
+    model = in_eval_mode(model)
+    with torch.no_grad():
         # Every process makes as many calls, since with `fsdp` a call takes all of them; the surplus does not count.
         for first in range(0, len(batches), processes.world_size):
             mine = first + processes.rank

@@ -1,9 +1,12 @@
 """Writing: with a cache, in batches and in streams, the text is what the plain definition gives."""
 
+import dataclasses
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -167,6 +170,52 @@ def test_generation_drops_nothing_and_leaves_training_as_it_was(model: GPT2) -> 
     assert {name: module.training for name, module in model.named_modules()} == before
     assert not expected.requires_grad
     assert torch.is_grad_enabled()
+
+
+def test_threads_that_generate_in_training_mode_do_not_disturb_one_another() -> None:
+    model = GPT2(dataclasses.replace(CONFIG, dropout=0.5)).train()
+    prompt = torch.tensor([[1, 2, 3]])
+    expected = model.generate(prompt, max_new_tokens=8, temperature=0)
+    texts, ever_off = [], []
+
+    def write() -> None:
+        for _ in range(4):
+            for token in model.stream(prompt, max_new_tokens=8, temperature=0):
+                texts.append(int(token))
+                ever_off.extend(name for name, module in model.named_modules() if not module.training)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(texts) == sorted(16 * expected[0, 3:].tolist())
+    assert ever_off == []
+
+
+def test_a_stream_heeds_what_happens_to_the_model_between_its_tokens(model: GPT2) -> None:
+    """Dropout stays off if training begins, and new weights count."""
+    prompt = torch.tensor([[1, 2, 3]])
+    expected = model.generate(prompt, max_new_tokens=6, temperature=0)[0, 3:].tolist()
+    stream = model.stream(prompt, max_new_tokens=6, temperature=0)
+    written = [int(next(stream))]
+    model.train()
+    written += [int(token) for token in stream]
+    assert written == expected
+    stream = model.stream(prompt, max_new_tokens=6, temperature=0)
+    next(stream)
+    other = (expected[1] + 1) % 50
+    with torch.no_grad():
+        model.final_norm.weight.zero_()
+        model.final_norm.bias.copy_(100 * model.unembedding.weight[other])
+    assert int(next(stream)) == other
+
+
+def test_a_model_can_be_trained_on_the_tokens_of_a_stream(model: GPT2) -> None:
+    tokens = list(model.stream([[1, 2], [3]], max_new_tokens=3, temperature=0))
+    assert not any(token.is_inference() for token in tokens)
+    model(rearrange(tokens, "seq batch -> batch seq")).sum().backward()
+    assert model.token_embedding.weight.grad is not None
 
 
 @pytest.mark.parametrize(
