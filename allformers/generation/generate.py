@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.nn.cache import Cache
-from allformers.nn.shapes import checked, unchecked
+from allformers.nn.config import LARGEST_INT
+from allformers.nn.shapes import ShapeError, checked, unchecked
 
 if TYPE_CHECKING:
     import allformers.generation.decoder
@@ -117,8 +118,20 @@ def original_module(module: nn.Module) -> nn.Module:
 
 @checked
 def as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
-    """A prompt as a tensor of token ids, on the CPU."""
-    return prompt.cpu().long() if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.long)
+    """A prompt as a tensor of token ids, on the CPU.
+
+    Raises:
+        ShapeError: something in it is not a whole number.
+        ValueError: a number is larger than any vocabulary.
+    """
+    if isinstance(prompt, Tensor):
+        return prompt.cpu().long()
+    for place, token in enumerate(prompt):
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ShapeError(f"a token id is a whole number, but number {place} of them is {token!r}")
+        if abs(token) > LARGEST_INT:
+            raise ValueError(f"token id {token} is not in the vocabulary of any model")
+    return torch.tensor(prompt, dtype=torch.long)
 
 
 @checked

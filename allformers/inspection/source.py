@@ -300,7 +300,7 @@ def _hook_call(function: ast.FunctionDef, name: str, named: StatedAxes, value: a
 
 
 def _hook_statement(function: ast.FunctionDef, name: str, named: StatedAxes, after: ast.stmt) -> ast.stmt:
-    """Return the statement `name = __hook__(self, "name", axes, annotated, name)`, on the line of the one it follows."""
+    """Return the statement `name = __hook__(self, "name", axes, annotated, name)`, on the line before it."""
     value = _hook_call(function, name, named, ast.Name(name, ast.Load()))
     call: ast.stmt = ast.Assign([ast.Name(name, ast.Store())], value)
     if name not in _arguments(function) and not _always_assigned(function, name):

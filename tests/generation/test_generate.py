@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from allformers.generation.sampling import LogitsError
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.nn.shapes import ShapeError
 from conftest import perturb
@@ -233,6 +235,11 @@ def test_a_model_can_be_trained_on_the_tokens_of_a_stream(model: GPT2) -> None:
         (torch.tensor([[1]]), {"top_k": 0}, ValueError, "top_k"),
         (torch.tensor([[1]]), {"top_p": 0.0}, ValueError, "top_p"),
         (torch.tensor([[1]]), {"stop_tokens": [77]}, ValueError, r"\b77\b"),
+        (torch.tensor([[1]]), {"stop_tokens": (1.5,)}, ShapeError, r"\b1\.5\b"),
+        (torch.tensor([[1]]), {"stop_tokens": "a"}, ShapeError, "'a'"),
+        (torch.tensor([[1]]), {"max_new_tokens": True}, ValueError, "max_new_tokens .*True"),
+        (torch.tensor([[1]]), {"seed": 2**64}, ValueError, f"seed .*{2**64}"),
+        (torch.tensor([[1]]), {"seed": -(2**63) - 1}, ValueError, f"seed .*{-(2**63) - 1}"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_read(
@@ -242,6 +249,27 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(
         with pytest.raises(error, match=message):
             write(prompt, **({"max_new_tokens": 3} | settings))
     assert passes == []
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2.7, 3, 4]], [[1, 2, 3], "ab"], [[1, True]], [[1, None, 2, 3]]])
+def test_token_ids_that_are_no_whole_numbers_are_refused_each_time(model: GPT2, prompts: list[Any]) -> None:
+    """Beartype looks at one item of a list, drawn at random."""
+    for _ in range(12):
+        with pytest.raises(ShapeError):
+            model.generate_batch(prompts, max_new_tokens=0)
+
+
+def test_a_token_id_larger_than_any_vocabulary_is_refused(model: GPT2) -> None:
+    with pytest.raises(ValueError, match=str(2**70)):
+        model.generate_batch([[1, 2**70]], max_new_tokens=1)
+
+
+def test_a_model_that_gives_no_numbers_says_so(model: GPT2) -> None:
+    with torch.no_grad():
+        model.final_norm.weight[3] = torch.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(LogitsError, match="nan"):
+            model.generate(torch.tensor([[1, 2]]), max_new_tokens=1, temperature=temperature)
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])

@@ -167,6 +167,15 @@ def test_an_ablated_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> No
     assert not torch.allclose(ablated, model(token_ids), atol=1e-2)
 
 
+def test_a_head_that_is_not_there_is_refused(model: GPT2, token_ids: Tensor) -> None:
+    for head in (4, 99, -1):
+        with (
+            capture(model, hooks={"blocks.1.attention.mixed": ablate_heads(head)}),
+            pytest.raises(ValueError, match=rf"head {head}\b.* 0 to 3"),
+        ):
+            model(token_ids)
+
+
 def test_patching_the_whole_stream_makes_one_run_the_other(model: GPT2, token_ids: Tensor) -> None:
     with capture(model, "blocks.1") as activations:
         expected = model(token_ids)
@@ -268,9 +277,11 @@ def _captures_in_threads(count: int) -> list[str]:
             barrier.wait()
             for turn in range(count // 4):
                 hooks = without if turn % 2 else {}
-                with capture(model, "blocks.*.x", "logits", hooks=hooks) as outer:
-                    with capture(model, "logits") if turn % 3 else contextlib.nullcontext():
-                        logits = model(token_ids)
+                with (
+                    capture(model, "blocks.*.x", "logits", hooks=hooks) as outer,
+                    capture(model, "logits") if turn % 3 else contextlib.nullcontext(),
+                ):
+                    logits = model(token_ids)
                 if not torch.equal(logits, plain[turn % 2]) or not torch.equal(outer["logits"].values, logits):
                     faults.append(f"thread {number}, turn {turn}: other logits")
                 if {tuple(tensor.values.shape[:2]) for tensor in outer.values()} != {tuple(token_ids.shape)}:
