@@ -22,7 +22,8 @@ def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "conf
     """
     if config_dict.get("model_type") not in (None, form.model_type):  # old files have none, and the caller has said it
         raise CheckpointError(
-            f"{where}: model_type is {config_dict.get('model_type')!r}, but this is the class for {form.model_type!r}"
+            f"{where}: model_type is {shown(config_dict.get('model_type'))}, but this is the class for "
+            f"{form.model_type!r}"
         )
     faults: list[str] = []
     try:
@@ -32,7 +33,7 @@ def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "conf
     for name, (accepted, reason) in form.unsupported_fields.items():
         one = stated.get(name)
         if one is not None and not _accepts(accepted, one.value):
-            faults.append(f"{one.name} is {one.value!r}; only {accepted_words(accepted)} is supported: {reason}")
+            faults.append(f"{one.name} is {shown(one.value)}; only {accepted_words(accepted)} is supported: {reason}")
 
     ours: dict[str, Any] = {}
     said: dict[str, Stated] = {}
@@ -42,25 +43,27 @@ def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "conf
         one = stated.get(field.theirs, Stated(field.theirs, REQUIRED))
         if not field.counts(ours):
             if one.value not in (REQUIRED, None):
-                without_effect.append(f"{one.name}, without effect where {field.when[0]} is {ours[field.when[0]]!r}")
+                without_effect.append(
+                    f"{one.name}, without effect where {field.when[0]} is {shown(ours[field.when[0]])}"
+                )
             if field.otherwise is not None:
                 ours[field.ours] = field.otherwise
             continue
         if one.value is REQUIRED or (one.value is None and field.null_is_missing):
             one = one._replace(value=_default(field, {name: other.value for name, other in stated.items()} | ours))
         if one.value is REQUIRED:
-            condition = f" where {field.when[0]} is {ours[field.when[0]]!r}" if field.when else ""
+            condition = f" where {field.when[0]} is {shown(ours[field.when[0]])}" if field.when else ""
             faults.append(f"{one.name} is missing or null; it has no default{condition}")
             continue
         value = tuple(one.value) if isinstance(one.value, list) else one.value
         if field.ours in said and ours[field.ours] != value:
             if field.for_training:
                 unused.append((field.ours, one._replace(value=value)))
-                first = f"{said[field.ours].name} ({ours[field.ours]!r})"
-                without_effect.append(f"{one.name} ({value!r}), as training here has one {field.ours}, {first}")
+                first = f"{said[field.ours].name} ({shown(ours[field.ours])})"
+                without_effect.append(f"{one.name} ({shown(value)}), as training here has one {field.ours}, {first}")
                 continue
             faults.append(
-                f"{said[field.ours].name} is {ours[field.ours]!r} but {one.name} is {value!r}; here both are "
+                f"{said[field.ours].name} is {shown(ours[field.ours])} but {one.name} is {shown(value)}; here both are "
                 f"{field.ours}, so make them equal"
             )
         ours.setdefault(field.ours, value)
@@ -114,10 +117,12 @@ def _flat(form: Format, config_dict: Mapping[str, Any]) -> dict[str, Stated]:
     for name in form.objects:
         value = stated.pop(name, Stated(name, None)).value
         if not isinstance(value, Mapping | None):
-            raise CheckpointError(f"{name} should be an object, not {value!r}")
+            raise CheckpointError(f"{name} should be an object, not {shown(value)}")
         for key, one in (value or {}).items():
             if isinstance(one, Mapping) and f"{name}.{key}" not in form.objects:
-                raise CheckpointError(f"{name}.{key} is an object; {form.architecture} has no such object in {name}")
+                raise CheckpointError(
+                    f"{name}.{shown_name(key)} is an object; {form.architecture} has no such object in {name}"
+                )
             stated[f"{name}.{key}"] = Stated(f"{name}.{key}", one)
     return stated
 
@@ -133,8 +138,8 @@ def _by_one_name(stated: Mapping[str, Stated], aliases: Mapping[str, str], fault
             renamed[name] = one
         elif one.value is not None and not _same(one.value, other.value):
             faults.append(
-                f"{one.name} is {one.value!r} but {other.name} is {other.value!r}; both are names of one field, so "
-                "make them equal or leave one out"
+                f"{one.name} is {shown(one.value)} but {other.name} is {shown(other.value)}; both are names of one field, "
+                "so make them equal or leave one out"
             )
     return renamed
 
@@ -147,7 +152,9 @@ def _same(value: Any, other: Any) -> bool:
 def _warn_of_ignored(form: Format, stated: Mapping[str, Stated], without_effect: list[str], where: str) -> None:
     """Warn once of what is not read, because the reference does not read it either."""
     known = {field.theirs for field in form.fields} | set(form.ignored_fields) | set(form.unsupported_fields)
-    unknown = sorted(one.name for name, one in stated.items() if name not in known and one.value is not None)
+    unknown = sorted(
+        shown_name(one.name) for name, one in stated.items() if name not in known and one.value is not None
+    )
     ignored = [f"{name}, which no {form.model_type} configuration has in the reference" for name in unknown]
     if ignored or without_effect:
         warnings.warn(f"{where}: ignoring {'; '.join([*ignored, *without_effect])}", stacklevel=4)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import Format, Weight
 from allformers.checkpoints.tensors import LazyTensor
+from allformers.messages import shown, shown_name, shown_names
 
 if TYPE_CHECKING:
     from allformers.checkpoints.pretrained import Pretrained
@@ -292,7 +293,7 @@ def check_target(dtype: Any, device: Any) -> None:
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         raise CheckpointError(
-            f"dtype is {dtype!r}, but weights can be torch.float32, torch.bfloat16, torch.float16 or torch.float64"
+            f"dtype is {shown(dtype)}, but weights can be torch.float32, torch.bfloat16, torch.float16 or torch.float64"
         )
     try:
         torch.empty(0, device=device)
@@ -319,8 +320,8 @@ def _widest(dtypes: Mapping[str, torch.dtype], where: str) -> torch.dtype:
     narrow = [name for name, dtype in dtypes.items() if dtype.itemsize == 1]
     if narrow:
         raise CheckpointError(
-            f"{where}: {len(narrow)} of {len(dtypes)} weights, such as {narrow[0]}, are {dtypes[narrow[0]]} without "
-            "scales, and PyTorch cannot compute with that: say what to convert them to, such as dtype=torch.bfloat16"
+            f"{where}: {len(narrow)} of {len(dtypes)} weights, such as {shown_name(narrow[0])}, are {dtypes[narrow[0]]} "
+            "without scales, and PyTorch cannot compute with that: say what to convert them to, such as dtype=torch.bfloat16"
         )
     return functools.reduce(torch.promote_types, dtypes.values())
 
@@ -341,13 +342,14 @@ def _match_weights(
         if name in table:
             found[name] = originals[0]
             if len(originals) > 1 and not _are_copies(originals, tensors, form):
-                faults["there twice"].append(f"{' and '.join(originals)} (for {table[name].ours})")
+                names = " and ".join(map(shown_name, originals))
+                faults["there twice"].append(f"{names} (for {table[name].ours})")
         elif any(pattern.fullmatch(name) for pattern in ignored):
             continue
         elif (part := _part_left_out(name, form, extra)) is not None:
             left_out.setdefault(part, []).extend(originals)
         else:
-            faults["unexpected"] += originals
+            faults["unexpected"] += map(shown_name, originals)
     _untie(found, rows, tied=getattr(config, "tie_embeddings", False))
     for name, row in table.items():
         if name not in found:
@@ -357,10 +359,10 @@ def _match_weights(
         tensor, expected = tensors[found[name]], _shape(row.each.their_axes, config.axes)
         if tensor.shape != expected:
             faults["of another size"].append(
-                f"{found[name]} is {tensor.shape}, expected {expected}: axes {row.each.their_axes}"
+                f"{shown_name(found[name])} is {shown(tensor.shape)}, expected {expected}: axes {row.each.their_axes}"
             )
         if not tensor.dtype.is_floating_point:
-            faults["not floating-point"].append(f"{found[name]} is {tensor.dtype}")
+            faults["not floating-point"].append(f"{shown_name(found[name])} is {tensor.dtype}")
     if any(faults.values()):
         said = _cause(model, tensors, faults, left_out) or _listed(faults)
         raise CheckpointError(f"the weights of {where} do not fit {type(model).__name__}: {said}")
@@ -439,12 +441,15 @@ def _cause(
     for mark, method in PACKED.items():
         packed = next((name for name in names if mark in name), None)
         if packed is not None:
-            return f"{packed} holds packed integers, as {method} writes them: take a checkpoint that is not quantised"
+            return (
+                f"{shown_name(packed)} holds packed integers, as {method} writes them: take a checkpoint that is not "
+                "quantised"
+            )
     outer = _outer_prefix(model, names)
     if outer is not None:
         return (
-            f"every name begins with {outer!r}, which is not the model's own: save the model alone that was saved as a "
-            "part of another, or strip this from the names"
+            f"every name begins with {shown(outer)}, which is not the model's own: save the model alone that was saved "
+            "as a part of another, or strip this from the names"
         )
     head = {f"{name} (for {row.ours})" for row in model.checkpoint_format().head for name in row.names({})}
     if [kind for kind in FAULTS if faults[kind]] == ["missing"] and set(faults["missing"]) <= head:
@@ -483,4 +488,4 @@ def _listed(faults: Mapping[str, list[str]]) -> str:
 
 def _some(names: list[str]) -> str:
     """The first names of a list, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return shown_names(names, most=3)

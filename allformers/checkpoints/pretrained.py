@@ -19,6 +19,7 @@ from allformers.checkpoints.loading import build_model, check_target, checkpoint
 from allformers.checkpoints.quantised import dequantised
 from allformers.checkpoints.tables import Format
 from allformers.checkpoints.tensors import LazyTensor, in_memory, open_weights, save_tensors
+from allformers.messages import shown
 
 
 class Pretrained(nn.Module):
@@ -128,7 +129,9 @@ class Pretrained(nn.Module):
         tensors = dequantised(open_tensors(), config_dict, where=str(where))
         extra_layers = config_dict.get(form.extra_layers)
         if extra_layers is not None and type(extra_layers) is not int:
-            raise CheckpointError(f"{where}/config.json: {form.extra_layers} is {extra_layers!r}; expected a number")
+            raise CheckpointError(
+                f"{where}/config.json: {form.extra_layers} is {shown(extra_layers)}; expected a number"
+            )
         return cast(Self, build_model(variant, config, tensors, dtype, device, str(where), extra_layers or 0))
 
     @classmethod

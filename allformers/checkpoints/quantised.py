@@ -18,6 +18,7 @@ from torch import Tensor
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tensors import LazyTensor
+from allformers.messages import shown
 
 SCALE = "_scale_inv"
 """What the name of a weight's scales has behind that of the weight."""
@@ -51,14 +52,14 @@ def dequantised(
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
     if method != "fp8":
         raise CheckpointError(
-            f"{where}: quantization_config says that the weights are quantised by {method!r}, which cannot be read "
-            "here, where only 'fp8' can: take a checkpoint that is not quantised"
+            f"{where}: quantization_config says that the weights are quantised by {shown(method)}, which cannot be "
+            "read here, where only 'fp8' can: take a checkpoint that is not quantised"
         )
     block = settings.get("weight_block_size", (128, 128))
     if block is not None and not (
         isinstance(block, list | tuple) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
     ):
-        raise CheckpointError(f"{where}: weight_block_size is {block!r}; expected two positive numbers, or null")
+        raise CheckpointError(f"{where}: weight_block_size is {shown(block)}; expected two positive numbers, or null")
     found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         if (name.endswith(SCALE) and name.removesuffix(SCALE) in tensors) or name.endswith(UNUSED):

@@ -50,9 +50,14 @@ class Decoder(Pretrained):
 
     @checked
     def positions(self, token_ids: Int[Tensor, "batch seq"], cache: Cache | None = None) -> Int[Tensor, "#batch seq"]:
-        """The position of each token in its own sequence; negative for padding."""
+        """The position of each token in its own sequence; negative for padding.
+
+        Raises:
+            ValueError: the cache was made for another model, or for another number of rows.
+        """
         seq, device = token_ids.shape[1], token_ids.device
         if cache is not None:
+            cache.check_fits(len(token_ids), self.windows())
             return cache.positions(seq, device)
         return rearrange(torch.arange(seq, device=device), "seq -> 1 seq")
 
@@ -109,6 +114,7 @@ class Decoder(Pretrained):
         Raises:
             ShapeError: the prompts are not a tensor of integers with two axes.
             ValueError: a setting is out of range, a prompt is empty, or a token is not in the vocabulary.
+            LogitsError: the model gives NaN or infinity.
         """
         tokens = self.stream(
             token_ids,
@@ -180,12 +186,14 @@ class Decoder(Pretrained):
         Arguments and errors as for `generate`; prompts of different lengths as for `generate_batch`.
         """
         validate(temperature, top_k, top_p)
-        if prefill_chunk_size is not None and prefill_chunk_size < 1:
-            raise ValueError(f"prefill_chunk_size must be at least 1, not {prefill_chunk_size}")
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-        stop = torch.tensor(tuple(stop_tokens), dtype=torch.long, device=self._device)
+        if prefill_chunk_size is not None and (isinstance(prefill_chunk_size, bool) or prefill_chunk_size < 1):
+            raise ValueError(f"prefill_chunk_size must be a whole number of at least 1, not {prefill_chunk_size}")
+        if isinstance(max_new_tokens, bool) or max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens}")
+        stop = as_tensor(tuple(stop_tokens)).to(self._device)
         prompt, left_padding = pad_left(token_ids)
+        if seed is not None and not -(2**63) <= seed <= 2**64 - len(prompt):
+            raise ValueError(f"seed must be from -2**63 to {2**64 - len(prompt)}, not {seed}")
         check_token_ids(prompt, self.config.vocab_size)
         check_token_ids(stop.cpu(), self.config.vocab_size)
         generators = None

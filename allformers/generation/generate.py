@@ -8,7 +8,7 @@ step.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from einops import rearrange
@@ -16,10 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allformers.nn.cache import Cache
-from allformers.nn.shapes import checked, unchecked
+from allformers.nn.config import LARGEST_INT
+from allformers.nn.shapes import ShapeError, checked, unchecked
 
 if TYPE_CHECKING:
     import allformers.generation.decoder
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 Prompts = Sequence[Sequence[int] | Int[Tensor, "_"]]
 """Prompts of different lengths: one list (or one-dimensional tensor) of token ids each."""
@@ -51,10 +54,13 @@ def decode(
     cache = model.make_cache(min(context, token_ids.shape[1] + max_new_tokens), left_padding)
     new_tokens = token_ids
     last_tokens: Tensor | None = None
+    in_eval = in_eval_mode(model)
     for count in range(max_new_tokens):
+        if in_eval.training:  # since the last step
+            in_eval = in_eval_mode(model)
         # The first pass has shown that all shapes fit; later ones differ from it in one axis only.
-        with torch.inference_mode(), eval_mode(model), unchecked() if count else contextlib.nullcontext():
-            next_tokens = sample(next_token_logits(model, new_tokens, cache, prefill_chunk_size))
+        with torch.inference_mode(), unchecked() if count else contextlib.nullcontext():
+            next_tokens = sample(next_token_logits(in_eval, new_tokens, cache, prefill_chunk_size))
             if last_tokens is not None and stop.numel():
                 next_tokens = torch.where(torch.isin(last_tokens, stop), last_tokens, next_tokens)
             last_tokens = next_tokens
@@ -65,7 +71,7 @@ def decode(
             else:
                 cache.clear(left_padding)
                 new_tokens = token_ids
-        yield next_tokens
+        yield next_tokens.clone()  # outside of inference mode, so that a model can be trained on it
         if stop.numel() and bool(torch.isin(next_tokens, stop).all()):
             return
 
@@ -86,25 +92,46 @@ def next_token_logits(
     return model.decode_step(token_ids[:, last:], cache)
 
 
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside a `with` block, and afterwards back to however each part was."""
-    if not model.training:
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def in_eval_mode(model: ModuleT) -> ModuleT:
+    """The model itself where nothing of it is in training mode, and else a copy in evaluation mode, without dropout.
+
+    The copy is shallow: its parts have the same parameters and buffers. The model itself stays as it is, so another
+    thread may go on training it.
+    """
+    return _eval_copy(model) if any(module.training for module in model.modules()) else model
+
+
+def _eval_copy(module: ModuleT) -> ModuleT:
+    copy = object.__new__(type(module))
+    parts = {name: None if part is None else _eval_copy(part) for name, part in module._modules.items()}
+    vars(copy).update(vars(module), _modules=parts, training=False, eval_copy_of=module)
+    for compiled in ("decode_step", "_compiled_call_impl"):  # which would run the module that it was made for
+        vars(copy).pop(compiled, None)
+    return copy
+
+
+def original_module(module: nn.Module) -> nn.Module:
+    """The module that `in_eval_mode` has copied, or else the module itself."""
+    original: nn.Module = vars(module).get("eval_copy_of", module)
+    return original
 
 
 @checked
 def as_tensor(prompt: Sequence[int] | Int[Tensor, "seq"]) -> Int[Tensor, "seq"]:
-    """A prompt as a tensor of token ids, on the CPU."""
-    return prompt.cpu().long() if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.long)
+    """A prompt as a tensor of token ids, on the CPU.
+
+    Raises:
+        ShapeError: something in it is not a whole number.
+        ValueError: a number is larger than any vocabulary.
+    """
+    if isinstance(prompt, Tensor):
+        return prompt.cpu().long()
+    for place, token in enumerate(prompt):
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ShapeError(f"a token id is a whole number, but number {place} of them is {token!r}")
+        if abs(token) > LARGEST_INT:
+            raise ValueError(f"token id {token} is not in the vocabulary of any model")
+    return torch.tensor(prompt, dtype=torch.long)
 
 
 @checked

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.hub import read_json, resolve_checkpoint
+from allformers.messages import shown
 from allformers.nn.shapes import checked
 
 PREPROCESSORS: Mapping[str, Mapping[str, Any]] = {
@@ -104,23 +105,25 @@ def _preprocessor_config(checkpoint: str | Path, image_size: int) -> dict[str, A
     processor = given.get("image_processor_type") or given.get("feature_extractor_type") or "ViTImageProcessor"
     kind = re.fullmatch(r"(ViT|DeiT)(?:FeatureExtractor|ImageProcessor(?:Fast|Pil)?)", str(processor))
     if kind is None:
-        raise CheckpointError(f"{path} is of a {processor!r}; known here are ViTImageProcessor and DeiTImageProcessor")
+        raise CheckpointError(
+            f"{path} is of a {shown(processor)}; known here are ViTImageProcessor and DeiTImageProcessor"
+        )
     if given.get("do_pad"):
-        raise CheckpointError(f"{path}: do_pad is {given['do_pad']!r}, and images are not padded here")
+        raise CheckpointError(f"{path}: do_pad is {shown(given['do_pad'])}, and images are not padded here")
     usual = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     usual |= {"image_mean": 0.5, "image_std": 0.5, **PREPROCESSORS[kind[1]]}
     settings = usual | {name: value for name, value in given.items() if value is not None}
     for name in ("size", *(["crop_size"] if settings["do_center_crop"] else [])):
         if not _is_size(settings.get(name), edges=name == "size"):
             raise CheckpointError(
-                f"{path}: {name} is {settings.get(name)!r}; expected a number of pixels, or a height and a width"
+                f"{path}: {name} is {shown(settings.get(name))}; expected a number of pixels, or a height and a width"
             )
     resample, numbers = settings["resample"], [settings["rescale_factor"]]
     for name in ("image_mean", "image_std"):
         numbers += settings[name] if isinstance(settings[name], list) else [settings[name]]
     if not all(map(_is_number, numbers)) or type(resample) is not int or not 0 <= resample <= 5:
         named = ("resample", "rescale_factor", "image_mean", "image_std")
-        said = ", ".join(f"{name} {settings[name]!r}" for name in named)
+        said = ", ".join(f"{name} {shown(settings[name])}" for name in named)
         raise CheckpointError(f"{path} should have numbers, and a resample from 0 to 5, but says {said}")
     return settings
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.hub import read_json
+from allformers.messages import shown
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -137,7 +138,7 @@ def _add_tokens(backend: "Backend", path: Path, settings: Mapping[str, Any]) -> 
     for token_id, token in dict(settings.get("added_tokens_decoder") or {}).items():
         if not str(token_id).isdecimal() or token_text(token) is None:
             raise CheckpointError(
-                f"{path}: an added token should be an id with its content, not {token_id!r}: {token!r}"
+                f"{path}: an added token should be an id with its content, not {shown(token_id)}: {shown(token)}"
             )
         fields = {key: value for key, value in dict(token).items() if not key.startswith("_")}
         added[int(token_id)] = AddedToken(**fields)
@@ -191,8 +192,12 @@ def _with_ids(backend: "Backend", path: Path, wanted: Mapping[int, str]) -> "Bac
     for token, token_id in misplaced.items():
         if not isinstance(vocab, dict) or token_id in holders:
             raise CheckpointError(
-                f"{path}: the added token {token!r} has the id {token_id}, which "
-                + (f"is that of {holders[token_id]!r}" if token_id in holders else "leaves a gap in the vocabulary")
+                f"{path}: the added token {shown(token)} has the id {token_id}, which "
+                + (
+                    f"is that of {shown(holders[token_id])}"
+                    if token_id in holders
+                    else "leaves a gap in the vocabulary"
+                )
             )
         vocab[token] = token_id
     for entry in content["added_tokens"]:
@@ -228,7 +233,7 @@ def _byte_level_bpe(path: Path, settings: Mapping[str, Any]) -> "Backend":
     lines = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
     wrong = next((line for line in lines if line.count(" ") != 1), None)
     if wrong is not None:
-        raise CheckpointError(f"{path.with_name('merges.txt')}: a line should have two parts, not {wrong!r}")
+        raise CheckpointError(f"{path.with_name('merges.txt')}: a line should have two parts, not {shown(wrong)}")
     backend = Backend(models.BPE(vocab, [(left, right) for left, right in (line.split(" ") for line in lines)]))
     prefix = bool(settings.get("add_prefix_space", False))
     if family == "Qwen2Tokenizer":
@@ -405,7 +410,7 @@ def end_of_text(resolve_file: ResolveFile, num_rows: int) -> tuple[int, ...]:
         given = read_object(optional_file(resolve_file, name)).get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
         if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-            raise CheckpointError(f"{name}: eos_token_id should be a token id or a list of them, not {given!r}")
+            raise CheckpointError(f"{name}: eos_token_id should be a token id or a list of them, not {shown(given)}")
         if known := tuple(one for one in ids if 0 <= one < num_rows):
             return known
     return ()

@@ -32,22 +32,26 @@ if the pattern has `...`, or if it gets a value in a branch or a loop only. Wher
 variable of one name, `forward`'s is meant, or else that of the method which the others call: a name is one tensor.
 
 How it works: the source of those methods is read, a call of a hook is put behind each such tensor, and the result takes
-the method's place in this one model until the block ends. So a model that nobody looks into runs the code that is in
-its file, at its speed, without hooks.
+the method's place in its class until the block ends; it runs only for this model and in this thread (or task). Nothing
+is put on the model itself, so a copy or a pickle made meanwhile is a plain one, and a model that nobody looks into runs
+the code that is in its file, without hooks.
 """
 
 import contextlib
 import fnmatch
 import functools
-import types
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
 
+from allformers.generation.generate import original_module
 from allformers.inspection.source import hooked_methods
-from allformers.nn.shapes import ShapeError
+from allformers.nn.shapes import ShapeError, checked
 
 HookFn = Callable[[Tensor], Tensor]
 """A function from a captured tensor to the one that takes its place, of the same shape."""
@@ -119,6 +123,7 @@ def _in_block(name: str) -> str | None:
     return ".".join(parts[2:]) if len(parts) > 1 and parts[0] == "blocks" and parts[1].isdigit() else None
 
 
+@checked
 def activation_names(model: nn.Module) -> list[str]:
     """Return the names of all activations that can be captured, in the order of the model's modules."""
     names = []
@@ -131,9 +136,15 @@ def activation_names(model: nn.Module) -> list[str]:
     return names
 
 
-@contextlib.contextmanager
-def capture(model: nn.Module, *names: str, hooks: Mapping[str, HookFn] | None = None) -> Iterator[Activations]:
-    """Capture a model's activations while the block lasts, and change those that have a hook.
+@checked
+def capture(
+    model: nn.Module, *names: str, hooks: Mapping[str, HookFn] | None = None
+) -> contextlib.AbstractContextManager[Activations]:
+    """Capture a model's activations while a `with` block lasts, and change those that have a hook.
+
+    Captures compose. Several may be open at once, of one model or of parts of it, and may end in any order: hooks apply
+    in the order in which the captures began, and then each capture keeps the tensor that the model goes on with. A
+    capture has the passes of its own thread (or task) only.
 
     Args:
         model: any model of this package, or one that is written like them. Its results stay the same unless something
@@ -142,8 +153,8 @@ def capture(model: nn.Module, *names: str, hooks: Mapping[str, HookFn] | None = 
             The rest takes no memory.
         hooks: by name or pattern, functions whose result takes a tensor's place. See `ablate_heads`, `patch`.
 
-    Yields:
-        The activations captured so far, detached from the graph of gradients.
+    Returns:
+        A context manager for the activations captured so far, detached from the graph of gradients.
 
     Raises:
         ValueError: no activation has such a name.
@@ -156,48 +167,143 @@ def capture(model: nn.Module, *names: str, hooks: Mapping[str, HookFn] | None = 
             raise ValueError(f"this model has no activation called {pattern}; {_suggest(pattern, known)}")
     keep = {name for pattern in names for name in _matching(known, pattern)} if names else set(known)
     hook_fns = {name: hook_fn for pattern, hook_fn in hooks.items() for name in _matching(known, pattern)}
-    activations = Activations()
+    return _capturing(_Capture({module: path for path, module in model.named_modules()}, keep, hook_fns))
 
-    def hook(path: str, variable: str, axes: tuple[str, ...], annotated: bool, value: Any) -> Any:
-        name = _join(path, variable)
-        if not isinstance(value, Tensor):
-            return value
-        if len(axes) != value.ndim:
-            if not annotated and name not in hook_fns:  # a pattern for another case, which did not run
-                return value
-            source = "annotation" if annotated else "pattern"
-            raise ShapeError(f"{name} has {value.ndim} axes, but its {source} names {len(axes)}: {' '.join(axes)}")
-        if name in hook_fns:
-            changed = hook_fns[name](value)
-            if changed.shape != value.shape:
-                raise ShapeError(
-                    f"the hook of {name} returned the shape {tuple(changed.shape)}, expected {tuple(value.shape)}: "
-                    f"axes {' '.join(axes)}"
-                )
-            value = changed
-        if name in keep:
-            activations._tensors.pop(name, None)
-            activations._tensors[name] = NamedTensor(name, value.detach(), axes)
+
+class _Capture:
+    """A capture that is open.
+
+    Args:
+        paths: the path of each module of the model.
+        names: the names of the tensors to keep.
+        hook_fns: functions that change a tensor, by its name.
+    """
+
+    def __init__(self, paths: dict[nn.Module, str], names: set[str], hook_fns: Mapping[str, HookFn]) -> None:
+        self.paths, self.names, self.hook_fns = paths, names, hook_fns
+        self.activations = Activations()
+
+    def change(self, named: NamedTensor) -> Tensor:
+        """Return the tensor that the model goes on with: the hook's result, if there is one."""
+        if named.name not in self.hook_fns:
+            return named.values
+        changed = self.hook_fns[named.name](named.values)
+        if changed.shape != named.values.shape:
+            raise ShapeError(
+                f"the hook of {named.name} returned the shape {tuple(changed.shape)}, expected "
+                f"{tuple(named.values.shape)}: axes {' '.join(named.axes)}"
+            )
+        return changed
+
+    def keep(self, named: NamedTensor) -> None:
+        """Keep a tensor if its name was asked for."""
+        if named.name in self.names:
+            self.activations._tensors.pop(named.name, None)
+            self.activations._tensors[named.name] = named._replace(values=named.values.detach())
+
+
+_open: ContextVar[tuple[_Capture, ...]] = ContextVar("allformers_captures", default=())
+"""The captures that are open in this thread or task, in the order in which they began."""
+
+
+@contextlib.contextmanager
+def _capturing(this: _Capture) -> Iterator[Activations]:
+    """Keep a capture open while a `with` block lasts."""
+    with _hooks_in({type(module) for module in this.paths}):
+        _open.set((*_open.get(), this))
+        try:
+            yield this.activations
+        finally:
+            _open.set(tuple(other for other in _open.get() if other is not this))
+            this.paths.clear()  # it is over in the thread that it began in too, if that is another one
+
+
+_lock = threading.Lock()
+_uses: Counter[type] = Counter()
+"""The number of open captures, in all threads, of models that have modules of a class."""
+_replaced: dict[type, dict[str, Any]] = {}
+"""The methods of a class that those with hooks have replaced, by name; None for one that it inherits."""
+
+
+@contextlib.contextmanager
+def _hooks_in(classes: set[type]) -> Iterator[None]:
+    """Give classes their methods with hooks while a `with` block lasts; the last block to end takes them back."""
+    with _lock:
+        for cls in classes:
+            _uses[cls] += 1
+            if cls not in _replaced:
+                hooked = _hooked(cls)
+                _replaced[cls] = {name: vars(cls).get(name) for name in hooked}
+                for name, method in hooked.items():
+                    setattr(cls, name, _with_hooks(cls, name, method))
+    try:
+        yield
+    finally:
+        with _lock:
+            for cls in classes:
+                _uses[cls] -= 1
+                if not _uses[cls]:
+                    del _uses[cls]
+                    for name, own in _replaced.pop(cls).items():
+                        delattr(cls, name) if own is None else setattr(cls, name, own)
+
+
+@functools.cache
+def _hooked(cls: type) -> dict[str, Callable[..., Any]]:
+    """Return a class's methods with hooks, by name."""
+    return {method.name: method.make(_hook) for method in hooked_methods(cls)}
+
+
+def _with_hooks(cls: type, name: str, hooked: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that runs with hooks for a module that is captured in this thread, and else as it always does."""
+    own = vars(cls).get(name)
+
+    @functools.wraps(getattr(cls, name))
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if type(self) is cls and any(original_module(self) in one.paths for one in _open.get()):
+            return hooked(self, *args, **kwargs)
+        if own is None:  # an inherited method
+            return getattr(super(cls, self), name)(*args, **kwargs)
+        return own(self, *args, **kwargs)
+
+    return method
+
+
+def _hook(module: nn.Module, variable: str, axes: tuple[str, ...], annotated: bool, value: Any) -> Any:
+    """Pass a tensor of a module through the captures that are open: first their hooks, then the record of each."""
+    module = original_module(module)
+    captures = [(one, _join(one.paths[module], variable)) for one in _open.get() if module in one.paths]
+    if not isinstance(value, Tensor) or not captures:
         return value
+    if len(axes) != value.ndim:
+        if not annotated and not any(name in one.hook_fns for one, name in captures):
+            return value  # a pattern for another case, which did not run
+        source = "annotation" if annotated else "pattern"
+        name = captures[-1][1]
+        raise ShapeError(f"{name} has {value.ndim} axes, but its {source} names {len(axes)}: {' '.join(axes)}")
+    for one, name in captures:
+        value = one.change(NamedTensor(name, value, axes))
+    for one, name in captures:
+        one.keep(NamedTensor(name, value, axes))
+    return value
 
-    with contextlib.ExitStack() as stack:
-        for path, module in model.named_modules():
-            for method in hooked_methods(module.__class__):
-                hooked = method.make(functools.partial(hook, path))
-                stack.callback(_set_method, module, method.name, vars(module).get(method.name))
-                _set_method(module, method.name, types.MethodType(hooked, module))
-        yield activations
 
-
+@checked
 def ablate_heads(*heads: int) -> HookFn:
     """Return a hook for `mixed` (or `weights`) that ablates query heads: their output becomes zero.
 
     Grouped heads, of axes `batch kv_heads group seq ...`, are numbered through: those of the first key head come first.
+
+    Raises:
+        ValueError: (while the model runs) it has no head of that number.
     """
 
     def hook_fn(values: Tensor) -> Tensor:
         grouped = values.ndim == 5
         ablated = rearrange(values, "batch kv_heads group ... -> batch (kv_heads group) ...") if grouped else values
+        unknown = [head for head in heads if not 0 <= head < ablated.shape[1]]
+        if unknown:
+            raise ValueError(f"there is no head {unknown[0]} to ablate: heads run from 0 to {ablated.shape[1] - 1}")
         ablated = ablated.clone()
         ablated[:, list(heads)] = 0
         if not grouped:
@@ -207,6 +313,7 @@ def ablate_heads(*heads: int) -> HookFn:
     return hook_fn
 
 
+@checked
 def patch(values: Tensor) -> HookFn:
     """Return a hook that patches in an activation of another run."""
     return lambda original: values.to(original)
@@ -221,14 +328,6 @@ def _matching(known: Sequence[str], pattern: str) -> list[str]:
 
 def _join(path: str, variable: str) -> str:
     return ".".join(part for part in (path, variable) if part)
-
-
-def _set_method(module: nn.Module, name: str, method: Any) -> None:
-    """Set a method on one module, or remove it again if it is None."""
-    if method is None:
-        vars(module).pop(name, None)
-    else:
-        vars(module)[name] = method
 
 
 def _suggest(pattern: str, known: Sequence[str]) -> str:

@@ -123,7 +123,9 @@ def _insert_hooks(function: ast.FunctionDef, variables: Mapping[str, StatedAxes]
     if returned:
         for node in _walk(*function.body):
             if isinstance(node, ast.Return) and node.value is not None:
-                node.value = ast.copy_location(_hook_call(result, StatedAxes(returned, True), node.value), node.value)
+                node.value = ast.copy_location(
+                    _hook_call(function, result, StatedAxes(returned, True), node.value), node.value
+                )
     function.body = [*body[:start], *entering, *body[start:]]
     return (*given, *variables, *([result] if returned else []))
 
@@ -289,15 +291,17 @@ def _assigned(statement: ast.stmt) -> set[str]:
     return {node.id for node in stored if node not in bare}
 
 
-def _hook_call(name: str, named: StatedAxes, value: ast.expr) -> ast.Call:
+def _hook_call(function: ast.FunctionDef, name: str, named: StatedAxes, value: ast.expr) -> ast.Call:
+    """Return the call `__hook__(self, "name", axes, annotated, value)`."""
     axes = ast.Tuple([ast.Constant(axis) for axis in named.axes], ast.Load())
-    given = [ast.Constant(name), axes, ast.Constant(named.annotated), value]
+    module = ast.Name(function.args.args[0].arg, ast.Load())
+    given = [module, ast.Constant(name), axes, ast.Constant(named.annotated), value]
     return ast.Call(ast.Name("__hook__", ast.Load()), given, [])
 
 
 def _hook_statement(function: ast.FunctionDef, name: str, named: StatedAxes, after: ast.stmt) -> ast.stmt:
-    """Return the statement `name = __hook__("name", axes, annotated, name)`, on the line of the one it follows."""
-    value = _hook_call(name, named, ast.Name(name, ast.Load()))
+    """Return the statement `name = __hook__(self, "name", axes, annotated, name)`, on the line before it."""
+    value = _hook_call(function, name, named, ast.Name(name, ast.Load()))
     call: ast.stmt = ast.Assign([ast.Name(name, ast.Store())], value)
     if name not in _arguments(function) and not _always_assigned(function, name):
         has_value = ast.parse(f"{name!r} in locals()", mode="eval").body

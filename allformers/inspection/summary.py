@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from allformers.checkpoints.loading import empty_model, weight_axes
 from allformers.generation.decoder import Decoder
+from allformers.nn.shapes import checked
 
 
 class ModuleCost(NamedTuple):
@@ -49,6 +50,7 @@ class Summary(NamedTuple):
     cache_bytes_per_token: float
 
 
+@checked
 def meta_model(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """Return a model on the meta device, buffers too: all shapes, no values, no memory."""
     return empty_model(model_class, config).to(dtype).to("meta").eval()
@@ -72,6 +74,7 @@ class EvenRouting(TorchFunctionMode):
         return function(*args, **options)
 
 
+@checked
 def summarise(model_class: type[Any], config: Any, dtype: torch.dtype = torch.float32) -> Summary:
     """Summarise a model by running it on the meta device, where tensors have shapes but no memory.
 

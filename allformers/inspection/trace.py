@@ -15,6 +15,7 @@ import json
 import math
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -32,12 +33,15 @@ from torch import Tensor, nn
 
 from allformers.checkpoints.loading import weight_axes
 from allformers.inspection.summary import EvenRouting
+from allformers.nn.shapes import checked
 
 EINOPS: Mapping[str, Callable[..., Any]] = {
     name: getattr(einops, name) for name in ("rearrange", "repeat", "reduce", "einsum")
 }
 
 LINEAR: Callable[..., Tensor] = F.linear
+
+_lock = threading.RLock()
 
 
 class Operation(NamedTuple):
@@ -147,10 +151,12 @@ class Trace:
         return "\n".join([*lines, "  end", *edges]) + "\n"
 
 
+@checked
 def trace(model: nn.Module, token_ids: Tensor, title: str = "", **options: Any) -> Trace:
     """Run a model once and record its named operations.
 
     On the meta device (see `meta_model`) nothing is computed: the largest models can be traced, but there are no times.
+    What other threads compute meanwhile is not recorded, and of several traces one runs at a time.
 
     Args:
         model: any model of this package.
@@ -159,7 +165,7 @@ def trace(model: nn.Module, token_ids: Tensor, title: str = "", **options: Any) 
         options: passed on to the model, such as `cache`.
     """
     recorder = _Recorder(model, token_ids.device)
-    with torch.inference_mode(), EvenRouting(), _recording(recorder):
+    with _lock, torch.inference_mode(), EvenRouting(), _recording(recorder):
         model(token_ids, **options)
     return Trace(tuple(recorder.operations), title or type(model).__name__)
 
@@ -170,6 +176,7 @@ class _Recorder:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.operations: list[Operation] = []
         self.device = device
+        self.thread = threading.get_ident()
         self.paths = {module: path for path, module in model.named_modules()}
         self.root = Path(__file__).parents[1]
         config: Any = model.config
@@ -190,6 +197,8 @@ class _Recorder:
 
     def einops(self, kind: str, *arguments: Any, **sizes: Any) -> Any:
         """Run an einops operation, and record it."""
+        if threading.get_ident() != self.thread:
+            return EINOPS[kind](*arguments, **sizes)
         start = self.now()
         result = EINOPS[kind](*arguments, **sizes)
         elapsed = self.now() - start
@@ -206,6 +215,8 @@ class _Recorder:
 
     def layer(self, layer: nn.Linear, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Apply a linear layer, however it is implemented, and record it."""
+        if threading.get_ident() != self.thread:
+            return original(x)
         self.in_layer = True
         try:
             return self.product(partial(original, x), x, layer.weight, layer.bias)
@@ -215,7 +226,8 @@ class _Recorder:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Run `F.linear`, and record it unless a layer calls it, which is recorded itself."""
         original = partial(LINEAR, x, weight, bias)
-        return original() if self.in_layer else self.product(original, x, weight, bias)
+        recorded = threading.get_ident() == self.thread and not self.in_layer
+        return self.product(original, x, weight, bias) if recorded else original()
 
     def product(self, original: Callable[[], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply by a weight, and record it as the einsum that it is."""

@@ -14,6 +14,7 @@ from allformers.checkpoints.hub import read_json, require_file, resolve_checkpoi
 from allformers.checkpoints.loading import has_head
 from allformers.checkpoints.tables import Size
 from allformers.checkpoints.tensors import open_weights
+from allformers.messages import shown
 from allformers.nn.config import Config
 
 
@@ -105,7 +106,9 @@ def load(name: str | Path, *, revision: str | None = None, **options: Any) -> An
         resolve_file = resolve_checkpoint(name, revision)
         model_class = _class_of(read_json(require_file(resolve_file, "config.json", name)), name)
         encoder_class = model_class.encoder_class()
-        if encoder_class is not None and not has_head(model_class.checkpoint_format(), open_weights(resolve_file, name)):
+        if encoder_class is not None and not has_head(
+            model_class.checkpoint_format(), open_weights(resolve_file, name)
+        ):
             model_class = encoder_class
         return model_class.from_pretrained(name, revision=revision, **options)
 
@@ -156,4 +159,4 @@ def _entry_of(config_dict: Mapping[str, Any], name: str | Path) -> Entry:
             f"GPT2.from_pretrained({str(name)!r}); the classes here are: {known}"
         )
     known = ", ".join(entry.model_type for entry in READING_ORDER)
-    raise CheckpointError(f"{name} is a {model_type!r} model; the families here are: {known}")
+    raise CheckpointError(f"{name} is a {shown(model_type)} model; the families here are: {known}")

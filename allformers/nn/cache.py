@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from allformers.nn.shapes import checked
+from allformers.nn.shapes import checked, checks_are_on, value_outside
 
 
 class Cache:
@@ -50,7 +50,7 @@ class Cache:
             raise ValueError(f"a cache needs at least one layer and one position, not {num_layers} and {capacity}")
         self.capacity = capacity
         self.length = 0
-        self.left_padding = left_padding
+        self.left_padding = self._checked_padding(left_padding)
         self.windows = {
             size: SlidingWindow(self, size) for size in windows or () if size is not None and size <= capacity
         }
@@ -89,12 +89,44 @@ class Cache:
     @checked
     def clear(self, left_padding: Int[Tensor, "batch"] | None = None) -> None:
         """Forget all positions but keep the memory, to read another text of the same batch size."""
+        self.left_padding = self._checked_padding(left_padding)
         self.length = 0
-        self.left_padding = left_padding
         for window in self.windows.values():
             window.offset = 0
         for state in self.layers:
             state.clear()
+
+    def _checked_padding(self, left_padding: Tensor | None) -> Tensor | None:
+        if left_padding is not None and (padding := value_outside(left_padding, self.capacity)) is not None:
+            raise ValueError(
+                f"left_padding {padding} is out of range: a cache for {self.capacity} positions has from 0 to "
+                f"{self.capacity - 1} in front of a text"
+            )
+        return left_padding
+
+    def check_fits(self, batch: int, windows: Sequence[int | None]) -> None:
+        """Refuse a batch of another size than the cache holds, and a cache that was made for another model.
+
+        Args:
+            batch: rows of the text.
+            windows: the sliding window of each of the model's layers; None for all positions.
+
+        Raises:
+            ValueError: with what the cache was made for.
+        """
+        if not checks_are_on():
+            return
+        expected = [None if size is None or size > self.capacity else size for size in windows]
+        found = [state.window.size if isinstance(state, RollingCache) else None for state in self.layers]
+        if found != expected:
+            raise ValueError(
+                f"this cache was made for another model: it has {len(found)} layers with the windows {set(found)}, and "
+                f"the model {len(expected)} with {set(expected)}. `model.make_cache()` makes one that fits"
+            )
+        rows = batch if self.left_padding is None else len(self.left_padding)
+        rows = next((len(state.buffers[0]) for state in self.layers if self.length and state.buffers), rows)
+        if rows != batch:
+            raise ValueError(f"this cache holds a batch of {rows} rows, but the tokens have {batch}: make a new cache")
 
     @checked
     def select(self, rows: Int[Tensor, "selected"]) -> None:
@@ -153,10 +185,10 @@ class LayerCache:
         not held, so a pass that fails leaves the cache as it was.
 
         Raises:
-            ValueError: the positions do not fit the cache's capacity.
+            ValueError: the positions do not fit the cache's capacity, or are those of another model.
         """
         start, stop = self.cache.length, self._end(new[0].shape[-2])
-        if not self.buffers:
+        if not self._can_hold(new):
             self.buffers = tuple(
                 tensor.new_empty((*tensor.shape[:-2], self.cache.capacity, tensor.shape[-1])) for tensor in new
             )
@@ -177,6 +209,21 @@ class LayerCache:
     def select(self, rows: Int[Tensor, "selected"]) -> None:
         """Keep these rows of the batch, in this order."""
         self.buffers = tuple(buffer[rows] for buffer in self.buffers)
+
+    def _can_hold(self, new: tuple[Tensor, ...]) -> bool:
+        """True if there is memory for tensors like these; False if it has yet to be allocated.
+
+        Raises:
+            ValueError: the positions held are of another shape, dtype or device.
+        """
+        if not self.buffers or not checks_are_on():
+            return bool(self.buffers)
+        held, came = (
+            [(*one.shape[:-2], one.shape[-1], one.dtype, one.device) for one in x] for x in (self.buffers, new)
+        )
+        if held != came and self.cache.length:
+            raise ValueError(f"this cache holds another batch or that of another model: {held}, but now came {came}")
+        return held == came
 
     def _end(self, seq: int) -> int:
         """The number of positions with `seq` more."""
@@ -231,11 +278,11 @@ class RollingCache(LayerCache):
         As in any layer, a pass that fails leaves what was held.
 
         Raises:
-            ValueError: the positions do not fit the cache's capacity.
+            ValueError: the positions do not fit the cache's capacity, or are those of another model.
         """
         seq = new[0].shape[-2]
         start, stop, window = self.cache.length, self._end(seq), self.window
-        if not self.buffers:
+        if not self._can_hold(new):
             size = window.allocation(seq)
             self.buffers = tuple(tensor.new_empty((*tensor.shape[:-2], size, tensor.shape[-1])) for tensor in new)
         self.ensure_capacity(seq)

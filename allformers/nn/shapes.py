@@ -130,42 +130,33 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
     return wrapper
 
 
+def checks_are_on() -> bool:
+    """True where calls are checked: neither turned off nor in a compiler."""
+    return not (torch.compiler.is_compiling() or _REMOVED) and _enabled.get()
+
+
 def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
     """Refuse token ids outside the vocabulary, where looking is possible and cheap: on the CPU, with checks on.
 
     Raises:
         ValueError: an id is negative or not below `vocab_size`.
     """
-    outside = _outside(token_ids, vocab_size)
-    if outside is not None:
+    if (id_outside := value_outside(token_ids, vocab_size)) is not None:
         raise ValueError(
-            f"token id {outside} is not in the vocabulary: ids run from 0 to {vocab_size - 1}. "
+            f"token id {id_outside} is not in the vocabulary: ids run from 0 to {vocab_size - 1}. "
             "Was the text encoded with this model's tokenizer?"
         )
 
 
-def check_segments(segments: Tensor, num_segments: int) -> None:
-    """Refuse segments that have no embedding, where looking is possible and cheap.
-
-    Raises:
-        ValueError: a segment is negative or not below `num_segments`.
-    """
-    outside = _outside(segments, num_segments)
-    if outside is not None:
-        raise ValueError(f"segment {outside} has no embedding: this model's segments run from 0 to {num_segments - 1}")
-
-
-def _outside(indices: Tensor, size: int) -> int | None:
-    """An index that is negative or not below `size`; None if there is none, or looking is not possible or not cheap."""
-    if torch.compiler.is_compiling() or _REMOVED or not _enabled.get():
-        return None
-    if indices.device.type != "cpu" or indices.numel() == 0:
+def value_outside(values: Tensor, count: int) -> int | None:
+    """A value of a tensor of integers that is not from 0 to `count - 1`; None if there is none, or nothing can tell."""
+    if not checks_are_on() or values.device.type != "cpu" or values.numel() == 0:
         return None
     stack: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     if stack.peek_interpreter_stack() is not None:  # inside vmap a tensor has no values of its own
         return None
-    low, high = (int(bound) for bound in indices.aminmax())
-    return low if low < 0 else high if high >= size else None
+    low, high = (int(bound) for bound in values.aminmax())
+    return low if low < 0 else high if high >= count else None
 
 
 def _known_sizes(args: tuple[object, ...]) -> Mapping[str, int]:

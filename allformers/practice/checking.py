@@ -30,6 +30,9 @@ from allformers.practice.source import checked_functions, is_stub, stub
 
 SEED = 20260101
 
+MAX_MESSAGE = 2000
+"""Characters of an error that are shown."""
+
 
 class NotWritten(Fault):
     """The code says itself that it is not written yet: it raises `NotImplementedError`."""
@@ -515,7 +518,17 @@ def describe_error(error: BaseException) -> str:
     """An exception in words."""
     if isinstance(error, SystemExit):
         return f"it ends the process: sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"{type(error).__name__}: {str(error).strip()}".rstrip(": ")
+    try:
+        said = str(error).strip()
+    except Exception as failure:  # a learner's own class of errors may fail to say what it is
+        said = f"(it cannot be shown: {type(failure).__name__})"
+    return f"{type(error).__name__}: {shorten(said)}".rstrip(": ")
+
+
+def shorten(text: str) -> str:
+    """A text, cut in the middle if it is too long to be read."""
+    cut = len(text) - MAX_MESSAGE
+    return text if cut <= 0 else f"{text[: MAX_MESSAGE // 2]} ... ({cut:,} characters) ... {text[-MAX_MESSAGE // 2 :]}"
 
 
 def error_location(error: BaseException, files: frozenset[str]) -> str:

@@ -19,7 +19,8 @@ from einops import rearrange
 from jaxtyping import Integer
 from torch import Tensor, nn
 
-from allformers.generation.generate import eval_mode
+from allformers.generation.generate import in_eval_mode
+from allformers.generation.sampling import LogitsError
 from allformers.nn.shapes import checked
 from allformers.training.processes import SINGLE_PROCESS, Processes
 
@@ -121,12 +122,16 @@ def evaluate(
 
     Raises:
         ValueError: the text is too short, or window and stride do not fit; see `evaluation_windows`.
+        LogitsError: the model gives NaN or infinity.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     device = next(model.parameters()).device
     windows = evaluation_windows(len(tokens), window, window - 1 if stride is None else stride)
     batches = _batches(windows, batch_size)
     total_nll, num_tokens = 0.0, 0
-    with torch.no_grad(), eval_mode(model):
+    model = in_eval_mode(model)
+    with torch.no_grad():
         # Every process makes as many calls, since with `fsdp` a call takes all of them; the surplus does not count.
         for first in range(0, len(batches), processes.world_size):
             mine = first + processes.rank
@@ -142,7 +147,10 @@ def evaluate(
             if mine < len(batches):
                 total_nll += nll.sum(dtype=torch.float64).item()
                 num_tokens += nll.numel()
-    return Evaluation(processes.sum(total_nll), round(processes.sum(num_tokens)))
+    total_nll, num_tokens = processes.sum(total_nll), round(processes.sum(num_tokens))
+    if math.isnan(total_nll):
+        raise LogitsError(f"the model's logits on this text are NaN or infinite: the loss is {total_nll}")
+    return Evaluation(total_nll, num_tokens)
 
 
 def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:

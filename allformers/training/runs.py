@@ -44,6 +44,7 @@ from allformers.checkpoints.hub import read_json
 from allformers.checkpoints.loading import checkpoint_tensors
 from allformers.checkpoints.pretrained import write_pretrained
 from allformers.checkpoints.tensors import save_tensors
+from allformers.generation.sampling import LogitsError
 from allformers.inputs.tokenizers import Tokenizer
 from allformers.training.evaluation import evaluate
 from allformers.training.loop import Trainer
@@ -232,23 +233,29 @@ class Run:
         limit = None if recipe.max_validation_tokens is None else recipe.max_validation_tokens + 1
         with self.trainer.autocast():
             text = self.validation_tokens[:limit]
-            return evaluate(self.trainer.model, text, recipe.seq_length + 1, None, rows, processes).loss
+            try:
+                return evaluate(self.trainer.model, text, recipe.seq_length + 1, None, rows, processes).loss
+            except LogitsError:  # the next step's loss tells whether the run has diverged
+                return math.nan
 
     def _sample(self) -> str | None:
-        """Generate a sample; None in processes that need not take part."""
+        """Generate a sample, or say why there is none; None in processes that need not take part."""
         trainer, recipe, processes = self.trainer, self.trainer.recipe, self.trainer.processes
         if not (processes.is_main_process or processes.parallel == "fsdp"):
             return None
         first = self.tokenizer.eos_token_id
         start = self.tokenizer.encode(recipe.prompt) or [int(trainer.tokens[0]) if first is None else first]
-        with processes.unsharded(trainer.model):
-            (written,) = trainer.model.generate_batch(  # type: ignore[operator]
-                [start],
-                max_new_tokens=recipe.sample_tokens,
-                temperature=recipe.temperature,
-                seed=recipe.seed,
-                stop_tokens=() if first is None else (first,),
-            )
+        try:
+            with processes.unsharded(trainer.model):
+                (written,) = trainer.model.generate_batch(  # type: ignore[operator]
+                    [start],
+                    max_new_tokens=recipe.sample_tokens,
+                    temperature=recipe.temperature,
+                    seed=recipe.seed,
+                    stop_tokens=() if first is None else (first,),
+                )
+        except LogitsError as error:  # a sample is for looking at: the run goes on
+            return f"(no sample: {error})"
         return self.tokenizer.decode(token for token in written.tolist() if token != first)
 
     def _mfu(self, tokens_per_second: float) -> float | None:

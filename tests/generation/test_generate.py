@@ -1,13 +1,18 @@
 """Writing: with a cache, in batches and in streams, the text is what the plain definition gives."""
 
+import dataclasses
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from allformers.generation.sampling import LogitsError
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.nn.shapes import ShapeError
 from conftest import perturb
@@ -169,6 +174,52 @@ def test_generation_drops_nothing_and_leaves_training_as_it_was(model: GPT2) -> 
     assert torch.is_grad_enabled()
 
 
+def test_threads_that_generate_in_training_mode_do_not_disturb_one_another() -> None:
+    model = GPT2(dataclasses.replace(CONFIG, dropout=0.5)).train()
+    prompt = torch.tensor([[1, 2, 3]])
+    expected = model.generate(prompt, max_new_tokens=8, temperature=0)
+    texts, ever_off = [], []
+
+    def write() -> None:
+        for _ in range(4):
+            for token in model.stream(prompt, max_new_tokens=8, temperature=0):
+                texts.append(int(token))
+                ever_off.extend(name for name, module in model.named_modules() if not module.training)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(texts) == sorted(16 * expected[0, 3:].tolist())
+    assert ever_off == []
+
+
+def test_a_stream_heeds_what_happens_to_the_model_between_its_tokens(model: GPT2) -> None:
+    """Dropout stays off if training begins, and new weights count."""
+    prompt = torch.tensor([[1, 2, 3]])
+    expected = model.generate(prompt, max_new_tokens=6, temperature=0)[0, 3:].tolist()
+    stream = model.stream(prompt, max_new_tokens=6, temperature=0)
+    written = [int(next(stream))]
+    model.train()
+    written += [int(token) for token in stream]
+    assert written == expected
+    stream = model.stream(prompt, max_new_tokens=6, temperature=0)
+    next(stream)
+    other = (expected[1] + 1) % 50
+    with torch.no_grad():
+        model.final_norm.weight.zero_()
+        model.final_norm.bias.copy_(100 * model.unembedding.weight[other])
+    assert int(next(stream)) == other
+
+
+def test_a_model_can_be_trained_on_the_tokens_of_a_stream(model: GPT2) -> None:
+    tokens = list(model.stream([[1, 2], [3]], max_new_tokens=3, temperature=0))
+    assert not any(token.is_inference() for token in tokens)
+    model(rearrange(tokens, "seq batch -> batch seq")).sum().backward()
+    assert model.token_embedding.weight.grad is not None
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings", "error", "message"),
     [
@@ -184,6 +235,11 @@ def test_generation_drops_nothing_and_leaves_training_as_it_was(model: GPT2) -> 
         (torch.tensor([[1]]), {"top_k": 0}, ValueError, "top_k"),
         (torch.tensor([[1]]), {"top_p": 0.0}, ValueError, "top_p"),
         (torch.tensor([[1]]), {"stop_tokens": [77]}, ValueError, r"\b77\b"),
+        (torch.tensor([[1]]), {"stop_tokens": (1.5,)}, ShapeError, r"\b1\.5\b"),
+        (torch.tensor([[1]]), {"stop_tokens": "a"}, ShapeError, "'a'"),
+        (torch.tensor([[1]]), {"max_new_tokens": True}, ValueError, "max_new_tokens .*True"),
+        (torch.tensor([[1]]), {"seed": 2**64}, ValueError, f"seed .*{2**64}"),
+        (torch.tensor([[1]]), {"seed": -(2**63) - 1}, ValueError, f"seed .*{-(2**63) - 1}"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_read(
@@ -193,6 +249,27 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(
         with pytest.raises(error, match=message):
             write(prompt, **({"max_new_tokens": 3} | settings))
     assert passes == []
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2.7, 3, 4]], [[1, 2, 3], "ab"], [[1, True]], [[1, None, 2, 3]]])
+def test_token_ids_that_are_no_whole_numbers_are_refused_each_time(model: GPT2, prompts: list[Any]) -> None:
+    """Beartype looks at one item of a list, drawn at random."""
+    for _ in range(12):
+        with pytest.raises(ShapeError):
+            model.generate_batch(prompts, max_new_tokens=0)
+
+
+def test_a_token_id_larger_than_any_vocabulary_is_refused(model: GPT2) -> None:
+    with pytest.raises(ValueError, match=str(2**70)):
+        model.generate_batch([[1, 2**70]], max_new_tokens=1)
+
+
+def test_a_model_that_gives_no_numbers_says_so(model: GPT2) -> None:
+    with torch.no_grad():
+        model.final_norm.weight[3] = torch.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(LogitsError, match="nan"):
+            model.generate(torch.tensor([[1, 2]]), max_new_tokens=1, temperature=temperature)
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])

@@ -1,5 +1,7 @@
 """Sampling: each step reshapes the odds as it says, as the reference does, and draws what the odds say."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from allformers.generation.sampling import apply_temperature, greedy, keep_top_k, keep_top_p, sample
+from allformers.generation.sampling import LogitsError, apply_temperature, greedy, keep_top_k, keep_top_p, sample
 
 
 def odds(logits: Tensor) -> Tensor:
@@ -68,6 +70,50 @@ def test_the_steps_are_applied_together() -> None:
     logits = torch.arange(10.0).log().expand(500, -1)
     drawn = sample(logits, temperature=0.5, top_k=4, top_p=0.6)  # odds 81, 64, 49, 36 of 230
     assert set(drawn.tolist()) == {9, 8}
+
+
+@given(
+    st.lists(st.floats(-6e4, 6e4, width=16), min_size=1, max_size=6),
+    st.floats(0, 1e300, exclude_min=True),
+    st.floats(0, 1, exclude_min=True),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_any_temperature_and_any_top_p_draw_a_token_in_every_dtype(
+    row: list[float], temperature: float, top_p: float, dtype: torch.dtype
+) -> None:
+    logits = torch.tensor([row], dtype=dtype)
+    drawn = int(sample(logits, temperature, top_p=top_p))
+    largest = logits.double().max()
+    assert 0 <= drawn < len(row)
+    # A token that lies further behind than float32 can say is never drawn.
+    assert (largest - logits[0, drawn].double()) <= 200 * temperature
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-40, 5e-324])
+def test_a_tiny_temperature_is_greedy(dtype: torch.dtype, temperature: float) -> None:
+    logits = torch.tensor([[7.0, 3.0, 1.0], [-100.0, -99.0, -101.0]], dtype=dtype)
+    assert sample(logits, temperature).tolist() == greedy(logits).tolist() == [0, 1]
+    assert sample(logits, 1.0, top_p=1e-300).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_said_and_ruled_out_tokens_are_none(wrong: float) -> None:
+    logits = torch.tensor([[1.0, 2.0], [wrong, 0.0]])
+    for draw in (greedy, sample, lambda given: sample(given, 0.0), lambda given: sample(given, 0.5, 1, 0.5)):
+        with pytest.raises(LogitsError, match=rf"row 1\b.*{wrong}"):
+            draw(logits)
+        assert draw(torch.tensor([[-torch.inf, 2.0]])).tolist() == [1]
+        with pytest.raises(LogitsError, match=r"row 0\b"):
+            draw(torch.full((1, 3), -torch.inf))
+
+
+@pytest.mark.parametrize(
+    ("step", "value"), [(apply_temperature, 0.0), (apply_temperature, -1.0), (keep_top_k, 0), (keep_top_p, -1.0)]
+)
+def test_each_step_refuses_a_setting_out_of_range(step: Callable[..., Tensor], value: float) -> None:
+    with pytest.raises(ValueError, match=f"{value:g}"):
+        step(torch.ones(1, 2), value)
 
 
 def test_a_row_draws_whatever_its_neighbours_do() -> None:

@@ -1,14 +1,17 @@
 """Capture: what is captured was computed, a hook takes effect, and what is not looked into is untouched."""
 
+import contextlib
 import copy
 import dataclasses
 import dis
 import inspect
+import io
 import math
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +167,15 @@ def test_an_ablated_head_passes_nothing_on(model: GPT2, token_ids: Tensor) -> No
     assert not torch.allclose(ablated, model(token_ids), atol=1e-2)
 
 
+def test_a_head_that_is_not_there_is_refused(model: GPT2, token_ids: Tensor) -> None:
+    for head in (4, 99, -1):
+        with (
+            capture(model, hooks={"blocks.1.attention.mixed": ablate_heads(head)}),
+            pytest.raises(ValueError, match=rf"head {head}\b.* 0 to 3"),
+        ):
+            model(token_ids)
+
+
 def test_patching_the_whole_stream_makes_one_run_the_other(model: GPT2, token_ids: Tensor) -> None:
     with capture(model, "blocks.1") as activations:
         expected = model(token_ids)
@@ -199,16 +211,132 @@ def test_afterwards_the_model_is_as_it_was_even_after_an_error(model: GPT2, toke
     def fail(_: Tensor) -> Tensor:
         raise RuntimeError("from the hook")
 
-    with pytest.raises(RuntimeError, match="from the hook"), capture(model, hooks={"logits": fail}):
-        model(token_ids)
+    class Untouched(GPT2):
+        pass
+
+    forward = vars(GPT2)["forward"]
+    for one in (model, Untouched(model.config)):
+        with pytest.raises(RuntimeError, match="from the hook"), capture(one, hooks={"logits": fail}):
+            one(token_ids)
     for module in model.modules():
         assert not {"forward", "embed", "unembed", "mask", "residual_stream"} & set(vars(module))
-    with capture(model) as outer:
-        with capture(model, "logits") as inner:
-            model(token_ids)
-        assert (len(outer), len(inner)) == (0, 1)  # the inner one has taken the model's methods over
-        model(token_ids)
+    assert forward is vars(GPT2)["forward"]
+    assert "forward" not in vars(Untouched)
+
+
+def test_a_capture_inside_another_leaves_it_its_tensors_and_its_hooks(model: GPT2, token_ids: Tensor) -> None:
+    without = {"blocks.*.attention.mixed": ablate_heads(0, 1)}
+    plain = model(token_ids)
+    with capture(model, hooks=without):
+        ablated = model(token_ids)
+    with capture(model, hooks=without) as outer:
+        with capture(model, "logits") as inner, capture(model.blocks[0], "attention.mixed") as of_a_part:
+            assert torch.equal(model(token_ids), ablated)
+        assert torch.equal(inner["logits"].values, outer["logits"].values)
+        assert torch.equal(of_a_part["attention.mixed"].values, outer["blocks.0.attention.mixed"].values)
+        assert not of_a_part["attention.mixed"].values[:, :2].any()
     assert len(outer) == len(activation_names(model))
+    assert not torch.equal(plain, ablated)
+    assert torch.equal(model(token_ids), plain)
+
+
+def test_hooks_of_several_captures_apply_in_the_order_in_which_these_began(model: GPT2, token_ids: Tensor) -> None:
+    with capture(model, "blocks.0.x", hooks={"blocks.0.x": lambda x: x + 1}) as outer:
+        with capture(model, "blocks.0.x", hooks={"blocks.0.x": lambda x: 2 * x}) as inner:
+            model(token_ids)
+        assert torch.equal(inner["blocks.0.x"].values, 2 * (model.embed(token_ids) + 1))
+        assert torch.equal(outer["blocks.0.x"].values, inner["blocks.0.x"].values)
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_captures_may_end_in_any_order(model: GPT2, token_ids: Tensor, first_to_end: int) -> None:
+    plain = model(token_ids)
+    hooks = {"blocks.0.x": torch.zeros_like}
+    captures = [capture(model, "logits", hooks=hooks), capture(model, "logits")]
+    activations = [one.__enter__() for one in captures]
+    captures[first_to_end].__exit__(None, None, None)
+    changed = model(token_ids)
+    captures[1 - first_to_end].__exit__(None, None, None)
+    assert torch.equal(changed, plain) == (first_to_end == 0)
+    assert [len(one) for one in activations] == ([0, 1] if first_to_end == 0 else [1, 0])
+    assert torch.equal(model(token_ids), plain)
+
+
+def _captures_in_threads(count: int) -> list[str]:
+    """Captures of one model in four threads, some with a hook, some nested; what was not as it should be."""
+    model = perturb(GPT2(GPT2Config.tiny()).eval())
+    forward = vars(GPT2)["forward"]
+    barrier = threading.Barrier(4)
+    faults: list[str] = []
+
+    def work(number: int) -> None:
+        token_ids = torch.randint(256, (1, 3 + number), generator=torch.Generator().manual_seed(number))
+        without = {"blocks.*.attention.mixed": ablate_heads(number)}
+        with torch.no_grad():
+            plain = expected[number]
+            barrier.wait()
+            for turn in range(count // 4):
+                hooks = without if turn % 2 else {}
+                with (
+                    capture(model, "blocks.*.x", "logits", hooks=hooks) as outer,
+                    capture(model, "logits") if turn % 3 else contextlib.nullcontext(),
+                ):
+                    logits = model(token_ids)
+                if not torch.equal(logits, plain[turn % 2]) or not torch.equal(outer["logits"].values, logits):
+                    faults.append(f"thread {number}, turn {turn}: other logits")
+                if {tuple(tensor.values.shape[:2]) for tensor in outer.values()} != {tuple(token_ids.shape)}:
+                    faults.append(f"thread {number}, turn {turn}: another thread's tensors")
+                if not torch.equal(copy.deepcopy(model)(token_ids), plain[0]):
+                    faults.append(f"thread {number}, turn {turn}: a copy with hooks")
+
+    expected = []
+    for number in range(4):
+        token_ids = torch.randint(256, (1, 3 + number), generator=torch.Generator().manual_seed(number))
+        with torch.no_grad(), capture(model, "logits", hooks={"blocks.*.attention.mixed": ablate_heads(number)}):
+            ablated = model(token_ids)
+        with torch.no_grad():
+            expected.append((model(token_ids), ablated))
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if vars(GPT2)["forward"] is not forward:
+        faults.append("the class has kept its hooks")
+    return faults
+
+
+def test_a_capture_has_the_passes_of_its_own_thread() -> None:
+    assert _captures_in_threads(24) == []
+
+
+@pytest.mark.slow
+def test_two_hundred_captures_in_four_threads_leave_nothing_behind() -> None:
+    assert _captures_in_threads(200) == []
+
+
+def test_a_capture_that_ends_in_another_thread_is_over(model: GPT2, token_ids: Tensor) -> None:
+    opened = capture(model, "logits")
+    activations = opened.__enter__()
+    ending = threading.Thread(target=opened.__exit__, args=(None, None, None))
+    ending.start()
+    ending.join()
+    with capture(model, "logits") as later:
+        model(token_ids)
+    assert (len(activations), len(later)) == (0, 1)
+
+
+def test_a_copy_or_a_pickle_made_inside_is_a_plain_model(model: GPT2, token_ids: Tensor) -> None:
+    plain, saved = model(token_ids), io.BytesIO()
+    with capture(model, "logits", hooks={"logits": torch.zeros_like}) as activations:
+        copied = copy.deepcopy(model)
+        torch.save(model, saved)
+        assert torch.equal(copied(token_ids), plain)
+    assert len(activations) == 0
+    saved.seek(0)
+    for other in (copied, torch.load(saved, weights_only=False)):
+        assert torch.equal(other(token_ids), plain)
+        assert vars(other).keys() == vars(model).keys()
 
 
 def test_another_model_of_the_same_class_is_not_touched(model: GPT2, token_ids: Tensor) -> None:
@@ -221,6 +349,14 @@ def test_another_model_of_the_same_class_is_not_touched(model: GPT2, token_ids: 
 def test_generation_is_captured_too(model: GPT2, token_ids: Tensor) -> None:
     with capture(model, "logits") as activations:
         written = model.generate(token_ids, max_new_tokens=3, temperature=0)
+    assert torch.equal(activations["logits"].values[:, -1].argmax(-1), written[:, -1])
+
+
+def test_generation_in_training_mode_is_captured_too(model: GPT2, token_ids: Tensor) -> None:
+    training = copy.deepcopy(model).train()
+    with capture(training, "logits", "blocks.1.x") as activations:
+        written = training.generate(token_ids, max_new_tokens=3, temperature=0)
+    assert list(activations) == ["blocks.1.x", "logits"]
     assert torch.equal(activations["logits"].values[:, -1].argmax(-1), written[:, -1])
 
 

@@ -239,3 +239,48 @@ def test_a_models_pass_that_fails_leaves_the_cache_as_it_was(entry: Any) -> None
             chunk = token_ids[:, start : start + length]
             assert torch.equal(model(chunk, cache=cache), model(chunk, cache=calm))
             start += length
+
+
+def decoders() -> list[Any]:
+    return [entry for entry in READING_ORDER if issubclass(entry.load(), Decoder)]
+
+
+@pytest.mark.parametrize("entry", decoders(), ids=lambda entry: entry.name)
+def test_a_cache_of_another_batch_or_model_is_refused_and_stays_as_it_was(entry: Any) -> None:
+    model = entry.load()(entry.load().checkpoint_format().config_class.tiny()).eval()
+    cache, token_ids = model.make_cache(8), torch.zeros(1, 2, dtype=torch.long)
+    with torch.no_grad():
+        model(token_ids, cache=cache)
+        with pytest.raises(ValueError, match=r"\b1 rows.*\b2\b"):
+            model(torch.zeros(2, 2, dtype=torch.long), cache=cache)
+        assert cache.length == 2
+        assert model(token_ids, cache=cache).isfinite().all()
+        with pytest.raises(ValueError, match=r"\b99 layers"):
+            model(token_ids, cache=Cache(99, 8))
+        with pytest.raises(ValueError, match=r"\b2 rows.*\b3\b"):
+            model(torch.zeros(3, 2, dtype=torch.long), cache=model.make_cache(8, torch.tensor([0, 1])))
+        assert model(token_ids[:0], cache=model.make_cache(8)).shape[:2] == (0, 2)
+        assert model(token_ids[:0]).shape[:2] == (0, 2)
+
+
+def test_positions_of_another_shape_or_dtype_are_refused_and_an_empty_cache_takes_any() -> None:
+    cache = Cache(1, 8)
+    cache.layers[0].append(torch.zeros(2, 3, 4))  # a pass that failed further on
+    cache.layers[0].append(torch.zeros(1, 3, 4))
+    cache.advance(3)
+    for other in (torch.zeros(2, 1, 4), torch.zeros(1, 1, 5), torch.zeros(1, 1, 4, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"another"):
+            cache.layers[0].append(other)
+    with pytest.raises(ValueError, match=r"another"):
+        cache.layers[0].append(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
+
+
+@pytest.mark.parametrize("padding", [-5, 8, 99])
+def test_padding_that_does_not_fit_the_cache_is_refused(padding: int) -> None:
+    with pytest.raises(ValueError, match=rf"left_padding {padding}\b.* 7\b"):
+        Cache(1, 8, torch.tensor([0, padding]))
+    cache = Cache(1, 8)
+    cache.advance(3)
+    with pytest.raises(ValueError, match=rf"left_padding {padding}\b"):
+        cache.clear(torch.tensor([padding]))
+    assert cache.length == 3

@@ -4,6 +4,7 @@ import json
 import linecache
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from allformers.practice.folder import Folder
 from allformers.practice.loading import Loader
 from allformers.practice.report import Report
 from allformers.practice.source import code, stub
-from allformers.practice.worker import Worker
+from allformers.practice.worker import FORKS, Worker
 
 SOLVED = code(find("split-heads").load(), solved=True)
 RIGHT = "return rearrange("
@@ -292,6 +293,151 @@ def test_one_that_breaks_does_no_harm_to_the_next(worker: Worker, place: Path) -
     assert report.printed == ""
 
 
+HOSTILE = {
+    "forks": "import os, time\nif os.fork() == 0:\n    time.sleep(97)\n    os._exit(0)\n",
+    "forks a session": """import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(97)
+""",
+    "leaves its child behind": "import os, time\nif os.fork():\n    os._exit(0)\ntime.sleep(97)\n",
+    "starts a process": "import subprocess\nsubprocess.Popen(['sleep', '97'], start_new_session=True)\n",
+    "writes to every file": """import os
+for file in range(3, 99):
+    try:
+        os.write(file, b'rubbish')
+    except OSError:
+        pass
+""",
+    "closes every file": "import os\nos.closerange(0, 999)\n",
+    "raises ten million characters": "raise ValueError('A' * 10_000_000)\n",
+    "takes much memory": "taken = bytearray(10**12)\n",
+}
+
+REPLACED = (
+    "torch.softmax = None",
+    "torch.manual_seed = lambda seed: None",
+    "torch.Tensor.sum = lambda self, *a, **k: self",
+    "torch.Tensor.__eq__ = None",
+    "torch.equal = lambda *a: False",
+    "torch.allclose = lambda *a, **k: False",
+    "torch.randn = torch.rand = torch.randint = None",
+    "torch.set_default_dtype(torch.float64)",
+    "torch.set_default_device('meta')",
+    "torch.set_num_threads(7)",
+    "torch.set_grad_enabled(False)",
+    "torch.use_deterministic_algorithms(True)",
+    "torch.inference_mode().__enter__()",
+    "torch.autograd.set_detect_anomaly(True)",
+    "torch.nn.Module.__call__ = None",
+    "torch.nn.Linear.forward = None",
+    "torch.nn.functional.softmax = torch.nn.functional.linear = None",
+    "torch.Tensor.backward = None",
+    "torch.autograd.grad = None",
+    "einops.rearrange = einops.einsum = einops.reduce = einops.repeat = None",
+    "einops.einops._apply_recipe = None",
+    "builtins.print = None",
+    "builtins.open = None",
+    "builtins.len = lambda x: 0",
+    "builtins.isinstance = lambda *a: False",
+    "builtins.__import__ = None",
+    "json.dumps = json.loads = None",
+    "os.open = os.write = os.close = None",
+    "os._exit = None",
+    "os.getpid = lambda: 1",
+    "sys.exit()",
+    "sys.stdout = sys.stderr = None",
+    "sys.stdout.close()",
+    "sys.modules.clear()",
+    "sys.path.clear()",
+    "sys.meta_path.clear()",
+    "sys.setrecursionlimit(60)",
+    "sys.settrace(lambda *a: 1 / 0)",
+    "sys.excepthook = None",
+    "os.environ.clear()",
+    "os.chdir('/')",
+    "os.umask(0o777)",
+    "os.kill(os.getpid(), 9)",
+    "os.kill(os.getpid(), 15)",
+    "os.kill(os.getppid(), 9)",
+    "os.killpg(0, 9)",
+    "os.abort()",
+    "os.execvp('sleep', ['sleep', '97'])",
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(97)",
+    "signal.signal(signal.SIGALRM, signal.SIG_IGN); signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)",
+    "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32)); time.sleep(97)",
+    "faulthandler.cancel_dump_traceback_later(); time.sleep(97)",
+    "faulthandler.disable(); ctypes.string_at(0)",
+    "warnings.simplefilter('error'); warnings.warn('mine')",
+    "logging.disable(); logging.shutdown()",
+    "gc.disable(); gc.freeze()",
+    "threading.Thread(target=time.sleep, args=(97,)).start()",
+    "atexit.register(time.sleep, 97)",
+    "random.seed = numpy.random.seed = None",
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+)
+
+IMPORTS = """import atexit, builtins, ctypes, faulthandler, gc, json, logging, os, random, resource, signal, sys
+import threading, time, warnings
+import einops, numpy, torch
+"""
+
+
+def survivors(mark: str, worker: Worker) -> list[str]:
+    """The processes that a worker's exercises have left, by the environment that they inherit."""
+    server = None if worker.process is None else worker.process.pid
+    left = []
+    for found in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (found / "environ").read_bytes() and int(found.name) != server:
+                left.append(f"{found.name}: {(found / 'cmdline').read_bytes()!r}")
+        except OSError:
+            continue
+    return left
+
+
+def check_hostile(hostile: str, worker: Worker, place: Path) -> Report:
+    """Check a solution with hostile code behind it; then another one, which has to pass, and nothing may be left."""
+    (place / "split_heads.py").write_text(f"{SOLVED}\n{hostile}\n")
+    (place / "causal_mask.py").write_text(code(find("causal-mask").load(), solved=True))
+    start = time.monotonic()
+    report = worker.check("split-heads")
+    assert time.monotonic() - start < worker.seconds + 20
+    assert worker.check("causal-mask").passed
+    assert survivors("ALLFORMERS_TEST=hostile", worker) == []
+    return report
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Path]]:
+    place = tmp_path_factory.mktemp("hostile")
+    with pytest.MonkeyPatch.context() as patch, Worker(Folder(place), seconds=4) as worker:
+        patch.setenv("ALLFORMERS_TEST", "hostile")
+        yield worker, place
+
+
+on_linux = pytest.mark.skipif(not FORKS, reason="elsewhere a process in a session of its own is not found")
+
+
+@on_linux
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_an_exercise_starts_or_breaks_ends_with_it(what: str, marked: tuple[Worker, Path]) -> None:
+    report = check_hostile(HOSTILE[what], *marked)
+    assert len(str(report)) < 6000
+    failed = {"leaves its child behind": "status 0", "raises ten million": "ValueError", "takes much": "MemoryError"}
+    expected = next((says for begin, says in failed.items() if what.startswith(begin)), None)
+    assert report.passed == (expected is None), report
+    assert report.failure is None or expected in report.failure.seen
+
+
+@on_linux
+@pytest.mark.slow  # a process for each, and some are stopped at the time limit
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_what_an_exercise_replaces_does_not_fail_the_next(replaced: str, marked: tuple[Worker, Path]) -> None:
+    check_hostile(IMPORTS + replaced, *marked)
+
+
 def test_an_argument_that_is_changed_in_place_is_noticed(worker: Worker, place: Path) -> None:
     solved = code(find("softmax").load(), solved=True)
     (place / "softmax.py").write_text(solved.replace("(scores - highest).exp()", "scores.sub_(highest).exp()"))
@@ -309,10 +455,11 @@ def test_unnamed_operations_are_a_remark_and_no_failure(worker: Worker, place: P
     assert "line 11: reshape; line 11: transpose" in report.outcomes[-1].seen
 
 
-def test_a_part_is_the_learners_once_it_passes(worker: Worker, place: Path) -> None:
+def test_a_part_is_the_learners_once_it_passes(worker: Worker, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("causal-mask", "block", "gpt2"):
         (place / f"{find(name).stem}.py").write_text(code(find(name).load(), solved=True))
     (place / "attention.py").unlink(missing_ok=True)
+    monkeypatch.setattr(worker, "seconds", 60)
     report = worker.check("gpt2")
     assert report.passed, report
     assert report.parts == {

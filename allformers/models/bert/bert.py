@@ -39,7 +39,7 @@ from allformers.nn.config import (
     Width,
 )
 from allformers.nn.masks import padding_mask
-from allformers.nn.shapes import check_segments, check_token_ids, checked
+from allformers.nn.shapes import check_token_ids, checked, value_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class BertEncoder(Encoder):
             lengths: for texts of different lengths, padded on the right: the number of tokens of each.
 
         Raises:
-            ValueError: the text is longer than the context, or a token id or a segment has no embedding.
+            ValueError: the text is longer than the context, or a token id, a segment or a length is out of range.
         """
         return self.residual_stream(token_ids, segments, lengths)
 
@@ -246,9 +246,11 @@ class BertEncoder(Encoder):
     ) -> Float[Tensor, "batch seq embed"]:
         """The residual stream (hidden states) after the last block. Arguments and errors as for `forward`."""
         check_token_ids(token_ids, self.config.vocab_size)
-        if segments is not None:
-            check_segments(segments, self.config.num_segments)
         x = self.embed(token_ids, segments)
+        if lengths is not None and (index := value_outside(lengths - 1, token_ids.shape[1])) is not None:
+            raise ValueError(
+                f"length {index + 1} is out of range: these texts hold from 1 to {token_ids.shape[1]} tokens"
+            )
         mask = None if lengths is None else padding_mask(lengths, token_ids.shape[1])
         for block in self.blocks:
             x = block(x, mask)
@@ -262,6 +264,10 @@ class BertEncoder(Encoder):
         if token_ids.shape[1] > self.config.context_length:
             raise ValueError(
                 f"{token_ids.shape[1]} tokens are too many: this model's context_length is {self.config.context_length}"
+            )
+        if segments is not None and (segment := value_outside(segments, self.config.num_segments)) is not None:
+            raise ValueError(
+                f"segment {segment} (token_type_ids) is unknown: segments run from 0 to {self.config.num_segments - 1}"
             )
         token_embeddings = self.token_embedding(token_ids)
         position_embeddings = self.position_embedding.weight[: token_ids.shape[1]]

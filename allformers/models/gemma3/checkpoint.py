@@ -5,6 +5,7 @@ from typing import Any
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import Accepted, Field, Format, Size, Stated
+from allformers.messages import shown
 from allformers.models.gemma.checkpoint import FORMAT as GEMMA
 from allformers.models.gemma2.checkpoint import IGNORED, SANDWICH
 from allformers.models.gemma3.gemma3 import Gemma3Config
@@ -48,8 +49,8 @@ def standardise_rope(form: Format, stated: Mapping[str, Stated]) -> Mapping[str,
     standard = {name: one for name, one in stated.items() if not name.startswith("rope_scaling.")}
     if "rope_scaling.type" in stated and "rope_scaling.rope_type" not in stated:
         raise CheckpointError(
-            f"rope_scaling.type is {stated['rope_scaling.type'].value!r}, which the reference does not read for this "
-            "model: call it rope_type"
+            f"rope_scaling.type is {shown(stated['rope_scaling.type'].value)}, which the reference does not read for "
+            "this model: call it rope_type"
         )
     for name, one in stated.items():
         if name.startswith("rope_scaling."):

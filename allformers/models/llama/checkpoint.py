@@ -16,6 +16,7 @@ from allformers.checkpoints.tables import (
     each_layer,
     linear,
 )
+from allformers.messages import shown
 from allformers.models.llama.llama import LlamaConfig
 
 STORIES_15M = LlamaConfig(
@@ -162,7 +163,7 @@ def standardise_rope(form: Format, stated: Mapping[str, Stated]) -> Mapping[str,
         default = form.default("rope_parameters.rope_theta")
         if "rope_theta" not in stated and theta.value != default:
             raise CheckpointError(
-                f"{theta.name} is {theta.value!r}, but rope_scaling takes the place of rope_parameters and has no "
+                f"{theta.name} is {shown(theta.value)}, but rope_scaling takes the place of rope_parameters and has no "
                 f"rope_theta, so that it would be {default!r}: state it in rope_scaling"
             )
         standard["rope_parameters.rope_theta"] = theta
