@@ -642,19 +642,22 @@ def test_kills_at_random_moments_leave_the_one_model_or_the_other(savers: int, t
     models, folder, rounds = other_norms(), tmp_path / "checkpoint", 200 // savers
     models[0].save_pretrained(folder)
 
-    def save_for_ever() -> None:
+    def save_for_ever(first: int) -> None:
         os.fsync = posix.fsync  # to wait for the disk, as outside of tests
-        for turn in itertools.count():
+        for turn in itertools.count(first):
             models[turn % 2].save_pretrained(folder)
 
     found = []
-    for _ in range(rounds):
+    for number in range(rounds):
+        began = time.monotonic()
+        models[number % 2].save_pretrained(folder)
+        duration = time.monotonic() - began  # it depends on the machine, and on what else that does
         children = []
         for _ in range(savers):
             children.append(os.fork())
             if children[-1] == 0:
-                save_for_ever()
-        end = time.monotonic() + random.uniform(0, 0.15)
+                save_for_ever(number + 1)
+        end = time.monotonic() + random.uniform(0, 4 * savers * duration)
         while time.monotonic() < end:
             found.append(which(folder, models))
         for child in children:
