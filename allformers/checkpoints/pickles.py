@@ -195,7 +195,9 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path} should hold a dictionary of tensors, not a {type(state).__name__}")
         tensors: dict[str, StoredTensor] = {}
         for name, tensor in dict.items(state):
-            if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            if not isinstance(name, str):
+                raise CheckpointError(f"{path} should hold tensors by name, but the name {shown(name)} is no string")
+            if not isinstance(tensor, _Tensor):
                 raise CheckpointError(
                     f"{path} should hold a dictionary of tensors, but {shown(name)} is {shown(tensor)}"
                 )
@@ -282,6 +284,8 @@ def _leaf(entry: zipfile.ZipInfo) -> str:
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
     """The same from the older layout: five pickles, of which the fourth is the state dict, and then the storages."""
     head = io.BytesIO(file.read(LARGEST_PICKLE))
+    if not head.getvalue().startswith(b"\x80"):
+        raise ValueError("it does not begin as such a file does")
     values = []
     for _ in range(5):
         value, unpickler = _unpickle(head)
