@@ -71,7 +71,8 @@ class Pretrained(nn.Module):
 
         The model is built without memory and each tensor is read straight into its place, so that loading safetensors
         takes little more memory than the weights themselves. The model is returned in evaluation mode. Where the
-        configuration asks for a variant of the model, it is of that subclass.
+        configuration asks for a variant of the model, it is of that subclass. Weights of a head that the model does not
+        have are left out, and a warning names them.
 
         Args:
             name: a folder, "bundled" for the model that comes with this package, or a model's name on the Hugging
@@ -79,8 +80,6 @@ class Pretrained(nn.Module):
             revision: a branch, tag or commit on the hub.
             dtype: of the weights; if None, the widest in the checkpoint. Float8 with scales counts as bfloat16.
             device: the device of the weights; if None, the CPU.
-
-        A weight of a head that the model does not have is left out, and a warning names it.
 
         Raises:
             CheckpointError: the folder or the model does not exist, a file is missing, truncated or unsafe, the
