@@ -313,8 +313,8 @@ def _read(field: Field) -> tuple[Markup, Markup]:
     return _code(field.theirs), Markup("{}, {}{}{}").format(_code(field.ours), missing, when, training)
 
 
-def _ignored(reasons: Mapping[str, str]) -> list[tuple[Markup, str]]:
-    return [(_code(name), f"ignored: {reason}") for name, reason in reasons.items()]
+def _ignored(reasons: Mapping[str, str]) -> list[tuple[Markup, Markup]]:
+    return [(_code(name), Markup("ignored: {}").format(reason)) for name, reason in reasons.items()]
 
 
 def _code(name: str) -> Markup:
