@@ -216,7 +216,7 @@ class _Checker(Follower):
         if fault is None:
             return
         pair = frozenset(axis.removeprefix("#") for axis in fault)
-        is_moved = bool(fault) and _is_moved(fault[0], fault[-1], aligned(came, expected) or [])
+        is_moved = len(fault) == 2 and _is_moved(fault[0], fault[1], aligned(came, expected) or [])
         if fault and "1" not in pair and not is_moved and pair not in self.distinct:
             self.find(self.report.renamed, line, f"{what} gives axis `{fault[0]}` a second name, `{fault[1]}`")
             return
