@@ -216,8 +216,8 @@ class _Checker(Follower):
         if fault is None:
             return
         pair = frozenset(axis.removeprefix("#") for axis in fault)
-        has_both = pair <= {axis.removeprefix("#") for axis in came}
-        if fault and "1" not in pair and not has_both and pair not in self.distinct:
+        is_moved = len(fault) == 2 and _is_moved(fault[0], fault[1], aligned(came, expected) or [])
+        if fault and "1" not in pair and not is_moved and pair not in self.distinct:
             self.find(self.report.renamed, line, f"{what} gives axis `{fault[0]}` a second name, `{fault[1]}`")
             return
         reason = f"has axis `{fault[0]}`, expected `{fault[1]}`" if fault else _counts(came, expected)
@@ -229,11 +229,9 @@ class _Checker(Follower):
         pairs = aligned(came, expected)
         if pairs is None:
             return ()
-        stands_for = dict(pairs)
         for one, other in pairs:
-            is_swapped = stands_for.get(other, other) != other
-            is_again = not is_swapped and (one in again or frozenset((one, other)) in self.crossed)
-            if not _same(one, other) and not is_again:
+            is_again = one in again or frozenset((one, other)) in self.crossed
+            if not _same(one, other) and (not is_again or _is_moved(one, other, pairs)):
                 return one, other
         return None
 
@@ -261,6 +259,11 @@ class _Checker(Follower):
         finding = Finding(line, f"{self.prefix}{message}")
         if finding not in findings:
             findings.append(finding)
+
+
+def _is_moved(one: str, other: str, pairs: Sequence[tuple[str, str]]) -> bool:
+    """True if one of two names that meet stands elsewhere for something else, so that it is no second name."""
+    return any((mine == other or theirs == one) and mine != theirs for mine, theirs in pairs)
 
 
 def _counts(came: Axes, expected: Axes) -> str:

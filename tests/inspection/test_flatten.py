@@ -115,10 +115,13 @@ def test_the_command_shows_a_model_or_one_of_its_classes(tmp_path: Path) -> None
     written = CliRunner().invoke(app, ["show", "gemma3", "--output", str(tmp_path / "gemma3.py")])
     assert written.exit_code == 0
     assert (tmp_path / "gemma3.py").read_text(encoding="utf-8") == shown.stdout
+    assert CliRunner().invoke(app, ["show", "Gemma3", "Gemma3Attention"]).stdout == one.stdout
 
 
 def test_what_cannot_be_shown_is_refused_by_name() -> None:
-    for command, expected in ((["gemma3", "Attenton"], "Gemma3Attention"), (["no-such-model"], "gemma3")):
+    refused = [(["gemma3", "Attenton"], "Gemma3Attention"), (["no-such-model"], "the models are gpt2, llama")]
+    refused += [(["gpt2", "--output", "no-folder/gpt2.py"], "no-folder")]
+    for command, expected in refused:
         shown = CliRunner().invoke(app, ["show", *command])
         assert shown.exit_code != 0
         assert expected in str(shown.exception)
