@@ -3,8 +3,8 @@
 `with Worker(folder) as worker` starts a server, and `worker.check("attention")` asks it for a report. The server
 imports PyTorch once, never runs a learner's code, and forks a process for each exercise, in a session of its own. When
 that process ends, or at the time limit, all that it has started is killed: on Linux orphans become the server's
-children, so that none escapes. Elsewhere there is no such adoption and forking is not safe everywhere: there each exercise gets a
-server of its own, and a process that begins a session of its own is not found.
+children, so that none escapes. Elsewhere there is no such adoption and forking is not safe everywhere: there each
+exercise gets a server of its own, and a process that begins a session of its own is not found.
 
 What the checks find is written to a file, line by line, which is opened anew for each line: a learner's code may close
 or fill whatever files are open.

@@ -96,7 +96,8 @@ class MixtureOfExperts(nn.Module):
         expert_outputs = self.dispatch(tokens, expert_ids)
         weighted = expert_outputs * rearrange(weights, "tokens top_k -> tokens top_k 1")
         combined = reduce(weighted.to(x.dtype), "tokens top_k embed -> tokens embed", "sum")
-        return rearrange(combined, "(batch seq) embed -> batch seq embed", batch=x.shape[0])
+        batch, seq, _ = x.shape
+        return rearrange(combined, "(batch seq) embed -> batch seq embed", batch=batch, seq=seq)
 
     @checked
     def route(
