@@ -139,8 +139,11 @@ def check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
     """Refuse token ids outside the vocabulary, where looking is possible and cheap: on the CPU, with checks on.
 
     Raises:
+        ShapeError: their dtype is one that an embedding cannot look up.
         ValueError: an id is negative or not below `vocab_size`.
     """
+    if token_ids.dtype not in {torch.int32, torch.int64}:
+        raise ShapeError(f"token ids are int32 or int64, not {_dtype(token_ids)}: use `token_ids.long()`")
     if (id_outside := value_outside(token_ids, vocab_size)) is not None:
         raise ValueError(
             f"token id {id_outside} is not in the vocabulary: ids run from 0 to {vocab_size - 1}. "

@@ -1,6 +1,7 @@
 """Writing: with a cache, in batches and in streams, the text is what the plain definition gives."""
 
 import dataclasses
+import random
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -290,3 +291,55 @@ def test_a_model_that_does_not_say_how_it_reads_cannot_write() -> None:
 
     with pytest.raises(NotImplementedError):
         Unfinished().generate(torch.tensor([[1]]), max_new_tokens=1)
+
+
+ODD: dict[str, list[Any]] = {
+    "token_ids": [
+        *(torch.tensor([[1, 2]]), torch.tensor([[49], [0]], dtype=torch.int8), torch.zeros(1, 30, dtype=torch.long)),
+        *(torch.tensor([[50]]), torch.tensor([[-1]]), torch.zeros(0, 2, dtype=torch.long), torch.ones(1, 2), None),
+        *([[1, 2], [3]], [[1.5]], [["a"]], [[]], [], "ab", [[2**70]], [[True]], [torch.tensor([3])], 7),
+    ],
+    "max_new_tokens": [0, 1, 3, -1, 2.0, True, None, "3"],
+    "temperature": [0, 0.0, 1.0, 1e-40, 5e-324, 1e300, -1.0, float("nan"), float("inf"), "1", None],
+    "top_k": [None, 1, 5, 10**9, 0, -1, 1.0, True],
+    "top_p": [None, 1.0, 0.5, 1e-300, 0.0, -1.0, 2.0, float("nan"), "x"],
+    "seed": [None, 0, -1, 2**64 - 1, 2**64, -(2**70), 1.5],
+    "stop_tokens": [(), (3,), [49], (50,), (1.5,), "a", None, (x for x in ())],
+    "prefill_chunk_size": [None, 1, 100, 0, -1, True, 1.5],
+}
+
+
+def _random_calls(count: int) -> None:
+    """Random calls, each with a few odd arguments: each ends in a result, or in an error that is documented."""
+    draw, model, broken = random.Random(0), make_model(), make_model()
+    with torch.no_grad():
+        broken.final_norm.weight[0] = torch.inf
+    results = 0
+    for _ in range(count):
+        settings = {"token_ids": torch.tensor([[1, 2, 3]]), "max_new_tokens": 2}
+        settings |= {name: draw.choice(ODD[name]) for name in draw.sample(list(ODD), draw.randint(1, 4))}
+        called = draw.choice([model, model, model, broken])
+        name = draw.choice(["generate", "generate_batch", "stream", "forward", "make_cache"])
+        first = settings.pop("token_ids")
+        try:
+            if name == "forward":
+                cache = model.make_cache(draw.choice([1, 4, 0, -1]), draw.choice([None, torch.tensor([-5])]))
+                model(first, cache=cache)
+            elif name == "make_cache":
+                model.make_cache(settings["max_new_tokens"], first)
+            else:
+                written = getattr(called, name)(first, **settings)
+                list(written) if name == "stream" else None
+            results += 1
+        except (ShapeError, ValueError):
+            continue
+    assert count / 20 < results < count
+
+
+def test_random_calls_end_in_a_result_or_a_documented_error() -> None:
+    _random_calls(100)
+
+
+@pytest.mark.slow
+def test_five_thousand_random_calls_end_in_a_result_or_a_documented_error() -> None:
+    _random_calls(5000)

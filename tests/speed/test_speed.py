@@ -372,3 +372,13 @@ def test_a_state_of_a_fixed_size_is_compiled_too(compilations: list[Any]) -> Non
     expected = model.generate(given, max_new_tokens=20, temperature=0)
     assert torch.equal(compile_steps(model).generate(given, max_new_tokens=20, temperature=0), expected)
     assert len(compilations) == 1
+
+
+@pytest.mark.slow  # an export
+def test_a_program_is_exported_for_any_length() -> None:
+    """The size below which oneDNN is not called would make it one for short texts only."""
+    model = prepare(GPT2(GPT2Config.tiny()).eval())
+    short, long = torch.zeros(2, 16, dtype=torch.long), torch.ones(2, 60, dtype=torch.long)
+    length = torch.export.Dim("seq", min=2, max=64)
+    program = torch.export.export(model, (short,), dynamic_shapes={"token_ids": {1: length}}).module()
+    torch.testing.assert_close(program(long), model(long))

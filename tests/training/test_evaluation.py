@@ -1,5 +1,6 @@
 """Evaluation: every token is predicted where it should be, once, and the figures follow from it."""
 
+import copy
 import dataclasses
 import math
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from allformers.generation.sampling import LogitsError
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training.evaluation import Evaluation, evaluate, evaluation_windows
 from conftest import perturb
@@ -70,6 +72,14 @@ def test_the_loss_is_what_a_loop_over_windows_gives(model: GPT2, length: int, wi
             count += place.num_targets
     assert found.num_tokens == count
     assert found.loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_model_that_gives_no_numbers_has_no_loss(model: GPT2) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.final_norm.weight[0] = torch.nan
+    with pytest.raises(LogitsError, match="nan"):
+        evaluate(broken, torch.arange(20), 9)
 
 
 def test_a_sliding_window_measures_as_the_reference_documents_it(model: GPT2) -> None:

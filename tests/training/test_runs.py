@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -22,6 +23,7 @@ import torch
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.atomic import sha256
+from allformers.generation.sampling import LogitsError
 from allformers.models.gpt2.gpt2 import GPT2, GPT2Config
 from allformers.training import data, recipes
 from allformers.training.recipes import Recipe
@@ -419,6 +421,28 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(tmp_path: Path) -> N
         follow(tmp_path, wild)
     assert steps(tmp_path) == [1]
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_a_sample_that_cannot_be_drawn_is_said_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*_: object, **__: object) -> None:
+        raise LogitsError("the logits are not finite: nan")
+
+    monkeypatch.setattr(GPT2, "generate_batch", overflow)
+    monkeypatch.setattr("allformers.training.runs.evaluate", overflow)
+    log = follow(tmp_path / "run", make_recipe(sample_every=2, validate_every=2))
+    assert log[-1].step == make_recipe().steps
+    assert "not finite" in (log[-1].sample or "")
+    assert log[-1].validation_loss is not None
+    assert math.isnan(log[-1].validation_loss)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300])
+def test_a_tiny_temperature_does_not_end_a_run(tmp_path: Path, temperature: float) -> None:
+    log = follow(tmp_path / "run", make_recipe(temperature=temperature, steps=1, sample_every=1))
+    assert log[-1].sample
+    assert "not finite" not in log[-1].sample
 
 
 def test_an_unfinished_last_line_of_metrics_is_left_out_and_any_other_is_named(tmp_path: Path) -> None:
