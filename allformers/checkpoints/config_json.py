@@ -11,6 +11,7 @@ from typing import Any
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import REQUIRED, Accepted, Field, Format, Stated
+from allformers.messages import shown, shown_name
 
 
 def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "config.json") -> Any:
@@ -138,8 +139,8 @@ def _by_one_name(stated: Mapping[str, Stated], aliases: Mapping[str, str], fault
             renamed[name] = one
         elif one.value is not None and not _same(one.value, other.value):
             faults.append(
-                f"{one.name} is {shown(one.value)} but {other.name} is {shown(other.value)}; both are names of one field, "
-                "so make them equal or leave one out"
+                f"{one.name} is {shown(one.value)} but {other.name} is {shown(other.value)}; both are names of one "
+                "field, so make them equal or leave one out"
             )
     return renamed
 
