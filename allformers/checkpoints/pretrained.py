@@ -126,7 +126,7 @@ class Pretrained(nn.Module):
         form = variant.checkpoint_format()
         config = read_config(form, config_dict, where=f"{where}/config.json")
         tensors = dequantised(open_tensors(), config_dict, where=str(where))
-        extra_layers = config_dict.get(form.extra_layers)
+        extra_layers = config_dict.get(form.extra_layers) if form.extra_layers else None
         if extra_layers is not None and type(extra_layers) is not int:
             raise CheckpointError(
                 f"{where}/config.json: {form.extra_layers} is {shown(extra_layers)}; expected a number"

@@ -37,7 +37,7 @@ def test_nine_of_ten_tensors_in_the_models_patterns_are_followed_and_all_of_gpt2
     reports = {path.stem: report_of(path) for path in MODELS}
     followed = sum(report.followed for report in reports.values())
     assert followed >= 0.9 * (followed + sum(len(report.unknown) for report in reports.values()))
-    assert followed >= 65
+    assert followed >= 60
     assert (reports["gpt2"].followed, reports["gpt2"].unknown) == (7, [])
 
 

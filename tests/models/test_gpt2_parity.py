@@ -147,7 +147,7 @@ def test_every_combination_of_switches(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("activation_function", name) for name in ("relu", "silu", "gelu_pytorch_tanh", "gelu_fast", "tanh")),
+        *(("activation_function", name) for name in ("relu", "silu", "tanh")),
         ("scale_attn_weights", False),
     ],
 )

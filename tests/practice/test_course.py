@@ -402,9 +402,11 @@ def check_hostile(hostile: str, worker: Worker, place: Path) -> Report:
     (place / "split_heads.py").write_text(f"{SOLVED}\n{hostile}\n")
     (place / "causal_mask.py").write_text(code(find("causal-mask").load(), solved=True))
     start = time.monotonic()
-    report = worker.check("split-heads")
-    assert time.monotonic() - start < worker.seconds + 20
-    assert worker.check("causal-mask").passed
+    with pytest.MonkeyPatch.context() as patch:  # for this worker's processes alone
+        patch.setenv("ALLFORMERS_TEST", "hostile")
+        report = worker.check("split-heads")
+        assert time.monotonic() - start < worker.seconds + 20
+        assert worker.check("causal-mask").passed
     assert survivors("ALLFORMERS_TEST=hostile", worker) == []
     return report
 
@@ -412,8 +414,7 @@ def check_hostile(hostile: str, worker: Worker, place: Path) -> Report:
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Path]]:
     place = tmp_path_factory.mktemp("hostile")
-    with pytest.MonkeyPatch.context() as patch, Worker(Folder(place), seconds=4) as worker:
-        patch.setenv("ALLFORMERS_TEST", "hostile")
+    with Worker(Folder(place), seconds=4) as worker:
         yield worker, place
 
 

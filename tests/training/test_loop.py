@@ -102,7 +102,8 @@ def make_reference(model: GPT2, attention: str) -> Any:
 
 def reference_tensors(reference: Any, read: Any) -> dict[str, Tensor]:
     """Something of each of the reference's parameters, laid out and named as ours."""
-    table = {row.theirs: row for row in GPT2.checkpoint_format().weights}
+    form = GPT2.checkpoint_format()
+    table = {row.theirs: row for row in (*form.weights, *form.head)}
     tensors = {}
     for name, parameter in reference.named_parameters():
         short = name.removeprefix("transformer.")

@@ -24,6 +24,11 @@ class MinistralConfig(MistralConfig):
 
     layer_types: tuple[Literal["sliding_attention", "full_attention"], ...] | None = None  # None: all slide
 
+    def type_of_each_layer(self) -> tuple[str, ...]:
+        """`layer_types`; without, all layers slide, if there is a window."""
+        without = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return self.layer_types or (without,) * self.num_layers
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layer_types is None:
@@ -41,7 +46,7 @@ class Ministral(Mistral):
 
     def layer_types(self) -> tuple[str, ...]:
         """The attention type of each layer."""
-        return self.config.layer_types or ("sliding_attention",) * self.config.num_layers
+        return self.config.type_of_each_layer()
 
     def window(self, layer_type: str) -> int | None:
         """The number of positions that a token attends to in layers of a type; None for all."""
@@ -72,4 +77,5 @@ class Ministral(Mistral):
             "MinistralForCausalLM",
             MinistralConfig,
             fields=(Field("layer_types", "layer_types", None, null_is_missing=True),),
+            extra_config=lambda config: {"layer_types": list(config.type_of_each_layer())},  # or it would be Mistral's
         )
