@@ -321,8 +321,8 @@ def _widest(dtypes: Mapping[str, torch.dtype], where: str) -> torch.dtype:
     if narrow:
         raise CheckpointError(
             f"{where}: {len(narrow)} of {len(dtypes)} weights, such as {shown_name(narrow[0])}, are "
-            f"{dtypes[narrow[0]]} without scales, and PyTorch cannot compute with that: say what to convert them to, such "
-            "as dtype=torch.bfloat16"
+            f"{dtypes[narrow[0]]} without scales, and PyTorch cannot compute with that: say what to convert them to, "
+            "such as dtype=torch.bfloat16"
         )
     return functools.reduce(torch.promote_types, dtypes.values())
 

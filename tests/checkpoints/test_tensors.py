@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from allformers.checkpoints import CheckpointError
+from allformers.checkpoints import CheckpointError, hub, tensors
 from allformers.checkpoints.hub import resolve_checkpoint
 from allformers.checkpoints.tensors import SAFETENSORS_DTYPES, open_weights
 
@@ -60,16 +59,17 @@ def test_a_tensor_is_read_into_any_memory_of_its_shape(
     assert read(stored, torch.empty(shape, device="meta")).is_meta
 
 
-def test_ten_thousand_tensors_are_opened_and_read_in_seconds(tmp_path: Path) -> None:
-    """The time grows with the number of tensors, not with its square: DeepSeek-V3 has 91,000."""
-    safetensors.torch.save_file(
-        {f"x.{i}": torch.tensor([float(i)]) for i in range(10_000)}, tmp_path / "model.safetensors"
+def test_the_header_is_read_once_for_all_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the time grows with the number of tensors, not with its square: DeepSeek-V3 has 91,000."""
+    safetensors.torch.save_file({f"x.{i}": torch.tensor([float(i)]) for i in range(30)}, tmp_path / "model.safetensors")
+    headers = []
+    monkeypatch.setattr(
+        tensors, "parse_json", lambda content, path: headers.append(path) or hub.parse_json(content, path)
     )
-    began = time.monotonic()
     found = open_folder(tmp_path)
-    for i in (*range(300), 9_999):
+    for i in range(30):
         assert read(found[f"x.{i}"], torch.empty(1)) == i
-    assert time.monotonic() - began < 5
+    assert headers == [tmp_path / "model.safetensors"]
 
 
 def edited(whole: bytes, edit: Callable[[Header], Any]) -> bytes:

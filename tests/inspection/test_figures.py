@@ -87,7 +87,10 @@ def norms(model: GPT2) -> "Figure":
     return figures.stream_norms(look(model, "for")[0])
 
 
-@pytest.mark.parametrize("text", ["f", "x = {'a': $1, '\t': 2}\nnaïve ⏎ 日本 \x00"])
+ODD = "x = {'a': $1, '\t': 2}\nnaïve ⏎ 日本 \x00"
+
+
+@pytest.mark.parametrize("text", ["f$", pytest.param(ODD, marks=pytest.mark.slow)])
 def test_every_figure_can_be_drawn_of_any_text(text: str) -> None:
     model = GPT2(dataclasses.replace(GPT2Config.tiny(), num_heads=3, embedding_dim=24)).eval()
     activations, labels = look(model, text)

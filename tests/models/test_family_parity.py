@@ -382,7 +382,14 @@ def test_no_position_sees_a_later_one_and_every_parameter_gets_a_gradient(case: 
         assert bool(parameter.grad.abs().sum() > 0) or "mlp" in path, path  # an expert may be chosen by no token
 
 
-@pytest.mark.parametrize("entry", READING_ORDER[1:], ids=lambda entry: entry.name)
+DAILY = {"llama", "gemma3", "bert", "vit", "deepseek-v3"}
+"""Those that are written in full, or have the most fields; the others inherit from them."""
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(one, id=one.name, marks=() if one.name in DAILY else pytest.mark.slow) for one in READING_ORDER[1:]],
+)
 def test_every_field_of_a_configuration_matters(entry: Any) -> None:
     """Changing it changes the weights' shapes, the logits, or is an error."""
     model_class = entry.load()

@@ -422,7 +422,13 @@ on_linux = pytest.mark.skipif(not FORKS, reason="elsewhere a process in a sessio
 
 
 @on_linux
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=() if what in {"forks a session", "closes every file"} else pytest.mark.slow)
+        for what in HOSTILE
+    ],
+)
 def test_what_an_exercise_starts_or_breaks_ends_with_it(what: str, marked: tuple[Worker, Path]) -> None:
     report = check_hostile(HOSTILE[what], *marked)
     assert len(str(report)) < 6000

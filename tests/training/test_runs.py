@@ -155,7 +155,7 @@ def test_killed_at_random_steps_it_reaches_the_same_bits(tmp_path: Path) -> None
         target = reached + random.SystemRandom().randint(8, 50)
         process = start(tmp_path / "killed", "--resume")
         metrics = tmp_path / "killed" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= target):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             assert time.monotonic() < deadline
@@ -401,7 +401,8 @@ def forking() -> Any:
     return context
 
 
-@pytest.mark.parametrize("at", [pytest.param(at, marks=() if at == 8 else pytest.mark.slow) for at in range(0, 42, 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", range(0, 42, 4))
 def test_killed_at_any_moment_of_saving_it_can_go_on(tmp_path: Path, straight: Path, forking: Any, at: int) -> None:
     """From the first byte of the third checkpoint to the last move of the trained model's files."""
     recipe = make_recipe(save_every=3)
