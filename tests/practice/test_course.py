@@ -402,12 +402,12 @@ def check_hostile(hostile: str, worker: Worker, place: Path) -> Report:
     (place / "split_heads.py").write_text(f"{SOLVED}\n{hostile}\n")
     (place / "causal_mask.py").write_text(code(find("causal-mask").load(), solved=True))
     start = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:  # for this worker's processes alone
-        patch.setenv("ALLFORMERS_TEST", "hostile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALLFORMERS_TEST", str(place))  # which this worker's processes inherit, and no others
         report = worker.check("split-heads")
         assert time.monotonic() - start < worker.seconds + 20
         assert worker.check("causal-mask").passed
-    assert survivors("ALLFORMERS_TEST=hostile", worker) == []
+    assert survivors(f"ALLFORMERS_TEST={place}", worker) == []
     return report
 
 
