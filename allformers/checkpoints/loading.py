@@ -54,7 +54,7 @@ def checkpoint_tensors(model: "Pretrained") -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: the model's parameters are not those that its configuration describes: layers were replaced,
-            quantized or wrapped, or have other sizes.
+            quantised or wrapped, or have other sizes.
     """
     parameters = _parameters(model)
     form = model.checkpoint_format()
@@ -101,7 +101,7 @@ def _rows_to_save(model: "Pretrained", parameters: Mapping[str, nn.Parameter]) -
         shown = faults[:6] + ([f"... and {len(faults) - 6} more"] if len(faults) > 6 else [])
         reason = (
             f"this {type(model).__name__} cannot be saved: it has other parameters than its configuration describes. "
-            "If layers were quantized or wrapped, save the model as it was before:"
+            "If layers were quantised or wrapped, save the model as it was before:"
         )
         raise CheckpointError("\n  ".join([reason, *shown]))
     return rows

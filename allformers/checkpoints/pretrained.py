@@ -151,7 +151,7 @@ class Pretrained(nn.Module):
 
         Raises:
             CheckpointError: `folder` is a file, or the model's parameters are not those of its configuration, such as
-                quantized ones.
+                quantised ones.
             OSError: the disk is full, or the folder cannot be written to.
         """
         folder = Path(folder)
