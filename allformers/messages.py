@@ -1,10 +1,12 @@
-"""Values and names from outside, as error messages show them: on one line, cut, and without control characters.
+"""Values and names from outside, as messages show them: on one line, cut, and without control characters; warnings.
 
 A file or a caller may give a name of a million letters, a list nested a thousand deep or letters that erase a terminal.
 A message quotes enough of it to recognise it.
 """
 
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable
 
 LONGEST = 80
@@ -54,6 +56,14 @@ def shown_names(names: Iterable[object], most: int = 20) -> str:
     every = list(names)
     listed = ", ".join(map(shown_name, every[:most]))
     return f"{listed} and {len(every) - most} more" if len(every) > most else listed
+
+
+def warn(message: str) -> None:
+    """Warn whoever has called this package: the line of code that Python shows is the caller's, not one of ours."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "allformers":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def escaped(text: str) -> str:

@@ -5,13 +5,12 @@ object null says nothing, as an empty object does; 0, "" and false are refused t
 """
 
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import REQUIRED, Accepted, Field, Format, Stated
-from allformers.messages import shown, shown_name
+from allformers.messages import shown, shown_name, warn
 
 
 def read_config(form: Format, config_dict: Mapping[str, Any], where: str = "config.json") -> Any:
@@ -158,7 +157,7 @@ def _warn_of_ignored(form: Format, stated: Mapping[str, Stated], without_effect:
     )
     ignored = [f"{name}, which no {form.model_type} configuration has in the reference" for name in unknown]
     if ignored or without_effect:
-        warnings.warn(f"{where}: ignoring {'; '.join([*ignored, *without_effect])}", stacklevel=4)
+        warn(f"{where}: ignoring {'; '.join([*ignored, *without_effect])}")
 
 
 def write_config(form: Format, config: Any) -> dict[str, Any]:

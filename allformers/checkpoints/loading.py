@@ -10,7 +10,6 @@ import functools
 import math
 import re
 import threading
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from allformers.checkpoints import CheckpointError
 from allformers.checkpoints.tables import Format, Weight
 from allformers.checkpoints.tensors import LazyTensor
-from allformers.messages import shown, shown_name, shown_names
+from allformers.messages import shown, shown_name, shown_names, warn
 
 if TYPE_CHECKING:
     from allformers.checkpoints.pretrained import Pretrained
@@ -369,7 +368,7 @@ def _match_weights(
         raise CheckpointError(f"the weights of {where} do not fit {type(model).__name__}: {said}")
     if left_out:
         parts = "; ".join(f"{part}: {_some(names)}" for part, names in left_out.items())
-        warnings.warn(f"{where}: {type(model).__name__} leaves out {parts}", stacklevel=5)
+        warn(f"{where}: {type(model).__name__} leaves out {parts}")
     present = [([found[name] for name in row.names(config.axes) if name in found], row) for row in rows]
     return [(names, row) for names, row in present if names]
 

@@ -488,3 +488,13 @@ def test_packed_integers_are_refused_by_their_method(name: str, method: str, lla
     edit_weights(folder, lambda weights: {**weights, name: torch.ones(3, 5, dtype=torch.int32)})
     with pytest.raises(CheckpointError, match=names(name, method)):
         allformers.load(folder)
+
+
+def test_a_warning_shows_the_callers_line(tmp_path: Path) -> None:
+    GPT2(GPT2Config.tiny()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"odd": 1}))
+    for load in (allformers.load, GPT2.from_pretrained):
+        with pytest.warns(UserWarning, match="odd") as seen:
+            load(tmp_path)
+        assert [warning.filename for warning in seen] == [__file__]

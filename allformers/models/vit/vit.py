@@ -184,7 +184,9 @@ class ViTEncoder(Encoder):
         if (rows, columns) == (side, side):
             return table
         plane = rearrange(table[1:], "(rows columns) embed -> 1 embed rows columns", rows=side)
-        stretched = F.interpolate(plane, size=(rows, columns), mode="bicubic", align_corners=False)
+        stretched: Float[Tensor, "1 embed rows columns"] = F.interpolate(
+            plane, size=(rows, columns), mode="bicubic", align_corners=False
+        )
         return torch.cat([table[:1], rearrange(stretched, "1 embed rows columns -> (rows columns) embed")])
 
 
