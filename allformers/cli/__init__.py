@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -72,24 +72,62 @@ app.add_typer(practice)
 def main() -> None:
     """Run the command: exit status 2 and one line on standard error for bad input."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # each of its retries would be a paragraph
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know a character: show ? instead of breaking off
-        sys.stdout.reconfigure(errors="replace")
+    status = _run() if _streams_are_open() else 2
+    # What is left is written here, where an error can still be said, and not when Python ends.
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(1)
+    except OSError as error:
+        _discard(1)
+        status = _print_error(ValueError(f"standard output cannot be written to: {error.strerror}"))
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _run() -> Any:
+    """Run the command, and return its exit status."""
     try:
         with _plain_warnings():
-            status = app(standalone_mode=False)
-        sys.stdout.flush()
+            return app(standalone_mode=False)
     except KeyboardInterrupt:
-        status = 130
+        return 130
     except BrokenPipeError:  # the reader of the output has closed it, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        return 0
+    except SystemExit as end:  # typer ends so when the reader has gone
+        return 0 if isinstance(end.__context__, BrokenPipeError) else end.code
     except (ValueError, TypeError, OSError, typer.Abort) as error:
-        status = _print_error(error)
+        return _print_error(error)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error but a bug: show where it happened
             raise
-        status = _print_error(error)
-    raise SystemExit(status if isinstance(status, int) else 0)
+        return _print_error(error)
+
+
+def _streams_are_open() -> bool:
+    """Make the standard streams fit to write to; False, with a line of why, if there is no standard output.
+
+    Python has None for a stream that is closed, as services and cron close them. The next file that is opened would
+    take its number, and so whatever is printed.
+    """
+    if sys.stderr is None:
+        _discard(2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  (until the process ends)
+    if sys.stdout is None:
+        print("allformers: standard output is closed: redirect it to a file or to /dev/null", file=sys.stderr)
+        _discard(1)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        return False
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know a character: show ? instead of breaking off
+        sys.stdout.reconfigure(errors="replace")
+    return True
+
+
+def _discard(descriptor: int) -> None:
+    """Let what is written to a standard stream from here on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -119,5 +157,8 @@ def _print_error(error: BaseException) -> int:
     describe = getattr(error, "format_message", None)
     message = describe() if describe else str(error) or type(error).__name__
     if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike, only one prints
-        print("allformers:", "; ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
+        try:
+            print("allformers:", "; ".join(line.strip() for line in message.splitlines()), file=sys.stderr, flush=True)
+        except OSError:  # a full disk takes no message either
+            _discard(2)
     return 2

@@ -114,6 +114,8 @@ def find_device(name: str) -> Any:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds shapes and no numbers, so nothing can be computed there: take 'cpu'")
     return device
 
 
@@ -144,6 +146,8 @@ def read_text(source: str) -> str:
     Raises:
         ValueError: the file cannot be read, or is not UTF-8.
     """
+    if source == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed: give a file, or pipe a text into the command")
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         return content.decode()

@@ -4,9 +4,14 @@ import dataclasses
 import io
 import json
 import math
+import random
 import re
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -601,3 +606,65 @@ def test_version_and_help(run: Run) -> None:
     assert "1.76" in help_text
     assert "[default: 2000]" in help_text
     assert "--max-new-tokens" in run("generate", "--help").output
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="here is no device that is always full")
+COMMAND = f"{shlex.quote(sys.executable)} -m allformers"
+
+
+def shell(line: str) -> "subprocess.CompletedProcess[str]":
+    """Run a line of bash, in which ALLFORMERS is the command."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line.replace("ALLFORMERS", COMMAND)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash closes the streams")
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        pytest.param("ALLFORMERS family | head -c 3", 0, ""),
+        pytest.param("ALLFORMERS family >&-", 2, "standard output is closed"),
+        pytest.param("ALLFORMERS generate hi -n 60 | head -c 1", 0, "", marks=pytest.mark.slow),
+        pytest.param("ALLFORMERS summary gpt2-xl | head -c 3", 0, "", marks=pytest.mark.slow),
+        pytest.param("ALLFORMERS family >&- 2>&-", 2, "", marks=pytest.mark.slow),
+        pytest.param("ALLFORMERS family 2>&-", 0, "", marks=pytest.mark.slow),
+        pytest.param("ALLFORMERS generate hi -n 3 >&-", 2, "standard output is closed", marks=pytest.mark.slow),
+        pytest.param("ALLFORMERS evaluate bundled - <&-", 2, "standard input is closed", marks=pytest.mark.slow),
+        pytest.param("ALLFORMERS family >/dev/full", 2, "No space left", marks=[pytest.mark.slow, needs_full]),
+        pytest.param("ALLFORMERS nonsense 2>/dev/full", 2, "", marks=[pytest.mark.slow, needs_full]),
+    ],
+)
+def test_streams_that_are_closed_or_full(line: str, status: int, said: str) -> None:
+    found = shell(line)
+    assert found.returncode == status, found.stderr
+    assert said in found.stderr
+    assert len(found.stderr.splitlines()) == bool(said)
+
+
+INTERRUPTED = """
+import sys
+sys.argv[0] = "allformers"
+from allformers.__main__ import main
+print("started", flush=True)
+main()
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_any_moment_ends_a_command_without_a_traceback() -> None:
+    moments = random.Random(0)
+    for _ in range(40):
+        command = [sys.executable, "-c", INTERRUPTED, *moments.choice([["family"], ["generate", "Once", "-n", "300"]])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"  # what Python does before is not ours
+        time.sleep(moments.uniform(0.02, 2.5))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (0, 130), said
+        assert "Traceback" not in said
