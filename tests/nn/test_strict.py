@@ -36,6 +36,8 @@ for entry in READING_ORDER:
         try:
             with torch.no_grad(), unchecked():
                 model(inputs)
+                if inputs.is_floating_point():  # an image, and now one that is twice as wide
+                    model(inputs.repeat(1, 1, 1, 2))
                 if isinstance(model, Decoder):
                     cache = model.make_cache()
                     model(inputs[:, :6], cache)
