@@ -42,7 +42,7 @@ class MinistralConfig(MistralConfig):
 class Ministral(Mistral):
     """Mistral with the window in layers of type "sliding_attention" only."""
 
-    config: MinistralConfig
+    config: MinistralConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def layer_types(self) -> tuple[str, ...]:
         """The attention type of each layer."""
