@@ -97,12 +97,11 @@ def _rows_to_save(model: "Pretrained", parameters: Mapping[str, nn.Parameter]) -
                 what = f"{kind.__name__} of {parameter.dtype} on {parameter.device}"
                 faults.append(f"no floating-point numbers: {row.ours} is a {what}")
     if faults:
-        shown = faults[:6] + ([f"... and {len(faults) - 6} more"] if len(faults) > 6 else [])
         reason = (
             f"this {type(model).__name__} cannot be saved: it has other parameters than its configuration describes. "
             "If layers were quantised or wrapped, save the model as it was before:"
         )
-        raise CheckpointError("\n  ".join([reason, *shown]))
+        raise CheckpointError("\n  ".join([reason, *_first(faults)]))
     return rows
 
 
@@ -367,7 +366,7 @@ def _match_weights(
         said = _cause(model, tensors, faults, left_out) or _listed(faults)
         raise CheckpointError(f"the weights of {where} do not fit {type(model).__name__}: {said}")
     if left_out:
-        parts = "; ".join(f"{part}: {_some(names)}" for part, names in left_out.items())
+        parts = "; ".join(f"{part}: {shown_names(names, most=3)}" for part, names in left_out.items())
         warn(f"{where}: {type(model).__name__} leaves out {parts}")
     present = [([found[name] for name in row.names(config.axes) if name in found], row) for row in rows]
     return [(names, row) for names, row in present if names]
@@ -453,7 +452,7 @@ def _cause(
         )
     head = {f"{name} (for {row.ours})" for row in model.checkpoint_format().head for name in row.names({})}
     if [kind for kind in FAULTS if faults[kind]] == ["missing"] and set(faults["missing"]) <= head:
-        missing = _some([one.partition(" ")[0] for one in faults["missing"]])
+        missing = shown_names((one.partition(" ")[0] for one in faults["missing"]), most=3)
         instead = "".join(f"; instead there is {part}" for part in left_out)
         encoder = type(model).encoder_class()
         if encoder is None:
@@ -481,11 +480,10 @@ def _listed(faults: Mapping[str, list[str]]) -> str:
     """All kinds of faults with their numbers, and the first few of each kind."""
     lines = [", ".join(f"{len(some)} {kind}" for kind, some in faults.items() if some)]
     for kind, some in faults.items():
-        lines += [f"{kind}: {one}" for one in some[:_SHOWN]]
-        lines += [f"{kind}: ... and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+        lines += [f"{kind}: {one}" for one in _first(some)]
     return "\n  ".join(lines)
 
 
-def _some(names: list[str]) -> str:
-    """The first names of a list, and the number of the others."""
-    return shown_names(names, most=3)
+def _first(faults: list[str]) -> list[str]:
+    """The first few faults, and the number of the others."""
+    return faults[:_SHOWN] + ([f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else [])

@@ -131,7 +131,7 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
 
 def checks_are_on() -> bool:
-    """True where calls are checked: neither turned off nor in a compiler."""
+    """True where calls are checked: checks are enabled, and no compiler is at work."""
     return not (torch.compiler.is_compiling() or _REMOVED) and _enabled.get()
 
 

@@ -299,16 +299,7 @@ class Bert(BertEncoder):
         segments: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Return, at every position, the logits of the token that stands there.
-
-        Args:
-            token_ids: the text.
-            segments: the segment that each token belongs to (token_type_ids); the first if None.
-            lengths: for texts of different lengths, padded on the right: the number of tokens of each.
-
-        Raises:
-            ValueError: the text is longer than the context, or a token id or a segment has no embedding.
-        """
+        """Return, at every position, the logits of the token there. Arguments and errors as the encoder's."""
         return self.unembed(self.residual_stream(token_ids, segments, lengths))
 
     @checked
